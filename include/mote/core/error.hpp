@@ -1,0 +1,80 @@
+// Errors: one message that names what is wrong and where.
+//
+// With exceptions mote throws `shape_error` (a caller's argument) or `format_error` (a file's content). Compiled with
+// -fno-exceptions the same message reaches the handler set by `set_error_handler`, which must not return.
+#pragma once
+
+#include <cstddef>
+#include <exception>
+#include <initializer_list>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+#include "config.hpp"
+
+MOTE_BEGIN_NAMESPACE
+
+class error : public std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// An argument whose shape or value does not fit the op's contract: "op: argument: expected …, got …".
+class shape_error : public error {
+  using error::error;
+};
+
+// A file, configuration or other outside data that breaks its format: "file: tensor or offset: expected …".
+class format_error : public error {
+  using error::error;
+};
+
+#if MOTE_EXCEPTIONS
+template <class Error>
+[[noreturn]] void raise(const std::string& message) {
+  throw Error(message);
+}
+#else
+using error_handler = void (*)(const char* message);
+
+inline error_handler& current_error_handler() {
+  static error_handler handler = nullptr;
+  return handler;
+}
+
+// Sets what receives the message of an error in a build without exceptions; a handler must not return.
+inline void set_error_handler(error_handler handler) { current_error_handler() = handler; }
+
+template <class Error>
+[[noreturn]] void raise(const std::string& message) {
+  if (current_error_handler() != nullptr) current_error_handler()(message.c_str());
+  std::terminate();
+}
+#endif
+
+// "[2, 3]"
+inline std::string shape_text(std::span<const std::size_t> shape) {
+  std::string text = "[";
+  for (std::size_t i = 0; i < shape.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
+  return text + "]";
+}
+
+// Throws shape_error unless `got` equals `expected`, e.g. "rms_norm: weight: expected shape [64], got [32]".
+inline void check_shape(std::string_view op, std::string_view argument, std::span<const std::size_t> got,
+                        std::initializer_list<std::size_t> expected) {
+  const std::span<const std::size_t> want(expected.begin(), expected.size());
+  bool equal = got.size() == want.size();
+  for (std::size_t i = 0; equal && i < got.size(); ++i) equal = got[i] == want[i];
+  if (!equal) {
+    raise<shape_error>(std::string(op) + ": " + std::string(argument) + ": expected shape " + shape_text(want) +
+                       ", got " + shape_text(got));
+  }
+}
+
+// Throws shape_error "op: message" unless `condition` holds.
+inline void check(bool condition, std::string_view op, std::string_view message) {
+  if (!condition) raise<shape_error>(std::string(op) + ": " + std::string(message));
+}
+
+MOTE_END_NAMESPACE

@@ -1,0 +1,38 @@
+// `simd<Arch, Executor>`: the vector back end, on xsimd.
+//
+// `Arch` is an xsimd architecture tag; the default is the best one this file was compiled for. Code inside mote always
+// spells the architecture (`batch<float, Arch>`), so that one file can hold kernels for several.
+#pragma once
+
+#include <xsimd/xsimd.hpp>
+
+#include <cstddef>
+
+#include "backend.hpp"
+#include "executors/thread_pool.hpp"
+
+MOTE_BEGIN_NAMESPACE
+
+using default_arch = xsimd::default_arch;
+
+template <class Arch = default_arch, executor Executor = thread_pool>
+class simd : public host_backend<Executor> {
+ public:
+  using arch = Arch;
+  using host_backend<Executor>::host_backend;
+};
+
+template <class T, class Arch>
+using batch = xsimd::batch<T, Arch>;
+
+// Horizontal sum; xsimd 8 calls it hadd, later versions reduce_add.
+template <class Arch>
+float sum(const batch<float, Arch>& x) {
+  if constexpr (requires { reduce_add(x); }) {
+    return reduce_add(x);
+  } else {
+    return hadd(x);
+  }
+}
+
+MOTE_END_NAMESPACE

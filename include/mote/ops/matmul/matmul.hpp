@@ -1,0 +1,30 @@
+// Dense linear layer.
+//
+//   y[t, n] = Σ_k x[t, k] · W[n, k]            (output::overwrite)
+//   y[t, n] += Σ_k x[t, k] · W[n, k]           (output::accumulate)
+//
+// x: [tokens, in] float32, rows may be strided; W: [out, in] in any weight format; y: [tokens, out], rows may be strided,
+// must not overlap x. float32 and bf16 weights: products and sums in float32. int8 weights: x is quantized to int8 per
+// token, the dot product is exact in int32, y = scale_x · scale_w · Σ q_x q_w.
+// A token's result does not depend on the other tokens or on the number of threads.
+// Throws shape_error when the shapes differ.
+#pragma once
+
+#include <variant>
+
+#include "../../core/error.hpp"
+#include "../../core/output.hpp"
+#include "../../quant/weight.hpp"
+#include "reference.hpp"
+#include "simd.hpp"
+
+MOTE_BEGIN_NAMESPACE
+
+template <backend Backend>
+void matmul(Backend& be, view<const float, 2> x, const weight& w, view<float, 2> y, output mode = output::overwrite) {
+  check_shape("matmul", "x", x.extents(), {x.extent(0), in_features(w)});
+  check_shape("matmul", "y", y.extents(), {x.extent(0), out_features(w)});
+  std::visit([&](const auto& matrix) { matmul_impl(be, x, matrix, y, mode); }, w);
+}
+
+MOTE_END_NAMESPACE

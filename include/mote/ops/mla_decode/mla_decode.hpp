@@ -1,0 +1,38 @@
+// Multi-head latent attention in its absorbed form, on the paged latent cache: multi-query attention whose key is
+// [latent | rope key] and whose value is the latent.
+//
+//   s[t, h, c] = scale · (q_latent[t, h] · latent[c] + q_rope[t, h] · k_rope[c]),   c < length of token t's context
+//   y[t, h] = Σ_c softmax_c(s[t, h, :]) latent[c]
+//
+// q_latent, y: [tokens, heads, kv_lora_rank]; q_rope: [tokens, heads, qk_rope_head_dim]; context[t] are the cached rows
+// [latent | rope key] that token t sees, its own included: tokens may belong to one sequence or to several.
+// Throws shape_error when shapes differ, a context is empty or its block table too short.
+// Source: DeepSeek-V2 (2024), section 2.1 and appendix C.
+#pragma once
+
+#include <cstddef>
+#include <span>
+
+#include "../../core/error.hpp"
+#include "../../core/paged.hpp"
+#include "reference.hpp"
+#include "simd.hpp"
+
+MOTE_BEGIN_NAMESPACE
+
+template <backend Backend>
+void mla_decode(Backend& be, view<const float, 3> q_latent, view<const float, 3> q_rope,
+                std::span<const paged_rows<const float>> context, float scale, view<float, 3> y) {
+  const std::size_t tokens = q_latent.extent(0), heads = q_latent.extent(1), rank = q_latent.extent(2);
+  check_shape("mla_decode", "q_rope", q_rope.extents(), {tokens, heads, q_rope.extent(2)});
+  check_shape("mla_decode", "y", y.extents(), {tokens, heads, rank});
+  check(context.size() == tokens, "mla_decode", "context: expected one entry for each token");
+  for (const auto& rows : context) {
+    check(rows.width() == rank + q_rope.extent(2), "mla_decode", "context: width must be kv_lora_rank + rope dim");
+    check(rows.length > 0 && rows.block_table.size() * rows.page_size() >= rows.length, "mla_decode",
+          "context: must not be empty, and its block table must cover its length");
+  }
+  mla_decode_impl(be, q_latent, q_rope, context, scale, y);
+}
+
+MOTE_END_NAMESPACE

@@ -1,0 +1,24 @@
+// Root mean square normalisation.
+//
+//   y[t, i] = weight[i] · x[t, i] / sqrt(mean_j x[t, j]² + eps)
+//
+// x, y: [tokens, hidden], rows may be strided; weight: [hidden], or empty for the unweighted form; y may be x.
+// Accumulated in float32. Throws shape_error when the shapes differ.
+// Source: Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019); DeepSeek-V3 model code.
+#pragma once
+
+#include "../../core/error.hpp"
+#include "../../core/view.hpp"
+#include "reference.hpp"
+#include "simd.hpp"
+
+MOTE_BEGIN_NAMESPACE
+
+template <backend Backend>
+void rms_norm(Backend& be, view<const float, 2> x, view<const float, 1> weight, float eps, view<float, 2> y) {
+  if (!weight.empty()) check_shape("rms_norm", "weight", weight.extents(), {x.extent(1)});
+  check_shape("rms_norm", "y", y.extents(), {x.extent(0), x.extent(1)});
+  rms_norm_impl(be, x, weight, eps, y);
+}
+
+MOTE_END_NAMESPACE
