@@ -86,7 +86,8 @@ class view {
 
   // Eigen: vectors (rank 1) and row-major matrices (rank 2).
   template <class M>
-    requires(Rank <= 2 && detail::eigen_of<std::remove_reference_t<M>, T>)
+    requires(detail::eigen_of<std::remove_reference_t<M>, T> &&
+             (Rank == 2 || (Rank == 1 && bool{std::remove_cvref_t<M>::IsVectorAtCompileTime})))
   constexpr view(M&& m) : data_(m.data()) {
     if constexpr (Rank == 1) {
       extents_ = {static_cast<std::size_t>(m.size())};
