@@ -29,4 +29,16 @@ struct paged_rows {
   }
 };
 
+// What each of the sequence's last contexts.size() tokens sees: every row up to its own. Runs on a host back end.
+template <class Backend, class T>
+void causal_contexts(Backend& be, const paged_rows<T>& rows, view<paged_rows<const T>, 1> contexts) {
+  const std::size_t tokens = contexts.extent(0);
+  be.parallel_for(1, 1, [&](std::size_t, std::size_t) {
+    for (std::size_t t = 0; t < tokens; ++t) {
+      contexts(t) = rows;
+      contexts(t).length = rows.length - tokens + t + 1;
+    }
+  });
+}
+
 MOTE_END_NAMESPACE

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <type_traits>
 #include <variant>
 
 #include "../core/types.hpp"
@@ -52,6 +53,19 @@ inline std::size_t out_features(const weight& w) {
 }
 inline std::size_t in_features(const weight& w) {
   return std::visit([](const auto& m) { return in_features(m); }, w);
+}
+// Bytes that one pass over the matrix reads.
+inline std::size_t bytes(const weight& w) {
+  return std::visit(
+      [](const auto& m) -> std::size_t {
+        using matrix = std::remove_cvref_t<decltype(m)>;
+        if constexpr (std::is_same_v<matrix, int8_matrix>) {
+          return m.codes.size() + m.scale.size() * sizeof(float) + m.sum.size() * sizeof(std::int32_t);
+        } else {
+          return m.size() * sizeof(typename matrix::value_type);
+        }
+      },
+      w);
 }
 inline weight slice_rows(const weight& w, std::size_t begin, std::size_t count) {
   return std::visit([&](const auto& m) -> weight { return slice_rows(m, begin, count); }, w);
