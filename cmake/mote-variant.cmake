@@ -20,17 +20,17 @@
 # of GNU binutils are missing, mote's own functions are still kept apart by the inline namespace.) Call through a table
 # for whole ops, never inside a loop over elements.
 
-set(MOTE_VARIANT_FLAGS_x86-64 -march=x86-64)
-set(MOTE_VARIANT_FLAGS_x86-64-v2 -march=x86-64-v2)
-set(MOTE_VARIANT_FLAGS_x86-64-v3 -march=x86-64-v3)
-set(MOTE_VARIANT_FLAGS_x86-64-v4 -march=x86-64-v4)
-set(MOTE_VARIANT_FLAGS_avx512-vnni -march=x86-64-v4 -mavx512vnni)
-set(MOTE_VARIANT_FLAGS_avx512-bf16 -march=x86-64-v4 -mavx512vnni -mavx512bf16)
-set(MOTE_VARIANT_FLAGS_armv8-a -march=armv8-a)
-set(MOTE_VARIANT_FLAGS_armv8-dotprod -march=armv8.2-a+dotprod)
-set(MOTE_VARIANT_FLAGS_armv8-i8mm -march=armv8.2-a+dotprod+i8mm+bf16)
-
 function(mote_add_variant target)
+  set(flags_x86-64 -march=x86-64)
+  set(flags_x86-64-v2 -march=x86-64-v2)
+  set(flags_x86-64-v3 -march=x86-64-v3)
+  set(flags_x86-64-v4 -march=x86-64-v4)
+  set(flags_avx512-vnni -march=x86-64-v4 -mavx512vnni)
+  set(flags_avx512-bf16 -march=x86-64-v4 -mavx512vnni -mavx512bf16)
+  set(flags_armv8-a -march=armv8-a)
+  set(flags_armv8-dotprod -march=armv8.2-a+dotprod)
+  set(flags_armv8-i8mm -march=armv8.2-a+dotprod+i8mm+bf16)
+
   cmake_parse_arguments(PARSE_ARGV 1 arg "" "SOURCE;HEADER;TABLE" "SETS")
   foreach(required SOURCE HEADER TABLE)
     if(NOT arg_${required})
@@ -47,15 +47,21 @@ function(mote_add_variant target)
   get_filename_component(header "${arg_HEADER}" ABSOLUTE)
   set(generated "${CMAKE_CURRENT_BINARY_DIR}/${target}-variants")
   set(localize OFF)
-  if(CMAKE_SYSTEM_NAME STREQUAL "Linux" AND CMAKE_OBJCOPY AND CMAKE_LINKER)
-    set(localize ON)
+  if(CMAKE_SYSTEM_NAME STREQUAL "Linux")
+    # With clang, CMake may have chosen LLVM's tools, which cannot dissolve groups.
+    find_program(MOTE_GNU_LD NAMES "${_CMAKE_TOOLCHAIN_PREFIX}ld.bfd" DOC "The GNU linker")
+    find_program(MOTE_GNU_OBJCOPY NAMES "${_CMAKE_TOOLCHAIN_PREFIX}objcopy" DOC "objcopy of GNU binutils")
+    mark_as_advanced(MOTE_GNU_LD MOTE_GNU_OBJCOPY)
+    if(MOTE_GNU_LD AND MOTE_GNU_OBJCOPY)
+      set(localize ON)
+    endif()
   endif()
 
   set(declarations "")
   set(entries "")
   set(objects "")
   foreach(set IN LISTS arg_SETS)
-    if(NOT DEFINED MOTE_VARIANT_FLAGS_${set})
+    if(NOT DEFINED flags_${set})
       message(FATAL_ERROR "mote_add_variant(${target}): no instruction set '${set}'")
     endif()
     string(MAKE_C_IDENTIFIER "${arg_TABLE}_${set}" table)
@@ -65,7 +71,7 @@ function(mote_add_variant target)
                                                   $<TARGET_PROPERTY:${target},COMPILE_DEFINITIONS>)
     target_include_directories(${variant} PRIVATE $<TARGET_PROPERTY:${target},INCLUDE_DIRECTORIES>)
     target_compile_options(${variant} PRIVATE $<TARGET_PROPERTY:${target},COMPILE_OPTIONS>
-                                              ${MOTE_VARIANT_FLAGS_${set}} -fno-lto)
+                                              ${flags_${set}} -fno-lto)
     if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
       target_compile_options(${variant} PRIVATE -fno-gnu-unique)
     endif()
@@ -74,8 +80,8 @@ function(mote_add_variant target)
       set(object "${generated}/${table}.o")
       add_custom_command(
         OUTPUT "${object}"
-        COMMAND ${CMAKE_LINKER} -r --force-group-allocation $<TARGET_OBJECTS:${variant}> -o "${object}.linked"
-        COMMAND ${CMAKE_OBJCOPY} --keep-global-symbol=${table} "${object}.linked" "${object}"
+        COMMAND "${MOTE_GNU_LD}" -r --force-group-allocation $<TARGET_OBJECTS:${variant}> -o "${object}.linked"
+        COMMAND "${MOTE_GNU_OBJCOPY}" --keep-global-symbol=${table} "${object}.linked" "${object}"
         DEPENDS ${variant} $<TARGET_OBJECTS:${variant}>
         COMMAND_EXPAND_LISTS VERBATIM)
       list(APPEND objects "${object}")
