@@ -4,7 +4,16 @@
 // spells the architecture (`batch<float, Arch>`), so that one file can hold kernels for several.
 #pragma once
 
+// g++ 12 takes the undefined operands inside its AVX-512 intrinsics for a mistake of the caller's (GCC bug 105593).
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <xsimd/xsimd.hpp>
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
 
 #include <cstddef>
 
