@@ -42,7 +42,7 @@ inline bool has_x86_64_v2() {
 inline bool has_x86_64_v3() {
   return has_x86_64_v2() && os_saves(0x6) && cpuid_bit(1, 0, 'c', 12) && cpuid_bit(1, 0, 'c', 22) &&  // FMA, MOVBE
          cpuid_bit(1, 0, 'c', 28) && cpuid_bit(1, 0, 'c', 29) && cpuid_bit(7, 0, 'b', 3) &&           // AVX, F16C, BMI
-         cpuid_bit(7, 0, 'b', 5) && cpuid_bit(7, 0, 'b', 8) && cpuid_bit(0x80000001, 0, 'c', 5);      // AVX2, BMI2, LZCNT
+         cpuid_bit(7, 0, 'b', 5) && cpuid_bit(7, 0, 'b', 8) && cpuid_bit(0x80000001, 0, 'c', 5);  // AVX2, BMI2, LZCNT
 }
 
 inline bool has_x86_64_v4() {
