@@ -51,7 +51,9 @@ class host_backend {
 class reference : public host_backend<serial> {};
 
 template <class B>
-concept backend = requires(B& be) { be.scope(); };
+concept backend = requires(B& be) {
+  be.scope();
+};
 
 // A back end whose memory is the host's: reference and simd.
 template <class B>

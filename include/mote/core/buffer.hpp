@@ -30,12 +30,11 @@ class buffer {
   explicit buffer(std::size_t size) : size_(size) {
     if (size == 0) return;
     check(size <= std::numeric_limits<std::size_t>::max() / 2 / sizeof(T), "buffer", "size overflows memory");
-    data_ = static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t{buffer_alignment}));
+    data_ = static_cast<T*>(::operator new (size * sizeof(T), std::align_val_t{buffer_alignment}));
     std::memset(static_cast<void*>(data_), 0, size * sizeof(T));
   }
 
-  buffer(buffer&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+  buffer(buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
   buffer& operator=(buffer&& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
@@ -43,7 +42,7 @@ class buffer {
   }
   buffer(const buffer&) = delete;
   buffer& operator=(const buffer&) = delete;
-  ~buffer() { ::operator delete(data_, std::align_val_t{buffer_alignment}); }
+  ~buffer() { ::operator delete (data_, std::align_val_t{buffer_alignment}); }
 
   T* data() { return data_; }
   const T* data() const { return data_; }

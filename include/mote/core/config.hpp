@@ -76,15 +76,15 @@
 
 #define MOTE_PASTE_(a, b, c, d, e, f, g, h) v0_1_0_##a##b##c##d##e##f##g##h
 #define MOTE_PASTE(a, b, c, d, e, f, g, h) MOTE_PASTE_(a, b, c, d, e, f, g, h)
-#define MOTE_ABI                                                                                                    \
-  MOTE_PASTE(MOTE_TAG_BASE, MOTE_TAG_FMA, MOTE_TAG_F16C, MOTE_TAG_VNNI, MOTE_TAG_AVXVNNI, MOTE_TAG_BF16,             \
-             MOTE_TAG_AMX, MOTE_TAG_EXCEPTIONS)
+#define MOTE_ABI                                                                                                       \
+  MOTE_PASTE(MOTE_TAG_BASE, MOTE_TAG_FMA, MOTE_TAG_F16C, MOTE_TAG_VNNI, MOTE_TAG_AVXVNNI, MOTE_TAG_BF16, MOTE_TAG_AMX, \
+             MOTE_TAG_EXCEPTIONS)
 
-#define MOTE_BEGIN_NAMESPACE                                                                                        \
-  namespace mote {                                                                                                  \
+#define MOTE_BEGIN_NAMESPACE \
+  namespace mote {           \
   inline namespace MOTE_ABI {
-#define MOTE_END_NAMESPACE                                                                                          \
-  }                                                                                                                 \
+#define MOTE_END_NAMESPACE \
+  }                        \
   }
 
 // Functions that CUDA kernels call as well.

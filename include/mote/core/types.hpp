@@ -55,7 +55,8 @@ MOTE_HD constexpr float expand_magnitude(std::uint32_t code) {
     }
     mantissa &= (1u << MantissaBits) - 1u;
   }
-  const std::uint32_t bits = (static_cast<std::uint32_t>(exponent + 127 - Bias) << 23) | (mantissa << (23 - MantissaBits));
+  const std::uint32_t bits =
+      (static_cast<std::uint32_t>(exponent + 127 - Bias) << 23) | (mantissa << (23 - MantissaBits));
   return std::bit_cast<float>(bits);
 }
 

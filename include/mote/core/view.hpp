@@ -27,7 +27,9 @@ template <class R, class T>
 concept contiguous_of = requires(R& r) {
   { r.data() } -> std::convertible_to<T*>;
   { r.size() } -> std::convertible_to<std::size_t>;
-} && !requires(R& r) { r.rows(); } && !requires(R& r) { r.rank(); };
+}
+&&!requires(R & r) { r.rows(); }
+&&!requires(R & r) { r.rank(); };
 
 template <class M, class T>
 concept eigen_of = requires(M& m) {
@@ -44,7 +46,8 @@ concept mdspan_of = requires(M& m) {
   { m.data_handle() } -> std::convertible_to<T*>;
   m.extent(0);
   m.stride(0);
-} && (M::rank() == Rank);
+}
+&&(M::rank() == Rank);
 
 }  // namespace detail
 
@@ -75,14 +78,12 @@ class view {
 
   // view<T> converts to view<const T>.
   template <class U>
-    requires std::convertible_to<U (*)[], T (*)[]>
-  MOTE_HD constexpr view(const view<U, Rank>& other)
+  requires std::convertible_to<U (*)[], T (*)[]> MOTE_HD constexpr view(const view<U, Rank>& other)
       : data_(other.data()), extents_(other.extents()), strides_(other.strides()) {}
 
   template <class R>
     requires(Rank == 1 && detail::contiguous_of<R, T> && !std::is_same_v<std::remove_cvref_t<R>, view>)
-  constexpr view(R&& range)
-      : data_(range.data()), extents_{static_cast<std::size_t>(range.size())}, strides_{1} {}
+  constexpr view(R&& range) : data_(range.data()), extents_{static_cast<std::size_t>(range.size())}, strides_{1} {}
 
   // Eigen: vectors (rank 1) and row-major matrices (rank 2).
   template <class M>

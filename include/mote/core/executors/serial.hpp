@@ -19,7 +19,9 @@ template <class E>
 concept executor = requires(E& e) {
   { e.concurrency() } -> std::convertible_to<std::size_t>;
   e.parallel_for(std::size_t{1}, std::size_t{1}, [](std::size_t, std::size_t) {});
-  { e.single([] { return 0; }) } -> std::same_as<int>;
+  {
+    e.single([] { return 0; })
+    } -> std::same_as<int>;
 };
 
 // Everything on the calling thread.
