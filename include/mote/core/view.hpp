@@ -23,13 +23,21 @@ MOTE_BEGIN_NAMESPACE
 
 namespace detail {
 
+template <class R>
+concept matrix_like = requires(R& r) {
+  r.rows();
+};
+
+template <class R>
+concept mdspan_like = requires(R& r) {
+  r.data_handle();
+};
+
 template <class R, class T>
-concept contiguous_of = requires(R& r) {
+concept contiguous_of = !matrix_like<R> && !mdspan_like<R> && requires(R & r) {
   { r.data() } -> std::convertible_to<T*>;
   { r.size() } -> std::convertible_to<std::size_t>;
-}
-&&!requires(R & r) { r.rows(); }
-&&!requires(R & r) { r.rank(); };
+};
 
 template <class M, class T>
 concept eigen_of = requires(M& m) {
@@ -42,12 +50,11 @@ concept eigen_of = requires(M& m) {
 };
 
 template <class M, class T, std::size_t Rank>
-concept mdspan_of = requires(M& m) {
+concept mdspan_of = (M::rank() == Rank) && requires(M& m) {
   { m.data_handle() } -> std::convertible_to<T*>;
   m.extent(0);
   m.stride(0);
-}
-&&(M::rank() == Rank);
+};
 
 }  // namespace detail
 

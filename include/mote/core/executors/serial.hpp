@@ -10,6 +10,7 @@
 
 #include <concepts>
 #include <cstddef>
+#include <utility>
 
 #include "../config.hpp"
 
@@ -19,9 +20,7 @@ template <class E>
 concept executor = requires(E& e) {
   { e.concurrency() } -> std::convertible_to<std::size_t>;
   e.parallel_for(std::size_t{1}, std::size_t{1}, [](std::size_t, std::size_t) {});
-  {
-    e.single([] { return 0; })
-    } -> std::same_as<int>;
+  { e.single(std::declval<int (*)()>()) } -> std::same_as<int>;
 };
 
 // Everything on the calling thread.
