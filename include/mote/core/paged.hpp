@@ -4,8 +4,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
+#include <string_view>
 
 #include "config.hpp"
+#include "error.hpp"
 #include "view.hpp"
 
 MOTE_BEGIN_NAMESPACE
@@ -24,6 +27,15 @@ struct paged_rows {
   }
   operator paged_rows<const T>() const requires(!std::is_const_v<T>) { return {pages, block_table, length}; }
 };
+
+// Throws shape_error "op: argument: …" unless the block table covers the length.
+template <class T>
+void check_pages(std::string_view op, std::string_view argument, const paged_rows<T>& rows) {
+  if (rows.length != 0 && (rows.page_size() == 0 || (rows.length - 1) / rows.page_size() >= rows.block_table.size())) {
+    raise<shape_error>(std::string(op) + ": " + std::string(argument) + ": its block table must cover its length, " +
+                       std::to_string(rows.length) + " rows");
+  }
+}
 
 // What each of the sequence's last contexts.size() tokens sees: every row up to its own. Runs on a host back end.
 template <class Backend, class T>

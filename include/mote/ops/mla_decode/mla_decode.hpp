@@ -29,8 +29,8 @@ void mla_decode(Backend& be, view<const float, 3> q_latent, view<const float, 3>
   check(context.size() == tokens, "mla_decode", "context: expected one entry for each token");
   for (const auto& rows : context) {
     check(rows.width() == rank + q_rope.extent(2), "mla_decode", "context: width must be kv_lora_rank + rope dim");
-    check(rows.length > 0 && rows.block_table.size() * rows.page_size() >= rows.length, "mla_decode",
-          "context: must not be empty, and its block table must cover its length");
+    check(rows.length > 0, "mla_decode", "context: must not be empty");
+    check_pages("mla_decode", "context", rows);
   }
   mla_decode_impl(be, q_latent, q_rope, context, scale, y);
 }

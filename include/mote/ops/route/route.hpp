@@ -9,7 +9,8 @@
 // w · routed_scaling_factor (DeepSeek-V2); noaux_tc normalises and then scales (DeepSeek-V3).
 //
 // logits: [tokens, experts]; bias: [experts], or empty for none; indices, weights: [tokens, K], sorted by ascending expert.
-// Ties go to the lower index. Throws shape_error when shapes differ or the configuration does not fit the experts.
+// Ties go to the lower index. A NaN ranks with -infinity, so that indices are always K different experts of the best groups;
+// where it was a score, weights are NaN. Throws shape_error when shapes differ or the configuration does not fit the experts.
 // Source: DeepSeek-V2 (2024), DeepSeek-V3 technical report (2024) and their model code; Wang et al., "Auxiliary-Loss-Free
 // Load Balancing Strategy for Mixture-of-Experts" (2024).
 #pragma once

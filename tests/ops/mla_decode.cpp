@@ -1,0 +1,145 @@
+#include <mote/ops/mla_decode/mla_decode.hpp>
+
+#include "support/backends.hpp"
+#include "support/random.hpp"
+
+namespace {
+
+// Tokens of several sequences, whose rows lie in pages in no particular order.
+struct decode_case {
+  std::size_t heads, rank, rope, page_size;
+  std::vector<float> q_latent, q_rope, memory;
+  std::vector<std::vector<std::int32_t>> tables;
+  std::vector<mote::paged_rows<const float>> context;
+
+  decode_case(const std::vector<std::size_t>& lengths, std::size_t h, std::size_t r, std::size_t d,
+              std::size_t page = 16)
+      : heads(h), rank(r), rope(d), page_size(page) {
+    test::random_source random(static_cast<std::uint32_t>(h + 7 * r));
+    q_latent = random.normal(lengths.size() * heads * rank);
+    q_rope = random.normal(lengths.size() * heads * rope);
+    std::size_t pages = 0;
+    for (const std::size_t length : lengths) {
+      auto& table = tables.emplace_back();
+      for (std::size_t i = 0; i * page < length; ++i) table.push_back(static_cast<std::int32_t>(pages++));
+    }
+    for (auto& table : tables) {
+      for (auto& id : table) id = static_cast<std::int32_t>(pages) - 1 - id;
+    }
+    memory = random.normal(pages * page * (rank + rope));
+    for (std::size_t t = 0; t < lengths.size(); ++t) {
+      context.push_back({mote::view<const float, 3>(memory.data(), pages, page, rank + rope), tables[t], lengths[t]});
+    }
+  }
+
+  std::vector<float> define() const {
+    std::vector<float> y(q_latent.size());
+    for (std::size_t t = 0; t < context.size(); ++t) {
+      for (std::size_t h = 0; h < heads; ++h) {
+        const std::size_t at = t * heads + h;
+        std::vector<double> p(context[t].length), o(rank);
+        double total = 0.0;
+        for (std::size_t c = 0; c < p.size(); ++c) {
+          double s = 0.0;
+          for (std::size_t i = 0; i < rank; ++i) s += double{q_latent[at * rank + i]} * context[t].row(c)[i];
+          for (std::size_t i = 0; i < rope; ++i) s += double{q_rope[at * rope + i]} * context[t].row(c)[rank + i];
+          total += p[c] = std::exp(s * 0.2);
+        }
+        for (std::size_t c = 0; c < p.size(); ++c) {
+          for (std::size_t i = 0; i < rank; ++i) o[i] += p[c] / total * context[t].row(c)[i];
+        }
+        for (std::size_t i = 0; i < rank; ++i) y[at * rank + i] = static_cast<float>(o[i]);
+      }
+    }
+    return y;
+  }
+
+  // Tokens [begin, begin + count), with NaN between the heads' rows.
+  template <class Backend>
+  std::vector<float> run(Backend& be, std::size_t begin, std::size_t count) const {
+    const auto part = [&](const std::vector<float>& x, std::size_t dim) {
+      return std::vector<float>(x.begin() + static_cast<std::ptrdiff_t>(begin * heads * dim),
+                                x.begin() + static_cast<std::ptrdiff_t>((begin + count) * heads * dim));
+    };
+    test::framed q(count * heads, rank, part(q_latent, rank)), r(count * heads, rope, part(q_rope, rope), 2);
+    test::framed y(count * heads, rank, 5);
+    const auto by_token = [&](test::framed& f, std::size_t dim) {
+      const std::size_t stride = f.view().stride(0);
+      return mote::view<float, 3>(f.view().data(), {count, heads, dim}, {heads * stride, stride, 1});
+    };
+    mote::mla_decode(be, by_token(q, rank), by_token(r, rope), std::span(context).subspan(begin, count), 0.2f,
+                     by_token(y, rank));
+    CHECK(y.intact());
+    return y.values();
+  }
+};
+
+}  // namespace
+
+TEST_CASE("mla_decode: equals the definition in double precision") {
+  const decode_case cases[] = {
+      {{}, 2, 8, 4},        {{1}, 1, 1, 1},          {{5, 1, 17}, 3, 12, 6, 4}, {{64, 65, 63, 129}, 5, 40, 8},
+      {{700}, 4, 24, 0, 7}, {{20, 1300}, 17, 33, 8}, {{90}, 40, 16, 8, 1},      {{512, 513, 1024}, 16, 20, 4, 64}};
+  for (const auto& c : cases) {
+    const auto want = c.define();
+    test::for_each_backend([&](auto& be) {
+      CAPTURE(c.context.size(), c.heads, c.rank, c.rope, c.page_size);
+      test::check_close(c.run(be, 0, c.context.size()), want, 1e-5f);
+    });
+  }
+}
+
+TEST_CASE("mla_decode: large scores do not overflow") {
+  decode_case c({800, 30}, 4, 24, 8);
+  for (float& q : c.q_latent) q *= 100.0f;
+  mote::reference ref;
+  const auto want = c.run(ref, 0, 2);
+  test::for_each_simd([&](auto& be) { test::check_close(c.run(be, 0, 2), want, 1e-3f); });
+}
+
+TEST_CASE("mla_decode: a token's bits do not depend on threads nor on other tokens") {
+  const decode_case c({3, 1200, 70, 600, 513, 2000, 64}, 20, 40, 8);
+  mote::simd<> one, three{mote::threads{3}};
+  const auto all = c.run(one, 0, 7);
+  CHECK(test::same_bits(c.run(three, 0, 7), all));
+  const std::size_t token = c.heads * c.rank;
+  for (std::size_t t = 0; t < 7; ++t) {
+    CHECK(test::same_bits(c.run(one, t, 1), std::span(all).subspan(t * token, token)));
+  }
+  std::vector<float> y(all.size());
+  test::run_team([&](auto& be) {
+    mote::mla_decode(be, mote::view<const float, 3>(c.q_latent.data(), 7, c.heads, c.rank),
+                     mote::view<const float, 3>(c.q_rope.data(), 7, c.heads, c.rope), c.context, 0.2f,
+                     mote::view<float, 3>(y.data(), 7, c.heads, c.rank));
+  });
+  CHECK(test::same_bits(y, all));
+}
+
+TEST_CASE("mla_decode: rounds of many tokens with long contexts") {
+  const decode_case c(std::vector<std::size_t>(9, 4000), 64, 32, 8);
+  mote::simd<> three{mote::threads{3}};
+  mote::simd<xsimd::default_arch, mote::serial> serial;
+  const auto all = c.run(three, 0, 9);
+  CHECK(test::same_bits(c.run(serial, 4, 1), std::span(all).subspan(4 * 64 * 32, 64 * 32)));
+}
+
+TEST_CASE("mla_decode: wrong shapes and contexts name the argument") {
+  std::vector<float> x(4096);
+  const std::vector<std::int32_t> table = {0, 1};
+  test::for_each_backend([&](auto& be) {
+    const auto view3 = [&](std::size_t a, std::size_t b, std::size_t c) {
+      return mote::view<float, 3>(x.data(), a, b, c);
+    };
+    const auto q = view3(1, 2, 8), r = view3(1, 2, 4);
+    const auto run = [&](mote::paged_rows<const float> rows) {
+      mote::mla_decode(be, q, r, std::span(&rows, 1), 1.0f, q);
+    };
+    const mote::view<const float, 3> pages(x.data(), 2, 4, 12);
+    CHECK_THROWS_WITH(mote::mla_decode(be, q, view3(1, 3, 4), {}, 1.0f, q), contains("mla_decode: q_rope"));
+    CHECK_THROWS_WITH(mote::mla_decode(be, q, r, {}, 1.0f, view3(1, 2, 7)), contains("mla_decode: y"));
+    CHECK_THROWS_WITH(mote::mla_decode(be, q, r, {}, 1.0f, q), contains("mla_decode: context: expected one entry"));
+    CHECK_THROWS_WITH(run({mote::view<const float, 3>(x.data(), 2, 4, 11), table, 8}), contains("context: width"));
+    CHECK_THROWS_WITH(run({pages, table, 0}), contains("context: must not be empty"));
+    CHECK_THROWS_WITH(run({pages, table, 9}), contains("context: its block table"));
+  });
+}
