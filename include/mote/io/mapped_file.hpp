@@ -1,0 +1,64 @@
+// A whole file, mapped read-only into memory (POSIX).
+#pragma once
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstddef>
+#include <cstring>
+#include <span>
+#include <string>
+#include <utility>
+
+#include "../core/error.hpp"
+
+MOTE_BEGIN_NAMESPACE
+
+class mapped_file {
+ public:
+  // Throws format_error naming the file when it is no regular file or cannot be opened or mapped.
+  explicit mapped_file(const std::string& path) : path_(path) {
+    const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (descriptor < 0) raise<format_error>(path + ": cannot be opened: " + std::strerror(errno));
+    struct stat status {};
+    const bool regular = ::fstat(descriptor, &status) == 0 && S_ISREG(status.st_mode);
+    size_ = regular ? static_cast<std::size_t>(status.st_size) : 0;
+    if (size_ > 0) data_ = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, descriptor, 0);
+    const int problem = errno;
+    ::close(descriptor);
+    if (!regular) raise<format_error>(path + ": is not a regular file");
+    if (data_ == MAP_FAILED) {
+      data_ = nullptr;
+      raise<format_error>(path + ": cannot be mapped: " + std::strerror(problem));
+    }
+  }
+
+  mapped_file(mapped_file&& other) noexcept
+      : path_(std::move(other.path_)),
+        data_(std::exchange(other.data_, nullptr)),
+        size_(std::exchange(other.size_, 0)) {}
+  mapped_file& operator=(mapped_file&& other) noexcept {
+    std::swap(path_, other.path_);
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
+  mapped_file(const mapped_file&) = delete;
+  mapped_file& operator=(const mapped_file&) = delete;
+  ~mapped_file() {
+    if (data_ != nullptr) ::munmap(data_, size_);
+  }
+
+  const std::string& path() const { return path_; }
+  std::span<const std::byte> bytes() const { return {static_cast<const std::byte*>(data_), size_}; }
+
+ private:
+  std::string path_;
+  void* data_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+MOTE_END_NAMESPACE

@@ -1,0 +1,77 @@
+// Writing NumPy's .npy files, format 1.0.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <string>
+#include <system_error>
+#include <utility>
+
+#include "../core/error.hpp"
+#include "../core/view.hpp"
+
+MOTE_BEGIN_NAMESPACE
+
+// A float32 matrix [rows, columns], written row by row. A regular file gets its name in finish(), when it is whole; anything
+// else (a pipe, a device) is written directly.
+class npy_writer {
+ public:
+  // Throws format_error naming the file when it cannot be created.
+  npy_writer(std::string path, std::size_t rows, std::size_t columns)
+      : path_(std::move(path)), part_(path_), left_(rows), columns_(columns) {
+    std::error_code ignored;
+    const auto status = std::filesystem::status(path_, ignored);
+    if (!std::filesystem::exists(status) || std::filesystem::is_regular_file(status)) part_ += ".part";
+    file_ = std::fopen(part_.c_str(), "wb");
+    if (file_ == nullptr) raise<format_error>(path_ + ": cannot be written");
+    std::string header = "{'descr': '<f4', 'fortran_order': False, 'shape': (" + std::to_string(rows) + ", " +
+                         std::to_string(columns) + "), }";
+    constexpr std::size_t preamble = 10;   // magic, version, length; the data starts at a multiple of 64
+    header.append(63 - (preamble + header.size()) % 64, ' ');
+    header += '\n';
+    const char start[] = {'\x93', 'N', 'U', 'M', 'P', 'Y', 1, 0, static_cast<char>(header.size() & 0xFF),
+                          static_cast<char>(header.size() >> 8)};
+    write(start, sizeof start);
+    write(header.data(), header.size());
+  }
+  npy_writer(const npy_writer&) = delete;
+  npy_writer& operator=(const npy_writer&) = delete;
+  ~npy_writer() {
+    if (file_ == nullptr) return;
+    std::fclose(file_);
+    if (part_ != path_) std::remove(part_.c_str());
+  }
+
+  // The next rows. Throws format_error when they cannot be written, shape_error when they are too many or too wide.
+  void append(view<const float, 2> rows) {
+    check_shape("npy_writer", "rows", rows.extents(), {rows.extent(0), columns_});
+    check(rows.extent(0) <= left_, "npy_writer", "rows: more than the file was made for");
+    for (std::size_t i = 0; i < rows.extent(0); ++i) write(rows.row(i), columns_ * sizeof(float));
+    left_ -= rows.extent(0);
+  }
+
+  // Gives the file its name. Throws like append, or when rows are missing.
+  void finish() {
+    check(left_ == 0, "npy_writer", "finish: rows are missing");
+    const bool closed = std::fclose(std::exchange(file_, nullptr)) == 0;
+    std::error_code problem;
+    if (closed && part_ != path_) std::filesystem::rename(part_, path_, problem);
+    if (!closed || problem) {
+      if (part_ != path_) std::remove(part_.c_str());
+      raise<format_error>(path_ + ": cannot be written");
+    }
+  }
+
+ private:
+  void write(const void* data, std::size_t size) {
+    if (std::fwrite(data, 1, size, file_) != size) raise<format_error>(path_ + ": cannot be written");
+  }
+
+  std::string path_, part_;   // part_: what is written, path_ itself for a device
+  std::size_t left_, columns_;
+  std::FILE* file_ = nullptr;
+};
+
+MOTE_END_NAMESPACE
