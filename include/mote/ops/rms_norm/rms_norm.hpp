@@ -1,8 +1,8 @@
 // Root mean square normalisation.
 //
-//   y[t, i] = weight[i] · x[t, i] / sqrt(mean_j x[t, j]² + eps)
+//   y[t, i] = gain[i] · x[t, i] / sqrt(mean_j x[t, j]² + eps)
 //
-// x, y: [tokens, hidden], rows may be strided; weight: [hidden], or empty for the unweighted form; y may be x.
+// x, y: [tokens, hidden], rows may be strided; gain: [hidden], a checkpoint's `weight`, or empty for the unweighted form; y may be x.
 // Accumulated in float32. Throws shape_error when the shapes differ.
 // Source: Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019); DeepSeek-V3 model code.
 #pragma once
@@ -15,10 +15,10 @@
 MOTE_BEGIN_NAMESPACE
 
 template <backend Backend>
-void rms_norm(Backend& be, view<const float, 2> x, view<const float, 1> weight, float eps, view<float, 2> y) {
-  if (!weight.empty()) check_shape("rms_norm", "weight", weight.extents(), {x.extent(1)});
+void rms_norm(Backend& be, view<const float, 2> x, view<const float, 1> gain, float eps, view<float, 2> y) {
+  if (!gain.empty()) check_shape("rms_norm", "weight", gain.extents(), {x.extent(1)});
   check_shape("rms_norm", "y", y.extents(), {x.extent(0), x.extent(1)});
-  rms_norm_impl(be, x, weight, eps, y);
+  rms_norm_impl(be, x, gain, eps, y);
 }
 
 MOTE_END_NAMESPACE

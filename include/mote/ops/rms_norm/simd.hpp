@@ -33,14 +33,14 @@ float sum_of_squares(const float* x, std::size_t n) {
 }  // namespace detail
 
 template <class Arch, class Executor>
-void rms_norm_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<const float, 1> weight, float eps,
+void rms_norm_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<const float, 1> gain, float eps,
                    view<float, 2> y) noexcept {
   using vector = batch<float, Arch>;
   const std::size_t n = x.extent(1), grain = 1 + std::size_t{16384} / (n + 1);
-  const bool weighted = !weight.empty();
+  const bool weighted = !gain.empty();
   be.parallel_for(x.extent(0), grain, [&](std::size_t begin, std::size_t end) {
     for (std::size_t t = begin; t < end; ++t) {
-      const float *in = x.row(t), *w = weight.data();
+      const float *in = x.row(t), *w = gain.data();
       float* out = y.row(t);
       const float squares = detail::sum_of_squares<Arch>(in, n);
       const vector scale(1.0f / std::sqrt(squares / static_cast<float>(n) + eps));
