@@ -2,7 +2,8 @@
 //
 //   y[t, i] = gain[i] · x[t, i] / sqrt(mean_j x[t, j]² + eps)
 //
-// x, y: [tokens, hidden], rows may be strided; gain: [hidden], a checkpoint's `weight`, or empty for the unweighted form; y may be x.
+// x, y: [tokens, hidden], rows may be strided, y may be x; gain: [hidden], a checkpoint's `weight`, or empty for the
+// unweighted form.
 // Accumulated in float32. Throws shape_error when the shapes differ.
 // Source: Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019); DeepSeek-V3 model code.
 #pragma once
