@@ -48,6 +48,22 @@ batch<float, Arch> exp_vector(const batch<float, Arch>& x) {
   return xsimd::select(x < vector(-87.3f), vector(0.0f), xsimd::select(x <= vector(88.72f), y, x * infinity));
 }
 
+// Bit i: whether lane i holds. xsimd 8 has no name for it, but AVX-512 keeps its comparisons in that form.
+template <class Arch>
+std::uint64_t lane_mask(const xsimd::batch_bool<float, Arch>& x) {
+  if constexpr (requires { x.mask(); }) {
+    return x.mask();
+  } else if constexpr (requires { static_cast<std::uint64_t>(x.data); }) {
+    return static_cast<std::uint64_t>(x.data);
+  } else {
+    bool lanes[batch<float, Arch>::size];
+    x.store_unaligned(lanes);
+    std::uint64_t mask = 0;
+    for (std::size_t i = 0; i < batch<float, Arch>::size; ++i) mask |= static_cast<std::uint64_t>(lanes[i]) << i;
+    return mask;
+  }
+}
+
 // 0, 1, 2 …
 template <class Arch>
 batch<float, Arch> lane_numbers() {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -37,9 +38,9 @@ class token_router {
 
   // Scratch memory of one call.
   std::size_t floats() const { return 4 * padded(experts_) + size + 2 * (padded(groups_) + buckets()); }
-  std::size_t integers() const { return experts_; }
+  std::size_t integers() const { return experts_ + groups_ + 1; }
 
-  void operator()(const float* logits, const float* bias, float* floats, std::int32_t* chosen, std::int32_t* indices,
+  void operator()(const float* logits, const float* bias, float* floats, std::int32_t* integers, std::int32_t* indices,
                   float* weights) const noexcept {
     const std::size_t top_k = config_.num_experts_per_tok;
     float* const score = floats;
@@ -50,6 +51,8 @@ class token_router {
     float* const bucket_rank = bucket + buckets();
     float* const value = bucket_rank + buckets();
     float* const rank = value + padded(experts_);
+    std::int32_t* const kept = integers;  // the first experts of the kept groups
+    std::int32_t* const chosen = kept + groups_ + 1;
 
     make_scores(logits, bias, score, choice);
     if (kept_groups_ < groups_) {
@@ -58,15 +61,22 @@ class token_router {
     } else {
       std::fill_n(group_rank, groups_, 0.0f);
     }
-    const float bound = lower_bound(choice, group_rank, bucket, bucket_rank);
+    for (std::size_t g = 0, k = 0; g < groups_; ++g) {
+      kept[k] = static_cast<std::int32_t>(g * group_size_);
+      k += group_rank[g] < static_cast<float>(kept_groups_);
+    }
+    const vector bound(lower_bound(choice, kept, bucket, bucket_rank));
 
-    // Every expert is written, and kept if it reaches the bound.
     std::size_t count = 0;
-    for (std::size_t g = 0; g < groups_; ++g) {
-      if (!kept(group_rank[g])) continue;
-      for (std::size_t e = g * group_size_; e < (g + 1) * group_size_; ++e) {
-        chosen[count] = static_cast<std::int32_t>(e);
-        count += choice[e] >= bound;
+    for (std::size_t k = 0; k < kept_groups_; ++k) {
+      const float* const group = choice + kept[k];
+      for (std::size_t j = 0; j < group_size_; j += size) {
+        const std::uint64_t last =
+            group_size_ - j < size ? (std::uint64_t{1} << (group_size_ - j)) - 1 : ~std::uint64_t{0};
+        std::uint64_t reached = lane_mask<Arch>(vector::load_unaligned(group + j) >= bound) & last;
+        for (; reached != 0; reached &= reached - 1) {
+          chosen[count++] = kept[k] + static_cast<std::int32_t>(j) + std::countr_zero(reached);
+        }
       }
     }
     if (count <= std::max<std::size_t>(4 * top_k, 64)) {
@@ -98,41 +108,37 @@ class token_router {
  private:
   static std::size_t padded(std::size_t n) { return (n + size - 1) / size * size; }
   std::size_t buckets() const { return padded(2 * config_.num_experts_per_tok); }
-  bool kept(float group_rank) const { return group_rank < static_cast<float>(kept_groups_); }
 
-  static vector larger(const vector& a, const vector& b) { return xsimd::select(a > b, a, b); }
-  static vector smaller(const vector& a, const vector& b) { return xsimd::select(a > b, b, a); }
+  static vector larger(const vector& a, const vector& b) { return xsimd::max(a, b); }
+  static vector smaller(const vector& a, const vector& b) { return xsimd::min(a, b); }
 
   void make_scores(const float* logits, const float* bias, float* score, float* choice) const {
-    const auto is_softmax = config_.scoring == scoring_func::softmax;
-    vector shift(0.0f), total(0.0f);
-    if (is_softmax) {
-      vector best(-INFINITY);
-      for_each_vector<Arch>(
-          experts_, [&](std::size_t e, auto load, auto) { best = larger(load(logits + e), best); }, -INFINITY);
-      shift = vector(largest(best));
-    }
-    for_each_vector<Arch>(
-        experts_,
-        [&](std::size_t e, auto load, auto) {
-          const vector z = load(logits + e);
-          vector s;
-          if (is_softmax) {
-            s = exp_vector<Arch>(z - shift);
-            total += s;
-          } else {
-            s = vector(1.0f) / (vector(1.0f) + exp_vector<Arch>(-z));
-          }
-          s.store_unaligned(score + e);
-        },
-        -INFINITY);
-    const vector scale(is_softmax ? 1.0f / sum(total) : 1.0f);
-    for_each_vector<Arch>(experts_, [&](std::size_t e, auto load, auto) {
-      const vector s = vector::load_unaligned(score + e) * scale;
+    const auto store = [&](std::size_t e, const vector& s, auto load) {
       const vector c = bias == nullptr ? s : s + load(bias + e);
       s.store_unaligned(score + e);
       xsimd::select(c == c, c, vector(-INFINITY)).store_unaligned(choice + e);
-    });
+    };
+    if (config_.scoring == scoring_func::sigmoid) {
+      for_each_vector<Arch>(experts_, [&](std::size_t e, auto load, auto) {
+        store(e, vector(1.0f) / (vector(1.0f) + exp_vector<Arch>(-load(logits + e))), load);
+      });
+      return;
+    }
+    vector best(-INFINITY), total(0.0f);
+    for_each_vector<Arch>(
+        experts_, [&](std::size_t e, auto load, auto) { best = larger(load(logits + e), best); }, -INFINITY);
+    const vector shift(largest(best));
+    for_each_vector<Arch>(
+        experts_,
+        [&](std::size_t e, auto load, auto) {
+          const vector s = exp_vector<Arch>(load(logits + e) - shift);
+          s.store_unaligned(score + e);
+          total += s;
+        },
+        -INFINITY);
+    const vector scale(1.0f / sum(total));
+    for_each_vector<Arch>(
+        experts_, [&](std::size_t e, auto load, auto) { store(e, vector::load_unaligned(score + e) * scale, load); });
   }
 
   // The vector at element j of a group, -infinity past the group's end.
@@ -149,59 +155,60 @@ class token_router {
       second = larger(second, smaller(first, v));
       first = larger(first, v);
     }
-    float a[size], b[size];
-    first.store_unaligned(a);
-    second.store_unaligned(b);
-    for (std::size_t half = size / 2; half > 0; half /= 2) {
-      for (std::size_t i = 0; i < half; ++i) {
-        const float x = a[i], y = a[i + half], z = b[i] > b[i + half] ? b[i] : b[i + half];
-        const float low = x > y ? y : x;
-        a[i] = x > y ? x : y;
-        b[i] = low > z ? low : z;
-      }
-    }
+    alignas(64) float a[size], b[size];
+    first.store_aligned(a);
+    second.store_aligned(b);
+    fold_best_two<size / 2>(a, b);
     const bool pair = config_.method == topk_method::noaux_tc && group_size_ > 1;
     return rankable(pair ? a[0] + b[0] : a[0]);
+  }
+
+  // a[0] and b[0] become the two largest of all, given the two largest of every lane.
+  template <std::size_t Half>
+  static void fold_best_two(float* a, float* b) {
+    for (std::size_t i = 0; i < Half; ++i) {
+      const float x = a[i], y = a[i + Half], z = b[i] > b[i + Half] ? b[i] : b[i + Half];
+      const float low = x > y ? y : x;
+      a[i] = x > y ? x : y;
+      b[i] = low > z ? low : z;
+    }
+    if constexpr (Half > 1) fold_best_two<Half / 2>(a, b);
   }
 
   static float largest(const vector& x) {
     float a[size];
     x.store_unaligned(a);
-    for (std::size_t half = size / 2; half > 0; half /= 2) {
-      for (std::size_t i = 0; i < half; ++i) a[i] = a[i] > a[i + half] ? a[i] : a[i + half];
-    }
-    return a[0];
+    float best = a[0];
+    for (const float v : a) best = v > best ? v : best;
+    return best;
   }
 
   // rank[i] = how many of the n values come before value i: larger ones, and equal ones of a lower index. Both arrays
-  // hold whole vectors.
+  // hold whole vectors. Two sums, since an addition takes several cycles.
   static void rank_all(const float* values, std::size_t n, float* rank) {
-    const vector one(1.0f);
     for (std::size_t i = 0; i < n; i += size) {
       const vector own = vector::load_unaligned(values + i);
       const vector index = lane_numbers<Arch>() + vector(static_cast<float>(i));
-      vector before(0.0f);
+      vector before[2] = {vector(0.0f), vector(0.0f)};
       for (std::size_t j = 0; j < n; ++j) {
         const vector other(values[j]), j_index(static_cast<float>(j));
         const auto first = (other > own) || ((other == own) && (j_index < index));
-        before = xsimd::select(first, before + one, before);
+        before[j % 2] += xsimd::select(first, vector(1.0f), vector(0.0f));
       }
-      before.store_unaligned(rank + i);
+      (before[0] + before[1]).store_unaligned(rank + i);
     }
   }
 
   // At least K experts of the kept groups are no smaller than this.
-  float lower_bound(const float* choice, const float* group_rank, float* bucket, float* bucket_rank) const {
+  float lower_bound(const float* choice, const std::int32_t* kept, float* bucket, float* bucket_rank) const {
     const std::size_t n = buckets();
-    for (std::size_t b = 0; b < n; b += size) vector(-INFINITY).store_unaligned(bucket + b);
-    std::size_t b = 0;
-    for (std::size_t g = 0; g < groups_; ++g) {
-      if (!kept(group_rank[g])) continue;
-      for (std::size_t j = 0; j < group_size_; j += size) {
-        const vector v = group_vector(choice + g * group_size_, j);
-        larger(v, vector::load_unaligned(bucket + b)).store_unaligned(bucket + b);
-        b = b + size == n ? 0 : b + size;
+    for (std::size_t b = 0; b < n; b += size) {
+      vector best(-INFINITY);
+      for (std::size_t k = 0, j = b; k < kept_groups_; j += n) {
+        for (; k < kept_groups_ && j >= padded(group_size_); j -= padded(group_size_)) ++k;
+        if (k < kept_groups_) best = larger(group_vector(choice + kept[k], j), best);
       }
+      best.store_unaligned(bucket + b);
     }
     rank_all(bucket, n, bucket_rank);
     const vector last(static_cast<float>(config_.num_experts_per_tok - 1));
@@ -229,7 +236,7 @@ void route_impl(simd<Arch, Executor>& be, const router_config& config, view<cons
   // Scratch for every range of `grain` tokens: a thread works on one range at a time.
   const std::size_t ranges = (tokens + grain - 1) / grain;
   const auto floats = scope.template tensor<float>(ranges, router.floats());
-  const auto integers = scope.template tensor<std::int32_t>(ranges, router.integers() + 1);
+  const auto integers = scope.template tensor<std::int32_t>(ranges, router.integers());
   be.parallel_for(tokens, grain, [&](std::size_t begin, std::size_t end) {
     for (std::size_t t = begin; t < end; ++t) {
       router(logits.row(t), bias.empty() ? nullptr : bias.data(), floats.row(begin / grain),
