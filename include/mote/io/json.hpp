@@ -24,11 +24,13 @@ inline nlohmann::json parse_json(std::string_view text, const std::string& where
   constexpr int deepest = 64;
   std::vector<std::unordered_set<std::string>> keys;
   const auto check_structure = [&](int depth, event e, nlohmann::json& parsed) {
-    if (depth > deepest) raise<format_error>(where + ": JSON nested more than " + std::to_string(deepest) + " levels deep");
+    if (depth > deepest)
+      raise<format_error>(where + ": JSON nested more than " + std::to_string(deepest) + " levels deep");
     if (e == event::object_start) keys.emplace_back();
     if (e == event::object_end) keys.pop_back();
     if (e == event::key && !keys.back().insert(parsed.get_ref<const std::string&>()).second) {
-      raise<format_error>(where + ": the key \"" + parsed.get_ref<const std::string&>() + "\" stands twice in one object");
+      raise<format_error>(where + ": the key \"" + parsed.get_ref<const std::string&>() +
+                          "\" stands twice in one object");
     }
     return true;
   };
@@ -74,17 +76,22 @@ class json_object {
   // A finite number.
   double number(const std::string& field) const {
     const nlohmann::json& v = at(field);
-    if (!v.is_number() || !std::isfinite(v.get<double>())) fail(field, std::string("expected a number, got ") + v.type_name());
+    if (!v.is_number() || !std::isfinite(v.get<double>()))
+      fail(field, std::string("expected a number, got ") + v.type_name());
     return v.get<double>();
   }
-  double number_or(const std::string& field, double fallback) const { return has_value(field) ? number(field) : fallback; }
+  double number_or(const std::string& field, double fallback) const {
+    return has_value(field) ? number(field) : fallback;
+  }
 
   bool boolean(const std::string& field) const {
     const nlohmann::json& v = at(field);
     if (!v.is_boolean()) fail(field, std::string("expected true or false, got ") + v.type_name());
     return v.get<bool>();
   }
-  bool boolean_or(const std::string& field, bool fallback) const { return has_value(field) ? boolean(field) : fallback; }
+  bool boolean_or(const std::string& field, bool fallback) const {
+    return has_value(field) ? boolean(field) : fallback;
+  }
 
   // A whole number in [least, most].
   std::size_t integer(const std::string& field, std::size_t least, std::size_t most) const {

@@ -28,10 +28,18 @@ class npy_writer {
     if (file_ == nullptr) raise<format_error>(path_ + ": cannot be written");
     std::string header = "{'descr': '<f4', 'fortran_order': False, 'shape': (" + std::to_string(rows) + ", " +
                          std::to_string(columns) + "), }";
-    constexpr std::size_t preamble = 10;   // magic, version, length; the data starts at a multiple of 64
+    constexpr std::size_t preamble = 10;  // magic, version, length; the data starts at a multiple of 64
     header.append(63 - (preamble + header.size()) % 64, ' ');
     header += '\n';
-    const char start[] = {'\x93', 'N', 'U', 'M', 'P', 'Y', 1, 0, static_cast<char>(header.size() & 0xFF),
+    const char start[] = {'\x93',
+                          'N',
+                          'U',
+                          'M',
+                          'P',
+                          'Y',
+                          1,
+                          0,
+                          static_cast<char>(header.size() & 0xFF),
                           static_cast<char>(header.size() >> 8)};
     write(start, sizeof start);
     write(header.data(), header.size());
@@ -69,7 +77,7 @@ class npy_writer {
     if (std::fwrite(data, 1, size, file_) != size) raise<format_error>(path_ + ": cannot be written");
   }
 
-  std::string path_, part_;   // part_: what is written, path_ itself for a device
+  std::string path_, part_;  // part_: what is written, path_ itself for a device
   std::size_t left_, columns_;
   std::FILE* file_ = nullptr;
 };

@@ -35,7 +35,7 @@ struct tensor_ref {
   std::string name;
   mote::dtype dtype = dtype::f32;
   std::vector<std::size_t> shape;
-  std::span<const std::byte> bytes;   // may be unaligned
+  std::span<const std::byte> bytes;  // may be unaligned
   const std::string* file = nullptr;
 
   std::size_t size() const { return bytes.size() / dtype_size(dtype); }
@@ -56,7 +56,8 @@ class safetensors_file {
     for (std::size_t i = 0; i < prefix; ++i) length |= static_cast<std::uint64_t>(all[i]) << (8 * i);
     if (length > longest_header || length > all.size() - prefix) {
       fail("byte 0: the header's length " + std::to_string(length) + " exceeds " +
-           (length > longest_header ? "the format's limit of 100000000" : "the file's " + std::to_string(all.size()) + " bytes"));
+           (length > longest_header ? "the format's limit of 100000000"
+                                    : "the file's " + std::to_string(all.size()) + " bytes"));
     }
     const std::size_t header = static_cast<std::size_t>(length);
     data_ = all.subspan(prefix + header);
@@ -109,8 +110,8 @@ class safetensors_file {
     }
     const std::size_t begin = offsets[0].get<std::size_t>(), end = offsets[1].get<std::size_t>();
     if (begin > end || end > data_.size()) {
-      entry.fail("data_offsets", "[" + std::to_string(begin) + ", " + std::to_string(end) + ") lies outside the file's " +
-                                     std::to_string(data_.size()) + " bytes of data");
+      entry.fail("data_offsets", "[" + std::to_string(begin) + ", " + std::to_string(end) +
+                                     ") lies outside the file's " + std::to_string(data_.size()) + " bytes of data");
     }
     if (end - begin != bytes) {
       entry.fail("data_offsets", "hold " + std::to_string(end - begin) + " bytes, " + type + " " + shape_text(t.shape) +
@@ -134,7 +135,7 @@ class safetensors_file {
   }
 
   mapped_file file_;
-  std::unique_ptr<std::string> path_;   // its address stays when the object moves
+  std::unique_ptr<std::string> path_;  // its address stays when the object moves
   std::span<const std::byte> data_;
   nlohmann::json json_;
   std::map<std::string, tensor_ref, std::less<>> tensors_;
@@ -156,7 +157,7 @@ class checkpoint {
     const json_object map = file.root().object("weight_map");
     std::map<std::string, std::size_t> shard_of;
     for (const auto& [name, shard] : map.value().items()) shard_of.emplace(map.string(name), 0);
-    shards_.reserve(shard_of.size());   // tensors_ points into them
+    shards_.reserve(shard_of.size());  // tensors_ points into them
     for (auto& [name, i] : shard_of) {
       if (name.empty() || name.find('/') != std::string::npos || name.find('\0') != std::string::npos) {
         map.fail("\"" + name + "\"", "a shard must be a file of the checkpoint's own directory");
@@ -219,13 +220,26 @@ inline buffer<float> read_float(const tensor_ref& t) {
     }
   };
   switch (t.dtype) {
-    case dtype::f64: convert(double{}); break;
-    case dtype::f32: convert(float{}); break;
-    case dtype::f16: convert(f16{}); break;
-    case dtype::bf16: convert(bf16{}); break;
-    case dtype::f8_e4m3: convert(f8_e4m3{}); break;
-    case dtype::f8_e5m2: convert(f8_e5m2{}); break;
-    default: t.fail("expected a floating-point type, got " + std::string(dtype_name(t.dtype)));
+    case dtype::f64:
+      convert(double{});
+      break;
+    case dtype::f32:
+      convert(float{});
+      break;
+    case dtype::f16:
+      convert(f16{});
+      break;
+    case dtype::bf16:
+      convert(bf16{});
+      break;
+    case dtype::f8_e4m3:
+      convert(f8_e4m3{});
+      break;
+    case dtype::f8_e5m2:
+      convert(f8_e5m2{});
+      break;
+    default:
+      t.fail("expected a floating-point type, got " + std::string(dtype_name(t.dtype)));
   }
   return values;
 }

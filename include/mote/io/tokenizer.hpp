@@ -1,0 +1,214 @@
+// Byte-level BPE tokenizers in the published form, tokenizer.json.
+//
+// Text is searched for added tokens first; what lies between is cut into pieces (pre_tokenizer) and merged (bpe); the
+// post-processor adds tokens such as begin-of-sentence. The same ids as the `tokenizers` package gives. Bytes that are not
+// UTF-8, which that package does not accept, are encoded byte by byte as pieces of their own, so that decoding gives the
+// same bytes back.
+//
+// Supported parts are those of byte-level models (GPT-2, Llama 3, DeepSeek): see tokenizer/*.hpp. Anything else in a file
+// is refused with its name, never passed over.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "json.hpp"
+#include "tokenizer/added_tokens.hpp"
+#include "tokenizer/bpe.hpp"
+#include "tokenizer/pre_tokenizer.hpp"
+#include "tokenizer/utf8.hpp"
+
+MOTE_BEGIN_NAMESPACE
+
+class tokenizer {
+ public:
+  // Reads DIR/tokenizer.json, and DIR/tokenizer_config.json where there is one for the names of the begin- and
+  // end-of-sentence tokens. Throws format_error naming the file and the field at fault.
+  explicit tokenizer(const std::string& directory) : tokenizer(json_file(directory + "/tokenizer.json")) {
+    const std::string path = directory + "/tokenizer_config.json";
+    std::error_code ignored;
+    if (!std::filesystem::exists(path, ignored)) return;
+    const json_file config(path);
+    bos_ = named_token(config.root(), "bos_token");
+    eos_ = named_token(config.root(), "eos_token");
+  }
+
+  explicit tokenizer(const json_file& file)
+      : model_(file.root().object("model")), added_(file.root()), pre_tokenizer_(file.root().object("pre_tokenizer")) {
+    const json_object root = file.root();
+    check_normalizer(root);
+    if (root.has_value("decoder")) {
+      const json_object decoder = root.object("decoder");
+      if (decoder.string("type") != "ByteLevel") decoder.fail("type", "expected ByteLevel");
+    }
+    model_.for_each([&](const std::string& bytes, std::int32_t id) { tokens_.emplace(id, entry{bytes, false}); });
+    const detail::byte_alphabet alphabet;
+    for (const added_token& token : added_.tokens()) {
+      const std::string bytes = alphabet.decode(token.content).value_or(token.content);
+      const auto in_vocab = model_.find(token.content);
+      if ((in_vocab && *in_vocab != token.id) || (!in_vocab && tokens_.contains(token.id))) {
+        root.fail("added_tokens",
+                  "the id " + std::to_string(token.id) + " of \"" + token.content + "\" contradicts the vocabulary");
+      }
+      tokens_.insert_or_assign(token.id, entry{bytes, token.special});
+    }
+    if (root.has_value("post_processor")) read_post_processor(root.object("post_processor"), 0);
+  }
+
+  // One more than the largest id.
+  std::size_t vocab_size() const {
+    std::int32_t largest = -1;
+    for (const auto& [id, token] : tokens_) largest = std::max(largest, id);
+    return static_cast<std::size_t>(largest) + 1;
+  }
+
+  std::optional<std::int32_t> bos_id() const { return bos_; }
+  std::optional<std::int32_t> eos_id() const { return eos_; }
+
+  std::optional<std::int32_t> token_to_id(const std::string& token) const {
+    for (const added_token& t : added_.tokens()) {
+      if (t.content == token) return t.id;
+    }
+    return model_.find(token);
+  }
+
+  // With `special`, the tokens that the post-processor puts around a text are added.
+  std::vector<std::int32_t> encode(std::string_view text, bool special = true) const {
+    std::vector<std::int32_t> ids;
+    if (special) ids = prefix_;
+    std::size_t done = 0;
+    while (const auto match = added_.find(text, done)) {
+      encode_ordinary(text.substr(done, match->begin - done), ids);
+      ids.push_back(match->token->id);
+      done = match->end;
+    }
+    encode_ordinary(text.substr(done), ids);
+    if (special) ids.insert(ids.end(), suffix_.begin(), suffix_.end());
+    return ids;
+  }
+
+  // The bytes of the tokens; special tokens are left out if asked. Throws format_error for an id that no token has.
+  std::string decode(std::span<const std::int32_t> ids, bool skip_special = true) const {
+    std::string text;
+    for (const std::int32_t id : ids) {
+      const auto it = tokens_.find(id);
+      if (it == tokens_.end()) raise<format_error>("tokenizer: no token has the id " + std::to_string(id));
+      if (!(skip_special && it->second.special)) text += it->second.bytes;
+    }
+    return text;
+  }
+
+ private:
+  struct entry {
+    std::string bytes;
+    bool special;
+  };
+
+  static void check_normalizer(const json_object& root) {
+    if (!root.has_value("normalizer")) return;
+    const json_object normalizer = root.object("normalizer");
+    if (normalizer.string("type") == "Sequence" && normalizer.array("normalizers").empty()) return;
+    normalizer.fail("type", "\"" + normalizer.string("type") + "\" is not supported: expected no normalizer");
+  }
+
+  // TemplateProcessing adds special tokens before and after the text; ByteLevel changes offsets only.
+  void read_post_processor(const json_object& json, int depth) {
+    const std::string type = json.string("type");
+    if (depth > 8) json.fail("type", "nested too deeply");
+    if (type == "ByteLevel") return;
+    if (type == "Sequence") {
+      std::size_t i = 0;
+      for (const nlohmann::json& part : json.array("processors")) {
+        read_post_processor(json_object(part, json.where() + ": processors[" + std::to_string(i++) + "]"), depth + 1);
+      }
+      return;
+    }
+    if (type != "TemplateProcessing") {
+      json.fail("type", "\"" + type + "\" is not supported: expected TemplateProcessing, ByteLevel or Sequence");
+    }
+    const json_object special = json.object("special_tokens");
+    bool text_seen = false;
+    for (const nlohmann::json& part : json.array("single")) {
+      const json_object item(part, json.where() + ": single");
+      if (item.contains("Sequence")) {
+        text_seen = true;
+        continue;
+      }
+      const std::string name = item.object("SpecialToken").string("id");
+      for (const nlohmann::json& id : special.object(name).array("ids")) {
+        if (!id.is_number_unsigned() || !tokens_.contains(id.get<std::int32_t>())) {
+          special.fail(name, "names an id that no token has");
+        }
+        (text_seen ? suffix_ : prefix_).push_back(id.get<std::int32_t>());
+      }
+    }
+  }
+
+  // A token named by a string or by an object with `content`.
+  std::optional<std::int32_t> named_token(const json_object& config, const std::string& field) const {
+    if (!config.has_value(field)) return std::nullopt;
+    const bool plain = config.at(field).is_string();
+    const std::string name = plain ? config.string(field) : config.object(field).string("content");
+    const auto id = token_to_id(name);
+    if (!id) config.fail(field, "\"" + name + "\" is not a token of tokenizer.json");
+    return id;
+  }
+
+  void encode_ordinary(std::string_view text, std::vector<std::int32_t>& ids) const {
+    for (std::size_t i = 0; i < text.size();) {
+      std::size_t valid = i;
+      for (std::size_t n; valid < text.size() && (n = detail::utf8_length(text.substr(valid))) > 0;) valid += n;
+      if (valid > i) {
+        for (const std::string& piece : pre_tokenizer_.split(text.substr(i, valid - i))) model_.encode(piece, ids);
+      }
+      std::size_t bad = valid;
+      while (bad < text.size() && detail::utf8_length(text.substr(bad)) == 0) ++bad;
+      if (bad > valid) model_.encode(std::string(text.substr(valid, bad - valid)), ids);
+      i = bad;
+    }
+  }
+
+  bpe model_;
+  added_tokens added_;
+  pre_tokenizer pre_tokenizer_;
+  std::unordered_map<std::int32_t, entry> tokens_;
+  std::vector<std::int32_t> prefix_, suffix_;
+  std::optional<std::int32_t> bos_, eos_;
+};
+
+// Text of tokens as they come: a character is given out when its last byte has arrived.
+class token_stream {
+ public:
+  explicit token_stream(const tokenizer& t, bool skip_special = true) : tokenizer_(t), skip_special_(skip_special) {}
+
+  // Appends a token; gives the text that is now complete. Throws like tokenizer::decode.
+  std::string push(std::int32_t id) {
+    pending_ += tokenizer_.decode({&id, 1}, skip_special_);
+    std::size_t keep = 0;  // bytes at the end that may still become a character
+    for (std::size_t n = 1; n <= 3 && n <= pending_.size(); ++n) {
+      if (detail::utf8_incomplete(std::string_view(pending_).substr(pending_.size() - n))) keep = n;
+    }
+    std::string text = pending_.substr(0, pending_.size() - keep);
+    pending_.erase(0, pending_.size() - keep);
+    return text;
+  }
+
+  // What is left, complete or not.
+  std::string finish() { return std::exchange(pending_, {}); }
+
+ private:
+  const tokenizer& tokenizer_;
+  bool skip_special_;
+  std::string pending_;
+};
+
+MOTE_END_NAMESPACE

@@ -1,0 +1,124 @@
+// Tokens that are found in the text as they stand, before anything else: the `added_tokens` of a tokenizer.json.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "../json.hpp"
+#include "pattern.hpp"
+#include "utf8.hpp"
+
+MOTE_BEGIN_NAMESPACE
+
+struct added_token {
+  std::string content;
+  std::int32_t id = 0;
+  bool special = false, single_word = false, lstrip = false, rstrip = false;
+};
+
+class added_tokens {
+ public:
+  struct match {
+    std::size_t begin, end;  // with the white space that lstrip and rstrip take
+    const added_token* token;
+  };
+
+  added_tokens() = default;
+
+  // Throws format_error naming the entry that is malformed.
+  explicit added_tokens(const json_object& json) {
+    if (!json.has_value("added_tokens")) return;
+    std::size_t i = 0;
+    for (const nlohmann::json& entry : json.array("added_tokens")) {
+      const json_object t(entry, json.where() + ": added_tokens[" + std::to_string(i++) + "]");
+      added_token token;
+      token.content = t.string("content");
+      token.id = static_cast<std::int32_t>(t.integer("id", 0, std::numeric_limits<std::int32_t>::max()));
+      token.special = t.boolean_or("special", false);
+      token.single_word = t.boolean_or("single_word", false);
+      token.lstrip = t.boolean_or("lstrip", false);
+      token.rstrip = t.boolean_or("rstrip", false);
+      if (token.content.empty()) t.fail("content", "is empty");
+      tokens_.push_back(std::move(token));
+    }
+    // Candidates by first byte, the longest first.
+    for (std::size_t t = 0; t < tokens_.size(); ++t) {
+      by_first_byte_[static_cast<unsigned char>(tokens_[t].content[0])].push_back(t);
+    }
+    for (auto& [byte, list] : by_first_byte_) {
+      std::stable_sort(list.begin(), list.end(), [&](std::size_t a, std::size_t b) {
+        return tokens_[a].content.size() > tokens_[b].content.size();
+      });
+    }
+  }
+
+  const std::vector<added_token>& tokens() const { return tokens_; }
+
+  // The leftmost, then longest, token at or after `from`; white space is not taken from before `from`.
+  std::optional<match> find(std::string_view text, std::size_t from) const {
+    if (tokens_.empty()) return std::nullopt;
+    for (std::size_t i = from; i < text.size(); ++i) {
+      const auto list = by_first_byte_.find(static_cast<unsigned char>(text[i]));
+      if (list == by_first_byte_.end()) continue;
+      for (const std::size_t t : list->second) {
+        const added_token& token = tokens_[t];
+        if (text.substr(i, token.content.size()) != token.content) continue;
+        std::size_t begin = i, end = i + token.content.size();
+        if (token.single_word && (word_before(text, begin) || word_after(text, end))) break;
+        if (token.lstrip) begin = space_before(text, begin, from);
+        if (token.rstrip) end = space_after(text, end);
+        return match{begin, end, &token};
+      }
+    }
+    return std::nullopt;
+  }
+
+ private:
+  static bool matches_at(const char* expression, std::string_view character) {
+    return pattern(expression, "added_tokens").find(character, 0).has_value();
+  }
+
+  static std::string_view character_before(std::string_view text, std::size_t end) {
+    std::size_t begin = end;
+    while (begin > 0 && detail::is_continuation(text[begin - 1]) && end - begin < 3) --begin;
+    if (begin > 0) --begin;
+    const std::string_view character = text.substr(begin, end - begin);
+    return detail::utf8_length(character) == character.size() ? character : std::string_view();
+  }
+  static std::string_view character_at(std::string_view text, std::size_t begin) {
+    return text.substr(begin, detail::utf8_length(text.substr(begin)));
+  }
+
+  static bool word_before(std::string_view text, std::size_t i) {
+    const auto c = character_before(text, i);
+    return !c.empty() && matches_at("\\w", c);
+  }
+  static bool word_after(std::string_view text, std::size_t i) {
+    const auto c = character_at(text, i);
+    return !c.empty() && matches_at("\\w", c);
+  }
+  static std::size_t space_before(std::string_view text, std::size_t i, std::size_t from) {
+    for (auto c = character_before(text, i); !c.empty() && i - c.size() >= from && matches_at("\\s", c);
+         c = character_before(text, i)) {
+      i -= c.size();
+    }
+    return i;
+  }
+  static std::size_t space_after(std::string_view text, std::size_t i) {
+    for (auto c = character_at(text, i); !c.empty() && matches_at("\\s", c); c = character_at(text, i)) i += c.size();
+    return i;
+  }
+
+  std::vector<added_token> tokens_;
+  std::unordered_map<unsigned char, std::vector<std::size_t>> by_first_byte_;
+};
+
+MOTE_END_NAMESPACE

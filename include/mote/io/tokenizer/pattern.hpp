@@ -1,0 +1,145 @@
+// The regular expressions of tokenizer files, on PCRE2.
+//
+// Published files write Oniguruma's dialect. Where PCRE2 reads the same text differently it is translated (\s includes
+// U+0085, \w marks; ^ and $ match at lines) or refused (\h, && in a class).
+#pragma once
+
+#ifndef PCRE2_CODE_UNIT_WIDTH
+#define PCRE2_CODE_UNIT_WIDTH 8
+#endif
+#include <pcre2.h>
+
+#include <cctype>
+#include <cstddef>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "../../core/error.hpp"
+
+MOTE_BEGIN_NAMESPACE
+
+class pattern {
+ public:
+  // Throws format_error, naming `where`, for an expression that is malformed or uses what is not supported.
+  pattern(const std::string& expression, std::string where) : where_(std::move(where)) {
+    const std::string translated = translate(expression);
+    int problem = 0;
+    PCRE2_SIZE offset = 0;
+    code_.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
+                              PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE, &problem, &offset, nullptr));
+    if (!code_) {
+      PCRE2_UCHAR message[256] = {};
+      pcre2_get_error_message(problem, message, sizeof message);
+      raise<format_error>(where_ + ": malformed pattern: " + reinterpret_cast<const char*>(message));
+    }
+    pcre2_jit_compile(code_.get(), PCRE2_JIT_COMPLETE);  // optional: matching works without
+    match_.reset(pcre2_match_data_create_from_pattern(code_.get(), nullptr));
+    context_.reset(pcre2_match_context_create(nullptr));
+    stack_.reset(pcre2_jit_stack_create(std::size_t{32} << 10, std::size_t{8} << 20, nullptr));
+    if (!match_ || !context_ || !stack_) raise<format_error>(where_ + ": not enough memory for the pattern");
+    pcre2_jit_stack_assign(context_.get(), nullptr, stack_.get());
+    pcre2_set_match_limit(context_.get(), 20'000'000);
+    pcre2_set_depth_limit(context_.get(), 100'000);
+  }
+
+  // The first match in well-formed UTF-8 at or after `from`, as [begin, end). Throws format_error when the pattern takes
+  // more steps than any sensible one would.
+  std::optional<std::pair<std::size_t, std::size_t>> find(std::string_view text, std::size_t from) const {
+    const int found = pcre2_match(code_.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), from,
+                                  PCRE2_NO_UTF_CHECK, match_.get(), context_.get());
+    if (found == PCRE2_ERROR_NOMATCH) return std::nullopt;
+    if (found < 0) {
+      PCRE2_UCHAR message[256] = {};
+      pcre2_get_error_message(found, message, sizeof message);
+      raise<format_error>(where_ + ": pattern failed: " + reinterpret_cast<const char*>(message));
+    }
+    const PCRE2_SIZE* range = pcre2_get_ovector_pointer(match_.get());
+    if (range[1] < range[0]) raise<format_error>(where_ + ": \\K is not supported");
+    return std::pair{static_cast<std::size_t>(range[0]), static_cast<std::size_t>(range[1])};
+  }
+
+  // The expression that matches `literal` itself.
+  static std::string quote(std::string_view literal) {
+    std::string expression;
+    for (const char c : literal) {
+      if (static_cast<unsigned char>(c) < 0x80 && !std::isalnum(static_cast<unsigned char>(c))) expression += '\\';
+      expression += c;
+    }
+    return expression;
+  }
+
+ private:
+  std::string translate(const std::string& expression) const {
+    const std::string word = "\\p{L}\\p{M}\\p{Nd}\\p{Pc}";
+    std::string out;
+    int depth = 0;  // of character classes
+    for (std::size_t i = 0; i < expression.size(); ++i) {
+      const char c = expression[i];
+      const char next = i + 1 < expression.size() ? expression[i + 1] : '\0';
+      if (c == '\\') {
+        if (next == 's') {
+          out += depth > 0 ? "\\s\\x{85}" : "[\\s\\x{85}]";
+        } else if (next == 'S') {
+          if (depth > 0) raise<format_error>(where_ + ": \\S in a character class is not supported");
+          out += "[^\\s\\x{85}]";
+        } else if (next == 'w') {
+          out += depth > 0 ? word : "[" + word + "]";
+        } else if (next == 'W') {
+          if (depth > 0) raise<format_error>(where_ + ": \\W in a character class is not supported");
+          out += "[^" + word + "]";
+        } else if (next == 'h' || next == 'H') {
+          raise<format_error>(where_ + ": \\h is not supported");
+        } else {
+          out += c;
+          if (next != '\0') out += next;
+        }
+        ++i;
+        continue;
+      }
+      if (c == '[') {
+        if (depth > 0 && next != ':') raise<format_error>(where_ + ": nested character classes are not supported");
+        if (depth > 0) {
+          const std::size_t end = expression.find(":]", i);
+          if (end == std::string::npos) raise<format_error>(where_ + ": malformed pattern: unclosed [:");
+          out.append(expression, i, end + 2 - i);
+          i = end + 1;
+          continue;
+        }
+        ++depth;
+        out += c;
+        if (next == '^') {
+          out += next;
+          ++i;
+        }
+        if (i + 1 < expression.size() && expression[i + 1] == ']') {  // a literal ] in first place
+          out += "\\]";
+          ++i;
+        }
+        continue;
+      }
+      if (c == ']' && depth > 0) --depth;
+      if (c == '&' && next == '&' && depth > 0)
+        raise<format_error>(where_ + ": && in a character class is not supported");
+      out += c;
+    }
+    return out;
+  }
+
+  struct free_pcre2 {
+    void operator()(pcre2_code* p) const { pcre2_code_free(p); }
+    void operator()(pcre2_match_data* p) const { pcre2_match_data_free(p); }
+    void operator()(pcre2_match_context* p) const { pcre2_match_context_free(p); }
+    void operator()(pcre2_jit_stack* p) const { pcre2_jit_stack_free(p); }
+  };
+
+  std::string where_;
+  std::unique_ptr<pcre2_code, free_pcre2> code_;
+  std::unique_ptr<pcre2_match_data, free_pcre2> match_;
+  std::unique_ptr<pcre2_match_context, free_pcre2> context_;
+  std::unique_ptr<pcre2_jit_stack, free_pcre2> stack_;
+};
+
+MOTE_END_NAMESPACE
