@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include "simd.hpp"
 
@@ -89,10 +90,29 @@ void store_first(float* p, std::size_t n, const batch<float, Arch>& x) {
   for (std::size_t i = 0; i < n; ++i) p[i] = lanes[i];
 }
 
+// The largest lane.
+template <class Arch>
+float largest(const batch<float, Arch>& x) {
+  constexpr std::size_t size = batch<float, Arch>::size;
+  float lanes[size];
+  x.store_unaligned(lanes);
+  const auto fold = [&]<std::size_t Half>(auto self, std::integral_constant<std::size_t, Half>) {
+    for (std::size_t i = 0; i < Half; ++i) lanes[i] = lanes[i] > lanes[i + Half] ? lanes[i] : lanes[i + Half];
+    if constexpr (Half > 1) self(self, std::integral_constant<std::size_t, Half / 2>{});
+  };
+  fold(fold, std::integral_constant<std::size_t, size / 2>{});
+  return lanes[0];
+}
+
+// Asks for the cache line of p[i], one request a line as i runs over vectors.
+inline void prefetch(const float* p, std::size_t i) {
+  if (i % 16 == 0) __builtin_prefetch(p + i);
+}
+
 // f(i, load, store) for every vector of a row of n elements: `load(p)` and `store(p, x)` move the lanes that exist at p,
 // which is the row's element i of any array; lanes past the row load as `fill`.
 template <class Arch, class F>
-void for_each_vector(std::size_t n, F&& f, float fill = 0.0f) {
+[[gnu::always_inline]] inline void for_each_vector(std::size_t n, F&& f, float fill = 0.0f) {
   using vector = batch<float, Arch>;
   const std::size_t whole = n / vector::size * vector::size, rest = n - whole;
   for (std::size_t i = 0; i < whole; i += vector::size) {

@@ -44,7 +44,10 @@ void rms_norm_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<const 
       float* out = y.row(t);
       const float squares = detail::sum_of_squares<Arch>(in, n);
       const vector scale(1.0f / std::sqrt(squares / static_cast<float>(n) + eps));
+      // This pass reads from the cache: the next row comes in meanwhile.
+      const float* next = in + (t + 1 < end ? x.stride(0) : 0);
       detail::for_each_vector<Arch>(n, [&](std::size_t i, auto load, auto store) {
+        detail::prefetch(next, i);
         const vector v = load(in + i) * scale;
         store(out + i, weighted ? v * load(w + i) : v);
       });

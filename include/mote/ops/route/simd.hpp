@@ -127,7 +127,7 @@ class token_router {
     vector best(-INFINITY), total(0.0f);
     for_each_vector<Arch>(
         experts_, [&](std::size_t e, auto load, auto) { best = larger(load(logits + e), best); }, -INFINITY);
-    const vector shift(largest(best));
+    const vector shift(detail::largest<Arch>(best));
     for_each_vector<Arch>(
         experts_,
         [&](std::size_t e, auto load, auto) {
@@ -175,14 +175,6 @@ class token_router {
     if constexpr (Half > 1) fold_best_two<Half / 2>(a, b);
   }
 
-  static float largest(const vector& x) {
-    float a[size];
-    x.store_unaligned(a);
-    float best = a[0];
-    for (const float v : a) best = v > best ? v : best;
-    return best;
-  }
-
   // rank[i] = how many of the n values come before value i: larger ones, and equal ones of a lower index. Both arrays
   // hold whole vectors. Two sums, since an addition takes several cycles.
   static void rank_all(const float* values, std::size_t n, float* rank) {
@@ -217,7 +209,7 @@ class token_router {
       bound = larger(bound, xsimd::select(vector::load_unaligned(bucket_rank + i) == last,
                                           vector::load_unaligned(bucket + i), vector(-INFINITY)));
     }
-    return largest(bound);
+    return detail::largest<Arch>(bound);
   }
 
   const router_config& config_;

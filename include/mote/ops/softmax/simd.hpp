@@ -21,11 +21,7 @@ float maximum(const float* x, std::size_t n) {
   }
   for_each_vector<Arch>(
       n - i, [&](std::size_t k, auto load, auto) { best[0] = xsimd::max(best[0], load(x + i + k)); }, -INFINITY);
-  float lanes[vector::size];
-  xsimd::max(xsimd::max(best[0], best[1]), xsimd::max(best[2], best[3])).store_unaligned(lanes);
-  float result = lanes[0];
-  for (const float lane : lanes) result = lane > result ? lane : result;
-  return result;
+  return largest<Arch>(xsimd::max(xsimd::max(best[0], best[1]), xsimd::max(best[2], best[3])));
 }
 
 }  // namespace detail
@@ -40,7 +36,10 @@ void softmax_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<float, 
       float* out = y.row(r);
       const vector shift(detail::maximum<Arch>(in, n));
       vector total(0.0f);
+      // The first pass reads from memory, the others from the cache: the next row comes in meanwhile.
+      const float* next = in + (r + 1 < end ? x.stride(0) : 0);
       const auto exponentiate = [&](std::size_t i, auto load, auto store) {
+        detail::prefetch(next, i);
         const vector e = detail::exp_vector<Arch>(load(in + i) - shift);
         store(out + i, e);
         total += e;
