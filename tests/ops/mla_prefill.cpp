@@ -106,7 +106,7 @@ TEST_CASE("mla_prefill: bits do not depend on threads nor on how a prompt is cut
   test::run_team([&](auto& be) { c.run(be, 0, c.tokens, other.data()); });
   CHECK(test::same_bits(other, all));
   std::size_t done = 0;
-  for (const std::size_t chunk : {1, 64, 3, 82}) {
+  for (const std::size_t chunk : {1u, 64u, 3u, 82u}) {
     c.run(one, done, chunk, other.data() + done * c.heads * c.v);
     done += chunk;
   }

@@ -7,7 +7,7 @@ TEST_CASE("rms_norm: equals the formula in double precision, strided rows, with 
   test::random_source random(1);
   test::for_each_backend([&](auto& be) {
     for (const std::size_t n : test::awkward_sizes) {
-      for (const std::size_t tokens : {0, 1, 3}) {
+      for (const std::size_t tokens : {0u, 1u, 3u}) {
         CAPTURE(n, tokens);
         const auto x = random.normal(tokens * n), weight = random.normal(n);
         for (const bool weighted : {true, false}) {

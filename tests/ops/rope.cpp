@@ -35,9 +35,9 @@ TEST_CASE("rope: every pairing, strided rows and heads, in place") {
   test::for_each_backend([&](auto& be) {
     for (const auto pairing :
          {rope_pairing::interleaved, rope_pairing::half_split, rope_pairing::interleaved_to_half_split}) {
-      for (const std::size_t dim : {0, 2, 4, 6, 8, 14, 16, 18, 32, 34, 64, 66, 130, 200}) {
-        for (const std::size_t heads : {1, 3}) {
-          for (const std::size_t tokens : {0, 1, 3}) {
+      for (const std::size_t dim : {0u, 2u, 4u, 6u, 8u, 14u, 16u, 18u, 32u, 34u, 64u, 66u, 130u, 200u}) {
+        for (const std::size_t heads : {1u, 3u}) {
+          for (const std::size_t tokens : {0u, 1u, 3u}) {
             CAPTURE(static_cast<int>(pairing), dim, heads, tokens);
             const auto x = random.normal(tokens * heads * dim);
             const auto cos = random.normal(tokens * dim / 2), sin = random.normal(tokens * dim / 2);

@@ -7,7 +7,7 @@ TEST_CASE("softmax: equals the formula in double precision, strided rows, in pla
   test::random_source random(1);
   test::for_each_backend([&](auto& be) {
     for (const std::size_t n : test::awkward_sizes) {
-      for (const std::size_t rows : {0, 1, 3}) {
+      for (const std::size_t rows : {0u, 1u, 3u}) {
         CAPTURE(n, rows);
         auto x = random.normal(rows * n, 10.0f);
         for (float& v : x) v += 1000.0f;

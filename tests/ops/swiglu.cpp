@@ -7,7 +7,7 @@ TEST_CASE("swiglu: equals the formula in double precision, strided rows, in plac
   test::random_source random(1);
   test::for_each_backend([&](auto& be) {
     for (const std::size_t n : test::awkward_sizes) {
-      for (const std::size_t tokens : {0, 1, 3}) {
+      for (const std::size_t tokens : {0u, 1u, 3u}) {
         CAPTURE(n, tokens);
         const auto gate = random.normal(tokens * n, 4.0f), up = random.normal(tokens * n);
         std::vector<float> want(gate.size());
