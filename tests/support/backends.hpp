@@ -136,7 +136,9 @@ inline bool same_bits(std::span<const float> a, std::span<const float> b) {
   return true;
 }
 
-// Sizes around those of vectors.
-inline const std::vector<std::size_t> awkward_sizes = {0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 64, 67, 130};
+using sizes = std::vector<std::size_t>;
+
+// Around those of vectors.
+inline const sizes awkward_sizes = {0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 64, 67, 130};
 
 }  // namespace test
