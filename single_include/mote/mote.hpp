@@ -1,0 +1,4600 @@
+// mote 0.1.0: everything but files, tokenizers and CUDA, in one file. Written by scripts/single_include from include/mote.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// ---- mote/mote.hpp
+// All of mote but files and tokenizers (mote/io/), CUDA and oneTBB. Written by scripts/single_include.
+
+// ---- mote/blocks/decoder_layer.hpp
+// A pre-norm transformer layer of the DeepSeek family.
+//
+//   x += MLA(RMSNorm(x));   x += FFN(RMSNorm(x))   with a dense network or a mixture of experts as FFN
+//
+// Source: DeepSeek-V2 and DeepSeek-V3 model code.
+
+#include <cstddef>
+#include <variant>
+
+// ---- mote/ops/rms_norm/rms_norm.hpp
+// Root mean square normalisation.
+//
+//   y[t, i] = gain[i] · x[t, i] / sqrt(mean_j x[t, j]² + eps)
+//
+// x, y: [tokens, hidden], rows may be strided, y may be x; gain: [hidden], a checkpoint's `weight`, or empty for the
+// unweighted form.
+// Accumulated in float32. Throws shape_error when the shapes differ.
+// Source: Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019); DeepSeek-V3 model code.
+
+// ---- mote/core/error.hpp
+// Errors: one message that names what is wrong and where.
+//
+// With exceptions mote throws `shape_error` (a caller's argument) or `format_error` (a file's content). Compiled with
+// -fno-exceptions the same message reaches the handler set by `set_error_handler`, which must not return.
+
+#include <exception>
+#include <initializer_list>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+// ---- mote/core/config.hpp
+// Version, instruction-set tag and the namespace every declaration of mote lives in.
+//
+// The inline namespace is keyed by version and by the instruction set the file was compiled for, so that files compiled
+// with different flags link into one program: their inline functions have different names and are never merged.
+
+#define MOTE_VERSION_MAJOR 0
+#define MOTE_VERSION_MINOR 1
+#define MOTE_VERSION_PATCH 0
+
+#if defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__) && defined(__AVX512CD__)
+#define MOTE_TAG_BASE avx512
+#elif defined(__AVX512F__)
+#define MOTE_TAG_BASE avx512f
+#elif defined(__AVX2__)
+#define MOTE_TAG_BASE avx2
+#elif defined(__AVX__)
+#define MOTE_TAG_BASE avx
+#elif defined(__SSE4_2__)
+#define MOTE_TAG_BASE sse42
+#elif defined(__SSE4_1__)
+#define MOTE_TAG_BASE sse41
+#elif defined(__SSSE3__)
+#define MOTE_TAG_BASE ssse3
+#elif defined(__SSE3__)
+#define MOTE_TAG_BASE sse3
+#elif defined(__SSE2__)
+#define MOTE_TAG_BASE sse2
+#elif defined(__ARM_FEATURE_MATMUL_INT8)
+#define MOTE_TAG_BASE neon_i8mm
+#elif defined(__ARM_FEATURE_DOTPROD)
+#define MOTE_TAG_BASE neon_dotprod
+#elif defined(__ARM_NEON)
+#define MOTE_TAG_BASE neon
+#else
+#define MOTE_TAG_BASE generic
+#endif
+
+#ifdef __FMA__
+#define MOTE_TAG_FMA _fma
+#else
+#define MOTE_TAG_FMA
+#endif
+#ifdef __F16C__
+#define MOTE_TAG_F16C _f16c
+#else
+#define MOTE_TAG_F16C
+#endif
+#ifdef __AVX512VNNI__
+#define MOTE_TAG_VNNI _vnni
+#else
+#define MOTE_TAG_VNNI
+#endif
+#ifdef __AVXVNNI__
+#define MOTE_TAG_AVXVNNI _avxvnni
+#else
+#define MOTE_TAG_AVXVNNI
+#endif
+#ifdef __AVX512BF16__
+#define MOTE_TAG_BF16 _bf16
+#else
+#define MOTE_TAG_BF16
+#endif
+#ifdef __AMX_INT8__
+#define MOTE_TAG_AMX _amx
+#else
+#define MOTE_TAG_AMX
+#endif
+#if defined(__cpp_exceptions) || defined(__CUDACC__)
+#define MOTE_EXCEPTIONS 1
+#define MOTE_TAG_EXCEPTIONS
+#else
+#define MOTE_EXCEPTIONS 0
+#define MOTE_TAG_EXCEPTIONS _noexcept
+#endif
+
+#define MOTE_PASTE_(a, b, c, d, e, f, g, h) v0_1_0_##a##b##c##d##e##f##g##h
+#define MOTE_PASTE(a, b, c, d, e, f, g, h) MOTE_PASTE_(a, b, c, d, e, f, g, h)
+#define MOTE_ABI                                                                                                       \
+  MOTE_PASTE(MOTE_TAG_BASE, MOTE_TAG_FMA, MOTE_TAG_F16C, MOTE_TAG_VNNI, MOTE_TAG_AVXVNNI, MOTE_TAG_BF16, MOTE_TAG_AMX, \
+             MOTE_TAG_EXCEPTIONS)
+
+#define MOTE_BEGIN_NAMESPACE \
+  namespace mote {           \
+  inline namespace MOTE_ABI {
+#define MOTE_END_NAMESPACE \
+  }                        \
+  }
+
+// Functions that CUDA kernels call as well.
+#ifdef __CUDACC__
+#define MOTE_HD __host__ __device__
+#else
+#define MOTE_HD
+#endif
+
+#define MOTE_STRINGIFY_(x) #x
+#define MOTE_STRINGIFY(x) MOTE_STRINGIFY_(x)
+
+MOTE_BEGIN_NAMESPACE
+
+inline constexpr int version_major = MOTE_VERSION_MAJOR;
+inline constexpr int version_minor = MOTE_VERSION_MINOR;
+inline constexpr int version_patch = MOTE_VERSION_PATCH;
+
+// Version and instruction set of this file's mote, e.g. "v0_1_0_avx2_fma_f16c".
+inline constexpr const char* abi_name = MOTE_STRINGIFY(MOTE_ABI);
+
+MOTE_END_NAMESPACE
+
+// ---- mote/core/error.hpp
+MOTE_BEGIN_NAMESPACE
+
+class error : public std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// An argument whose shape or value does not fit the op's contract: "op: argument: expected …, got …".
+class shape_error : public error {
+  using error::error;
+};
+
+// A file, configuration or other outside data that breaks its format: "file: tensor or offset: expected …".
+class format_error : public error {
+  using error::error;
+};
+
+#if MOTE_EXCEPTIONS
+template <class Error>
+[[noreturn]] void raise(const std::string& message) {
+  throw Error(message);
+}
+#else
+using error_handler = void (*)(const char* message);
+
+inline error_handler& current_error_handler() {
+  static error_handler handler = nullptr;
+  return handler;
+}
+
+// Sets what receives the message of an error in a build without exceptions; a handler must not return.
+inline void set_error_handler(error_handler handler) { current_error_handler() = handler; }
+
+template <class Error>
+[[noreturn]] void raise(const std::string& message) {
+  if (current_error_handler() != nullptr) current_error_handler()(message.c_str());
+  std::terminate();
+}
+#endif
+
+// "[2, 3]"
+inline std::string shape_text(std::span<const std::size_t> shape) {
+  std::string text = "[";
+  for (std::size_t i = 0; i < shape.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
+  return text + "]";
+}
+
+// Throws shape_error unless `got` equals `expected`, e.g. "rms_norm: weight: expected shape [64], got [32]".
+inline void check_shape(std::string_view op, std::string_view argument, std::span<const std::size_t> got,
+                        std::initializer_list<std::size_t> expected) {
+  const std::span<const std::size_t> want(expected.begin(), expected.size());
+  bool equal = got.size() == want.size();
+  for (std::size_t i = 0; equal && i < got.size(); ++i) equal = got[i] == want[i];
+  if (!equal) {
+    raise<shape_error>(std::string(op) + ": " + std::string(argument) + ": expected shape " + shape_text(want) +
+                       ", got " + shape_text(got));
+  }
+}
+
+// Throws shape_error "op: message" unless `condition` holds.
+inline void check(bool condition, std::string_view op, std::string_view message) {
+  if (!condition) raise<shape_error>(std::string(op) + ": " + std::string(message));
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/core/view.hpp
+// `view<T, Rank>`: a pointer, extents and strides. It never owns; the last dimension is contiguous unless an op's
+// contract says otherwise. Extents and strides count elements.
+//
+// Views are made for free from raw pointers, ranges with data() and size() (std::span, std::vector, mote::buffer),
+// row-major Eigen maps, references and matrices, and std::mdspan:
+//
+//   view<const float, 2> x(pointer, tokens, hidden);
+//   view<float, 2> padded(pointer, {tokens, hidden}, {row_stride, 1});
+//   view<float, 2> from_eigen(eigen_row_major_matrix);
+
+#include <array>
+#include <concepts>
+#include <iterator>
+#include <type_traits>
+#include <utility>
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+template <class R>
+concept matrix_like = requires(R& r) {
+  r.rows();
+};
+
+template <class R>
+concept mdspan_like = requires(R& r) {
+  r.data_handle();
+};
+
+template <class R, class T>
+concept contiguous_of = !matrix_like<R> && !mdspan_like<R> && requires(R & r) {
+  { r.data() } -> std::convertible_to<T*>;
+  { r.size() } -> std::convertible_to<std::size_t>;
+};
+
+template <class M, class T>
+concept eigen_of = requires(M& m) {
+  { m.data() } -> std::convertible_to<T*>;
+  m.rows();
+  m.cols();
+  m.outerStride();
+  m.innerStride();
+  M::IsRowMajor;
+};
+
+template <class M, class T, std::size_t Rank>
+concept mdspan_of = (M::rank() == Rank) && requires(M& m) {
+  { m.data_handle() } -> std::convertible_to<T*>;
+  m.extent(0);
+  m.stride(0);
+};
+
+}  // namespace detail
+
+template <class T, std::size_t Rank>
+class view {
+  static_assert(Rank >= 1);
+
+ public:
+  using element_type = T;
+  using value_type = std::remove_cv_t<T>;
+  static constexpr std::size_t rank = Rank;
+  using extents_type = std::array<std::size_t, Rank>;
+
+  constexpr view() = default;
+
+  MOTE_HD constexpr view(T* data, const extents_type& extents, const extents_type& strides)
+      : data_(data), extents_(extents), strides_(strides) {}
+
+  template <std::convertible_to<std::size_t>... Extents>
+    requires(sizeof...(Extents) == Rank)
+  MOTE_HD constexpr view(T* data, Extents... extents) : data_(data), extents_{static_cast<std::size_t>(extents)...} {
+    set_contiguous_strides();
+  }
+
+  MOTE_HD constexpr view(T* data, const extents_type& extents) : data_(data), extents_(extents) {
+    set_contiguous_strides();
+  }
+
+  // view<T> converts to view<const T>.
+  template <class U>
+  requires std::convertible_to<U (*)[], T (*)[]> MOTE_HD constexpr view(const view<U, Rank>& other)
+      : data_(other.data()), extents_(other.extents()), strides_(other.strides()) {}
+
+  template <class R>
+    requires(Rank == 1 && detail::contiguous_of<R, T> && !std::is_same_v<std::remove_cvref_t<R>, view>)
+  constexpr view(R&& range) : data_(range.data()), extents_{static_cast<std::size_t>(range.size())}, strides_{1} {}
+
+  // Eigen: vectors (rank 1) and row-major matrices (rank 2).
+  template <class M>
+    requires(detail::eigen_of<std::remove_reference_t<M>, T> &&
+             (Rank == 2 || (Rank == 1 && bool{std::remove_cvref_t<M>::IsVectorAtCompileTime})))
+  constexpr view(M&& m) : data_(m.data()) {
+    if constexpr (Rank == 1) {
+      extents_ = {static_cast<std::size_t>(m.size())};
+      strides_ = {static_cast<std::size_t>(m.innerStride())};
+    } else {
+      static_assert(std::remove_cvref_t<M>::IsRowMajor, "mote::view of rank 2 needs a row-major Eigen matrix");
+      extents_ = {static_cast<std::size_t>(m.rows()), static_cast<std::size_t>(m.cols())};
+      strides_ = {static_cast<std::size_t>(m.outerStride()), static_cast<std::size_t>(m.innerStride())};
+    }
+  }
+
+  template <class M>
+    requires detail::mdspan_of<std::remove_cvref_t<M>, T, Rank>
+  constexpr view(M&& m) : data_(m.data_handle()) {
+    for (std::size_t i = 0; i < Rank; ++i) {
+      extents_[i] = static_cast<std::size_t>(m.extent(i));
+      strides_[i] = static_cast<std::size_t>(m.stride(i));
+    }
+  }
+
+  MOTE_HD constexpr T* data() const { return data_; }
+  MOTE_HD constexpr std::size_t extent(std::size_t i) const { return extents_[i]; }
+  MOTE_HD constexpr std::size_t stride(std::size_t i) const { return strides_[i]; }
+  MOTE_HD constexpr const extents_type& extents() const { return extents_; }
+  MOTE_HD constexpr const extents_type& strides() const { return strides_; }
+
+  // Number of elements.
+  MOTE_HD constexpr std::size_t size() const {
+    std::size_t n = 1;
+    for (std::size_t i = 0; i < Rank; ++i) n *= extents_[i];
+    return n;
+  }
+  MOTE_HD constexpr bool empty() const { return size() == 0; }
+
+  template <std::convertible_to<std::size_t>... Indices>
+    requires(sizeof...(Indices) == Rank)
+  MOTE_HD constexpr T& operator()(Indices... indices) const {
+    const std::size_t index[] = {static_cast<std::size_t>(indices)...};
+    std::size_t offset = 0;
+    for (std::size_t i = 0; i < Rank; ++i) offset += index[i] * strides_[i];
+    return data_[offset];
+  }
+
+  // Rank 1: the element. Higher ranks: the view of one rank less at index i of the first dimension.
+  MOTE_HD constexpr decltype(auto) operator[](std::size_t i) const {
+    if constexpr (Rank == 1) {
+      return (data_[i * strides_[0]]);
+    } else {
+      std::array<std::size_t, Rank - 1> extents{}, strides{};
+      for (std::size_t d = 1; d < Rank; ++d) {
+        extents[d - 1] = extents_[d];
+        strides[d - 1] = strides_[d];
+      }
+      return view<T, Rank - 1>(data_ + i * strides_[0], extents, strides);
+    }
+  }
+
+  // The first element of row i of the first dimension.
+  MOTE_HD constexpr T* row(std::size_t i) const { return data_ + i * strides_[0]; }
+
+  // Indices [begin, begin + count) of one dimension.
+  MOTE_HD constexpr view slice(std::size_t dimension, std::size_t begin, std::size_t count) const {
+    view part = *this;
+    part.data_ += begin * strides_[dimension];
+    part.extents_[dimension] = count;
+    return part;
+  }
+
+  // The same elements with dimensions in another order, e.g. transposed({1, 0, 2}).
+  MOTE_HD constexpr view transposed(const extents_type& order) const {
+    view other = *this;
+    for (std::size_t i = 0; i < Rank; ++i) {
+      other.extents_[i] = extents_[order[i]];
+      other.strides_[i] = strides_[order[i]];
+    }
+    return other;
+  }
+
+  // Whether elements lie one after another, without gaps.
+  MOTE_HD constexpr bool contiguous() const {
+    std::size_t expected = 1;
+    for (std::size_t i = Rank; i-- > 0;) {
+      if (extents_[i] != 1 && strides_[i] != expected) return false;
+      expected *= extents_[i];
+    }
+    return true;
+  }
+
+  // The same contiguous elements with other extents; the caller guarantees `contiguous()` and equal sizes.
+  template <std::convertible_to<std::size_t>... Extents>
+  MOTE_HD constexpr view<T, sizeof...(Extents)> reshaped(Extents... extents) const {
+    return view<T, sizeof...(Extents)>(data_, static_cast<std::size_t>(extents)...);
+  }
+
+ private:
+  MOTE_HD constexpr void set_contiguous_strides() {
+    std::size_t stride = 1;
+    for (std::size_t i = Rank; i-- > 0;) {
+      strides_[i] = stride;
+      stride *= extents_[i];
+    }
+  }
+
+  T* data_ = nullptr;
+  extents_type extents_{};
+  extents_type strides_{};
+};
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/rms_norm/reference.hpp
+#include <cmath>
+
+// ---- mote/core/backend.hpp
+// Back ends: the object passed first to every op. It owns the threads and the scratch memory and picks, by overload, the
+// implementation. `reference` runs plain loops: the oracle and the textbook.
+
+// ---- mote/core/executors/serial.hpp
+// Executors decide which threads run an op.
+//
+// An executor has
+//   concurrency()                    the number of threads that may run at once,
+//   parallel_for(count, grain, f)    calls f(begin, end) for ranges that cover [0, count) once, every `begin` being a
+//                                    multiple of `grain`, and returns when all are done; calls do not nest,
+//   single(f)                        runs f once and gives its result (a trivially copyable value) to every caller.
+// An op's results never depend on how the ranges were shared out.
+
+MOTE_BEGIN_NAMESPACE
+
+template <class E>
+concept executor = requires(E& e) {
+  { e.concurrency() } -> std::convertible_to<std::size_t>;
+  e.parallel_for(std::size_t{1}, std::size_t{1}, [](std::size_t, std::size_t) {});
+  { e.single(std::declval<int (*)()>()) } -> std::same_as<int>;
+};
+
+// Everything on the calling thread.
+class serial {
+ public:
+  std::size_t concurrency() const { return 1; }
+
+  template <class F>
+  void parallel_for(std::size_t count, std::size_t, F&& f) {
+    if (count != 0) f(std::size_t{0}, count);
+  }
+
+  template <class F>
+  auto single(F&& f) {
+    return f();
+  }
+};
+
+static_assert(executor<serial>);
+
+MOTE_END_NAMESPACE
+
+// ---- mote/core/workspace.hpp
+// Scratch memory: an arena that grows once and a scope that gives back what it took.
+
+#include <limits>
+#include <vector>
+
+// ---- mote/core/buffer.hpp
+// `buffer<T>`: owned, 64-byte aligned memory for users who want it; kernels take views.
+
+#include <cstring>
+#include <new>
+
+MOTE_BEGIN_NAMESPACE
+
+inline constexpr std::size_t buffer_alignment = 64;
+
+template <class T>
+class buffer {
+  static_assert(std::is_trivially_copyable_v<T> && std::is_trivially_destructible_v<T>);
+
+ public:
+  using value_type = T;
+
+  buffer() = default;
+
+  // `size` elements, all bytes zero.
+  explicit buffer(std::size_t size) : size_(size) {
+    if (size == 0) return;
+    check(size <= std::numeric_limits<std::size_t>::max() / 2 / sizeof(T), "buffer", "size overflows memory");
+    data_ = static_cast<T*>(::operator new (size * sizeof(T), std::align_val_t{buffer_alignment}));
+    std::memset(static_cast<void*>(data_), 0, size * sizeof(T));
+  }
+
+  buffer(buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+  buffer& operator=(buffer&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
+  buffer(const buffer&) = delete;
+  buffer& operator=(const buffer&) = delete;
+  ~buffer() { ::operator delete (data_, std::align_val_t{buffer_alignment}); }
+
+  T* data() { return data_; }
+  const T* data() const { return data_; }
+  std::size_t size() const { return size_; }
+  bool empty() const { return size_ == 0; }
+  T& operator[](std::size_t i) { return data_[i]; }
+  const T& operator[](std::size_t i) const { return data_[i]; }
+  T* begin() { return data_; }
+  T* end() { return data_ + size_; }
+  const T* begin() const { return data_; }
+  const T* end() const { return data_ + size_; }
+
+  // The buffer seen as [extents...]; throws shape_error unless the sizes agree.
+  template <class... Extents>
+  view<T, sizeof...(Extents)> as(Extents... extents) {
+    const view<T, sizeof...(Extents)> v(data_, extents...);
+    check(v.size() == size_, "buffer", "as(): the extents' product differs from the size");
+    return v;
+  }
+  template <class... Extents>
+  view<const T, sizeof...(Extents)> as(Extents... extents) const {
+    const view<const T, sizeof...(Extents)> v(data_, extents...);
+    check(v.size() == size_, "buffer", "as(): the extents' product differs from the size");
+    return v;
+  }
+
+ private:
+  T* data_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+MOTE_END_NAMESPACE
+
+// ---- mote/core/workspace.hpp
+MOTE_BEGIN_NAMESPACE
+
+// A stack of 64-byte aligned allocations. It grows by further blocks, which never move what was handed out; when it is
+// empty again the blocks are merged into one, so that the next round of the same work allocates nothing.
+class workspace {
+ public:
+  struct mark {
+    std::size_t block = 0, used = 0;
+  };
+
+  void* allocate(std::size_t bytes) {
+    check(bytes <= std::numeric_limits<std::size_t>::max() / 4, "workspace", "size overflows memory");
+    bytes = (bytes + buffer_alignment - 1) / buffer_alignment * buffer_alignment;
+    while (top_.block < blocks_.size() && blocks_[top_.block].size() - top_.used < bytes) top_ = {top_.block + 1, 0};
+    if (top_.block == blocks_.size()) blocks_.emplace_back(bytes > minimum_block ? bytes : minimum_block);
+    void* p = blocks_[top_.block].data() + top_.used;
+    top_.used += bytes;
+    return p;
+  }
+
+  mark top() const { return top_; }
+
+  // Gives back everything taken since `m`.
+  void release(mark m) {
+    top_ = m;
+    if (m.block == 0 && m.used == 0 && blocks_.size() > 1) {
+      const std::size_t total = capacity();
+      blocks_.clear();
+      blocks_.emplace_back(total);
+    }
+  }
+
+  // Bytes held.
+  std::size_t capacity() const {
+    std::size_t total = 0;
+    for (const auto& block : blocks_) total += block.size();
+    return total;
+  }
+
+ private:
+  static constexpr std::size_t minimum_block = std::size_t{1} << 16;
+
+  std::vector<buffer<std::byte>> blocks_;
+  mark top_;
+};
+
+// Scratch tensors that live until the end of the scope. Memory is not initialised. Scopes nest like a stack.
+template <class Executor>
+class workspace_scope {
+ public:
+  workspace_scope(Executor& executor, workspace& arena)
+      : executor_(executor), arena_(arena), mark_(executor.single([&] { return arena.top(); })) {}
+  ~workspace_scope() {
+    executor_.single([&] {
+      arena_.release(mark_);
+      return 0;
+    });
+  }
+  workspace_scope(const workspace_scope&) = delete;
+  workspace_scope& operator=(const workspace_scope&) = delete;
+
+  template <class T, class... Extents>
+  view<T, sizeof...(Extents)> tensor(Extents... extents) {
+    std::size_t count = 1;
+    for (const std::size_t extent : {static_cast<std::size_t>(extents)...}) {
+      check(extent == 0 || count <= std::numeric_limits<std::size_t>::max() / 4 / sizeof(T) / extent, "workspace",
+            "size overflows memory");
+      count *= extent;
+    }
+    T* data = executor_.single([&] { return static_cast<T*>(arena_.allocate(count * sizeof(T))); });
+    return view<T, sizeof...(Extents)>(data, static_cast<std::size_t>(extents)...);
+  }
+
+ private:
+  Executor& executor_;
+  workspace& arena_;
+  workspace::mark mark_;
+};
+
+MOTE_END_NAMESPACE
+
+// ---- mote/core/backend.hpp
+MOTE_BEGIN_NAMESPACE
+
+// What the back ends that run on the host have in common.
+template <executor Executor>
+class host_backend {
+ public:
+  using executor_type = Executor;
+
+  template <class... Args>
+    requires std::constructible_from<Executor, Args...>
+  explicit host_backend(Args&&... args) : executor_(std::forward<Args>(args)...) {}
+  host_backend(const host_backend&) = delete;
+  host_backend& operator=(const host_backend&) = delete;
+
+  std::size_t concurrency() const { return executor_.concurrency(); }
+
+  template <class F>
+  void parallel_for(std::size_t count, std::size_t grain, F&& f) {
+    executor_.parallel_for(count, grain, std::forward<F>(f));
+  }
+
+  // Scratch memory, returned at the end of the scope.
+  workspace_scope<Executor> scope() { return {executor_, arena()}; }
+
+  // The arena that scopes draw from.
+  workspace& arena() {
+    if constexpr (requires { executor_.shared_workspace(); }) {
+      return executor_.shared_workspace();
+    } else {
+      return own_;
+    }
+  }
+
+ private:
+  Executor executor_;
+  workspace own_;
+};
+
+class reference : public host_backend<serial> {};
+
+template <class B>
+concept backend = requires(B& be) {
+  be.scope();
+};
+
+// A back end whose memory is the host's: reference and simd.
+template <class B>
+concept host = backend<B> && requires(B& be) {
+  be.parallel_for(std::size_t{1}, std::size_t{1}, [](std::size_t, std::size_t) {});
+};
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/rms_norm/reference.hpp
+MOTE_BEGIN_NAMESPACE
+
+inline void rms_norm_impl(reference&, view<const float, 2> x, view<const float, 1> gain, float eps,
+                          view<float, 2> y) noexcept {
+  for (std::size_t t = 0; t < x.extent(0); ++t) {
+    float squares = 0.0f;
+    for (std::size_t i = 0; i < x.extent(1); ++i) squares += x(t, i) * x(t, i);
+    const float scale = 1.0f / std::sqrt(squares / static_cast<float>(x.extent(1)) + eps);
+    for (std::size_t i = 0; i < x.extent(1); ++i) y(t, i) = x(t, i) * scale * (gain.empty() ? 1.0f : gain(i));
+  }
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/core/simd.hpp
+// `simd<Arch, Executor>`: the vector back end, on xsimd.
+//
+// `Arch` is an xsimd architecture tag; the default is the best one this file was compiled for. Code inside mote always
+// spells the architecture (`batch<float, Arch>`), so that one file can hold kernels for several.
+
+// g++ 12 takes the undefined operands inside its AVX-512 intrinsics for a mistake of the caller's (GCC bug 105593).
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#include <xsimd/xsimd.hpp>
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
+
+// ---- mote/core/executors/thread_pool.hpp
+// mote's own pool: the calling thread and n - 1 workers pull ranges from one counter.
+
+#include <atomic>
+#include <cstdint>
+#include <thread>
+
+MOTE_BEGIN_NAMESPACE
+
+// A number of threads, as in `simd<> cpu{threads{8}}`.
+struct threads {
+  std::size_t count = 1;
+
+  // One for each processor of the machine.
+  static threads all() {
+    const unsigned n = std::thread::hardware_concurrency();
+    return {n == 0 ? 1 : n};
+  }
+};
+
+namespace detail {
+
+inline void spin_pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Waits until `a` differs from `old`: spins for some microseconds, then sleeps.
+template <class T>
+T wait_for_change(const std::atomic<T>& a, T old) {
+  for (int i = 0; i < 4000; ++i) {
+    const T now = a.load(std::memory_order_acquire);
+    if (now != old) return now;
+    spin_pause();
+  }
+  a.wait(old, std::memory_order_acquire);
+  return a.load(std::memory_order_acquire);
+}
+
+}  // namespace detail
+
+class thread_pool {
+ public:
+  explicit thread_pool(threads n = {}) {
+    for (std::size_t i = 1; i < n.count; ++i) workers_.emplace_back([this] { work(); });
+  }
+  ~thread_pool() {
+    stop_.store(true, std::memory_order_relaxed);
+    publish();
+    for (auto& worker : workers_) worker.join();
+  }
+  thread_pool(const thread_pool&) = delete;
+  thread_pool& operator=(const thread_pool&) = delete;
+
+  std::size_t concurrency() const { return workers_.size() + 1; }
+
+  template <class F>
+  void parallel_for(std::size_t count, std::size_t grain, F&& f) {
+    if (count == 0) return;
+    if (grain == 0) grain = 1;
+    if (workers_.empty() || count <= grain) {
+      f(std::size_t{0}, count);
+      return;
+    }
+    using function = std::remove_reference_t<F>;
+    context_ = const_cast<void*>(static_cast<const void*>(&f));
+    call_ = [](void* context, std::size_t begin, std::size_t end) { (*static_cast<function*>(context))(begin, end); };
+    count_ = count;
+    grain_ = grain;
+    next_.store(0, std::memory_order_relaxed);
+    running_.store(workers_.size(), std::memory_order_relaxed);
+    publish();
+    run();
+    for (std::size_t left = running_.load(std::memory_order_acquire); left != 0;) {
+      left = detail::wait_for_change(running_, left);
+    }
+  }
+
+  template <class F>
+  auto single(F&& f) {
+    return f();
+  }
+
+ private:
+  void publish() {
+    generation_.fetch_add(1, std::memory_order_release);
+    generation_.notify_all();
+  }
+
+  void run() {
+    for (;;) {
+      const std::size_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
+      if (begin >= count_) return;
+      call_(context_, begin, begin + grain_ < count_ ? begin + grain_ : count_);
+    }
+  }
+
+  void work() {
+    for (std::uint32_t seen = 0;;) {
+      seen = detail::wait_for_change(generation_, seen);
+      if (stop_.load(std::memory_order_relaxed)) return;
+      run();
+      if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) running_.notify_one();
+    }
+  }
+
+  std::vector<std::thread> workers_;
+  void* context_ = nullptr;
+  void (*call_)(void*, std::size_t, std::size_t) = nullptr;
+  std::size_t count_ = 0, grain_ = 1;
+  alignas(64) std::atomic<std::size_t> next_{0};
+  alignas(64) std::atomic<std::size_t> running_{0};
+  alignas(64) std::atomic<std::uint32_t> generation_{0};
+  std::atomic<bool> stop_{false};
+};
+
+static_assert(executor<thread_pool>);
+
+MOTE_END_NAMESPACE
+
+// ---- mote/core/simd.hpp
+MOTE_BEGIN_NAMESPACE
+
+using default_arch = xsimd::default_arch;
+
+template <class Arch = default_arch, executor Executor = thread_pool>
+class simd : public host_backend<Executor> {
+ public:
+  using arch = Arch;
+  using host_backend<Executor>::host_backend;
+};
+
+template <class T, class Arch>
+using batch = xsimd::batch<T, Arch>;
+
+// Horizontal sum; xsimd 8 calls it hadd, later versions reduce_add.
+template <class Arch>
+float sum(const batch<float, Arch>& x) {
+  if constexpr (requires { reduce_add(x); }) {
+    return reduce_add(x);
+  } else {
+    return hadd(x);
+  }
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/core/vector_math.hpp
+// What the vector kernels need beyond xsimd: a fast exponential and loads and stores of a row's last, partial vector.
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+// The same bits as another element type; xsimd 8 names the result's batch, later versions its element.
+template <class To, class From, class Arch>
+batch<To, Arch> bits_as(const batch<From, Arch>& x) {
+  if constexpr (requires {
+                  { xsimd::bitwise_cast<To>(x) } -> std::same_as<batch<To, Arch>>;
+                }) {
+    return xsimd::bitwise_cast<To>(x);
+  } else {
+    return xsimd::bitwise_cast<batch<To, Arch>>(x);
+  }
+}
+
+// exp(x) to about 2 ulp; 0 below -87.3 (where float32 turns subnormal), infinity above 88.72, NaN stays NaN.
+//
+// exp(x) = 2^n exp(r), n = round(x / ln 2). Adding 1.5 · 2^23 rounds to a whole number and leaves n in the low bits, from
+// where a shift moves it into the exponent. The polynomial is that of Moshier's Cephes library.
+template <class Arch>
+batch<float, Arch> exp_vector(const batch<float, Arch>& x) {
+  using vector = batch<float, Arch>;
+  const vector magic(12582912.0f);
+  const vector shifted = xsimd::fma(x, vector(1.44269504088896341f), magic);
+  const vector n = shifted - magic;
+  vector r = xsimd::fma(n, vector(-0.693359375f), x);
+  r = xsimd::fma(n, vector(2.12194440e-4f), r);
+  vector p(1.9875691500e-4f);
+  p = xsimd::fma(p, r, vector(1.3981999507e-3f));
+  p = xsimd::fma(p, r, vector(8.3334519073e-3f));
+  p = xsimd::fma(p, r, vector(4.1665795894e-2f));
+  p = xsimd::fma(p, r, vector(1.6666665459e-1f));
+  p = xsimd::fma(p, r, vector(5.0000001201e-1f));
+  p = xsimd::fma(p, r * r, r + vector(1.0f));
+  const vector y = bits_as<float>(bits_as<std::int32_t>(p) + (bits_as<std::int32_t>(shifted) << 23));
+  const vector infinity(std::numeric_limits<float>::infinity());
+  return xsimd::select(x < vector(-87.3f), vector(0.0f), xsimd::select(x <= vector(88.72f), y, x * infinity));
+}
+
+// Bit i: whether lane i holds. xsimd 8 has no name for it, but AVX-512 keeps its comparisons in that form.
+template <class Arch>
+std::uint64_t lane_mask(const xsimd::batch_bool<float, Arch>& x) {
+  if constexpr (requires { x.mask(); }) {
+    return x.mask();
+  } else if constexpr (requires { static_cast<std::uint64_t>(x.data); }) {
+    return static_cast<std::uint64_t>(x.data);
+  } else {
+    bool lanes[batch<float, Arch>::size];
+    x.store_unaligned(lanes);
+    std::uint64_t mask = 0;
+    for (std::size_t i = 0; i < batch<float, Arch>::size; ++i) mask |= static_cast<std::uint64_t>(lanes[i]) << i;
+    return mask;
+  }
+}
+
+// 0, 1, 2 …
+template <class Arch>
+batch<float, Arch> lane_numbers() {
+  float lanes[batch<float, Arch>::size];
+  for (std::size_t i = 0; i < batch<float, Arch>::size; ++i) lanes[i] = static_cast<float>(i);
+  return batch<float, Arch>::load_unaligned(lanes);
+}
+
+// The first n < size lanes from p, the others `fill`; reads nothing past p[n - 1].
+template <class Arch>
+batch<float, Arch> load_first(const float* p, std::size_t n, float fill = 0.0f) {
+  constexpr std::size_t size = batch<float, Arch>::size;
+  float lanes[size];
+  for (std::size_t i = 0; i < size; ++i) lanes[i] = i < n ? p[i] : fill;
+  return batch<float, Arch>::load_unaligned(lanes);
+}
+
+// Writes the first n < size lanes to p.
+template <class Arch>
+void store_first(float* p, std::size_t n, const batch<float, Arch>& x) {
+  float lanes[batch<float, Arch>::size];
+  x.store_unaligned(lanes);
+  for (std::size_t i = 0; i < n; ++i) p[i] = lanes[i];
+}
+
+// The largest lane.
+template <class Arch>
+float largest(const batch<float, Arch>& x) {
+  constexpr std::size_t size = batch<float, Arch>::size;
+  float lanes[size];
+  x.store_unaligned(lanes);
+  const auto fold = [&]<std::size_t Half>(auto self, std::integral_constant<std::size_t, Half>) {
+    for (std::size_t i = 0; i < Half; ++i) lanes[i] = lanes[i] > lanes[i + Half] ? lanes[i] : lanes[i + Half];
+    if constexpr (Half > 1) self(self, std::integral_constant<std::size_t, Half / 2>{});
+  };
+  fold(fold, std::integral_constant<std::size_t, size / 2>{});
+  return lanes[0];
+}
+
+// Asks for the cache line of p[i], one request a line as i runs over vectors.
+inline void prefetch(const float* p, std::size_t i) {
+  if (i % 16 == 0) __builtin_prefetch(p + i);
+}
+
+// f(i, load, store) for every vector of a row of n elements: `load(p)` and `store(p, x)` move the lanes that exist at p,
+// which is the row's element i of any array; lanes past the row load as `fill`.
+template <class Arch, class F>
+[[gnu::always_inline]] inline void for_each_vector(std::size_t n, F&& f, float fill = 0.0f) {
+  using vector = batch<float, Arch>;
+  const std::size_t whole = n / vector::size * vector::size, rest = n - whole;
+  for (std::size_t i = 0; i < whole; i += vector::size) {
+    f(
+        i, [](const float* p) { return vector::load_unaligned(p); },
+        [](float* p, const vector& x) { x.store_unaligned(p); });
+  }
+  if (rest != 0) {
+    f(
+        whole, [&](const float* p) { return load_first<Arch>(p, rest, fill); },
+        [&](float* p, const vector& x) { store_first<Arch>(p, rest, x); });
+  }
+}
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/rms_norm/simd.hpp
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+// Σ x². Four sums hide the latency of the additions.
+template <class Arch>
+float sum_of_squares(const float* x, std::size_t n) {
+  using vector = batch<float, Arch>;
+  vector sums[4] = {vector(0.0f), vector(0.0f), vector(0.0f), vector(0.0f)};
+  std::size_t i = 0;
+  for (; i + 4 * vector::size <= n; i += 4 * vector::size) {
+    for (std::size_t j = 0; j < 4; ++j) {
+      const vector v = vector::load_unaligned(x + i + j * vector::size);
+      sums[j] = xsimd::fma(v, v, sums[j]);
+    }
+  }
+  for_each_vector<Arch>(n - i, [&](std::size_t k, auto load, auto) {
+    const vector v = load(x + i + k);
+    sums[0] = xsimd::fma(v, v, sums[0]);
+  });
+  return sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
+}  // namespace detail
+
+template <class Arch, class Executor>
+void rms_norm_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<const float, 1> gain, float eps,
+                   view<float, 2> y) noexcept {
+  using vector = batch<float, Arch>;
+  const std::size_t n = x.extent(1), grain = 1 + std::size_t{16384} / (n + 1);
+  const bool weighted = !gain.empty();
+  be.parallel_for(x.extent(0), grain, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t t = begin; t < end; ++t) {
+      const float *in = x.row(t), *w = gain.data();
+      float* out = y.row(t);
+      const float squares = detail::sum_of_squares<Arch>(in, n);
+      const vector scale(1.0f / std::sqrt(squares / static_cast<float>(n) + eps));
+      // This pass reads from the cache: the next row comes in meanwhile.
+      const float* next = in + (t + 1 < end ? x.stride(0) : 0);
+      detail::for_each_vector<Arch>(n, [&](std::size_t i, auto load, auto store) {
+        detail::prefetch(next, i);
+        const vector v = load(in + i) * scale;
+        store(out + i, weighted ? v * load(w + i) : v);
+      });
+    }
+  });
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/rms_norm/rms_norm.hpp
+MOTE_BEGIN_NAMESPACE
+
+template <backend Backend>
+void rms_norm(Backend& be, view<const float, 2> x, view<const float, 1> gain, float eps, view<float, 2> y) {
+  if (!gain.empty()) check_shape("rms_norm", "weight", gain.extents(), {x.extent(1)});
+  check_shape("rms_norm", "y", y.extents(), {x.extent(0), x.extent(1)});
+  rms_norm_impl(be, x, gain, eps, y);
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/blocks/ffn.hpp
+// The SwiGLU feed-forward network.
+//
+//   FFN(x) = down( silu(gate x) ⊙ (up x) )
+//
+// x: [tokens, hidden]; y: [tokens, hidden], set or added to. Throws shape_error when the shapes differ.
+// Source: Shazeer, "GLU Variants Improve Transformer" (2020).
+
+// ---- mote/core/output.hpp
+// What an op does with the values already in its output.
+
+MOTE_BEGIN_NAMESPACE
+
+enum class output { overwrite, accumulate };
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/matmul/matmul.hpp
+// Dense linear layer.
+//
+//   y[t, n] = Σ_k x[t, k] · W[n, k]            (output::overwrite)
+//   y[t, n] += Σ_k x[t, k] · W[n, k]           (output::accumulate)
+//
+// x: [tokens, in] float32, rows may be strided; W: [out, in] in any weight format; y: [tokens, out], rows may be strided,
+// must not overlap x. float32 and bf16 weights: products and sums in float32. int8 weights: x is quantized to int8 per
+// token, the dot product is exact in int32, y = scale_x · scale_w · Σ q_x q_w.
+// A token's result does not depend on the other tokens or on the number of threads.
+// Throws shape_error when the shapes differ.
+
+// ---- mote/quant/weight.hpp
+// `weight`: a matrix [out, in] in one of the formats that matmul reads. A model's layers may carry different formats; the
+// variant is visited once for each matmul, never for each element. A weight does not own its memory.
+
+// ---- mote/core/types.hpp
+// Element types narrower than float32. Each holds its published bit pattern; conversion to float is exact, conversion
+// from float rounds to nearest, ties to even, subnormals included.
+//
+//   type      sign/exponent/mantissa  bias  largest   special values
+//   bf16      1/8/7                   127   3.39e38   IEEE
+//   f16       1/5/10                  15    65504     IEEE
+//   f8_e4m3   1/4/3                   7     448       no infinity, NaN is 0x7F and 0xFF ("e4m3fn")
+//   f8_e5m2   1/5/2                   15    57344     IEEE-like
+//   f8_e8m0   0/8/0                   127   2^127     a power of two; 255 is NaN; no zero, no sign
+//   f4_e2m1   1/2/1                   1     6         none
+//
+// Source: OCP Microscaling Formats (MX) v1.0 and OCP 8-bit Floating Point v1.0 specifications; IEEE 754.
+
+#include <bit>
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+// |x| rounded to a format with `MantissaBits` and `Bias`, as the unsigned code exponent:mantissa. The code keeps
+// counting past the format's largest value: the caller compares with its own largest code.
+template <int MantissaBits, int Bias>
+MOTE_HD constexpr std::uint32_t round_magnitude(std::uint32_t magnitude_bits) {
+  const int exponent = static_cast<int>(magnitude_bits >> 23);
+  if (exponent == 0) {
+    if constexpr (Bias < 127) return 0;  // a float32 subnormal is below half of any smaller format's last place
+  }
+  const std::uint32_t mantissa = (magnitude_bits & 0x7FFFFFu) | (exponent == 0 ? 0u : 0x800000u);
+  const int normal_exponent = (exponent == 0 ? 1 : exponent) - 127 + Bias;
+  const int shift = 23 - MantissaBits + (normal_exponent < 1 ? 1 - normal_exponent : 0);
+  if (shift > 24) return 0;
+  const std::uint32_t kept = mantissa >> shift;
+  const std::uint32_t rest = mantissa & ((1u << shift) - 1u);
+  const std::uint32_t half = 1u << (shift - 1);
+  const std::uint32_t rounded = kept + ((rest > half || (rest == half && (kept & 1u) != 0)) ? 1u : 0u);
+  const std::uint32_t base = normal_exponent < 1 ? 0u : static_cast<std::uint32_t>(normal_exponent - 1) << MantissaBits;
+  return base + rounded;
+}
+
+// The value of an unsigned code exponent:mantissa of a finite number.
+template <int MantissaBits, int Bias>
+MOTE_HD constexpr float expand_magnitude(std::uint32_t code) {
+  std::uint32_t mantissa = code & ((1u << MantissaBits) - 1u);
+  int exponent = static_cast<int>(code >> MantissaBits);
+  if (exponent == 0) {
+    if (mantissa == 0) return 0.0f;
+    exponent = 1;
+    while ((mantissa >> MantissaBits) == 0) {
+      mantissa <<= 1;
+      --exponent;
+    }
+    mantissa &= (1u << MantissaBits) - 1u;
+  }
+  const std::uint32_t bits =
+      (static_cast<std::uint32_t>(exponent + 127 - Bias) << 23) | (mantissa << (23 - MantissaBits));
+  return std::bit_cast<float>(bits);
+}
+
+inline constexpr std::uint32_t float_infinity_bits = 0x7F800000u;
+inline constexpr std::uint32_t float_nan_bits = 0x7FC00000u;
+
+}  // namespace detail
+
+struct bf16 {
+  std::uint16_t bits = 0;
+
+  bf16() = default;
+  MOTE_HD constexpr explicit bf16(float x) {
+    const std::uint32_t u = std::bit_cast<std::uint32_t>(x);
+    if ((u & 0x7FFFFFFFu) > detail::float_infinity_bits) {
+      bits = static_cast<std::uint16_t>((u >> 16) | 0x40u);
+    } else {
+      bits = static_cast<std::uint16_t>((u + 0x7FFFu + ((u >> 16) & 1u)) >> 16);
+    }
+  }
+  MOTE_HD constexpr explicit operator float() const {
+    return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
+  }
+  MOTE_HD static constexpr bf16 from_bits(std::uint16_t b) {
+    bf16 y;
+    y.bits = b;
+    return y;
+  }
+};
+
+struct f16 {
+  std::uint16_t bits = 0;
+
+  f16() = default;
+  MOTE_HD constexpr explicit f16(float x) {
+    const std::uint32_t u = std::bit_cast<std::uint32_t>(x), magnitude = u & 0x7FFFFFFFu;
+    std::uint32_t code = 0x7E00u;
+    if (magnitude <= detail::float_infinity_bits) {
+      code = detail::round_magnitude<10, 15>(magnitude);
+      if (code > 0x7C00u) code = 0x7C00u;
+    }
+    bits = static_cast<std::uint16_t>(((u >> 16) & 0x8000u) | code);
+  }
+  MOTE_HD constexpr explicit operator float() const {
+    const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x8000u) << 16, code = bits & 0x7FFFu;
+    if (code >= 0x7C00u) {
+      return std::bit_cast<float>(sign | detail::float_infinity_bits | ((code & 0x3FFu) << 13));
+    }
+    return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(detail::expand_magnitude<10, 15>(code)));
+  }
+  MOTE_HD static constexpr f16 from_bits(std::uint16_t b) {
+    f16 y;
+    y.bits = b;
+    return y;
+  }
+};
+
+// What becomes of a finite value beyond the largest one, and of infinity: the largest value, or NaN (infinity in e5m2).
+enum class overflow { saturate, to_special };
+
+struct f8_e4m3 {
+  std::uint8_t bits = 0;
+
+  f8_e4m3() = default;
+  MOTE_HD constexpr explicit f8_e4m3(float x, overflow mode = overflow::saturate) {
+    const std::uint32_t u = std::bit_cast<std::uint32_t>(x), magnitude = u & 0x7FFFFFFFu;
+    std::uint32_t code = 0x7Fu;
+    if (magnitude <= detail::float_infinity_bits) {
+      code = detail::round_magnitude<3, 7>(magnitude);
+      if (code > 0x7Eu) code = mode == overflow::saturate ? 0x7Eu : 0x7Fu;
+    }
+    bits = static_cast<std::uint8_t>(((u >> 24) & 0x80u) | code);
+  }
+  MOTE_HD constexpr explicit operator float() const {
+    const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x80u) << 24, code = bits & 0x7Fu;
+    if (code == 0x7Fu) return std::bit_cast<float>(sign | detail::float_nan_bits);
+    return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(detail::expand_magnitude<3, 7>(code)));
+  }
+  MOTE_HD static constexpr f8_e4m3 from_bits(std::uint8_t b) {
+    f8_e4m3 y;
+    y.bits = b;
+    return y;
+  }
+};
+
+struct f8_e5m2 {
+  std::uint8_t bits = 0;
+
+  f8_e5m2() = default;
+  MOTE_HD constexpr explicit f8_e5m2(float x, overflow mode = overflow::saturate) {
+    const std::uint32_t u = std::bit_cast<std::uint32_t>(x), magnitude = u & 0x7FFFFFFFu;
+    std::uint32_t code = 0x7Eu;
+    if (magnitude <= detail::float_infinity_bits) {
+      code = detail::round_magnitude<2, 15>(magnitude);
+      if (code > 0x7Bu) code = mode == overflow::saturate ? 0x7Bu : 0x7Cu;
+    }
+    bits = static_cast<std::uint8_t>(((u >> 24) & 0x80u) | code);
+  }
+  MOTE_HD constexpr explicit operator float() const {
+    const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x80u) << 24, code = bits & 0x7Fu;
+    if (code >= 0x7Cu) {
+      return std::bit_cast<float>(sign | detail::float_infinity_bits | ((code & 3u) << 21));
+    }
+    return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(detail::expand_magnitude<2, 15>(code)));
+  }
+  MOTE_HD static constexpr f8_e5m2 from_bits(std::uint8_t b) {
+    f8_e5m2 y;
+    y.bits = b;
+    return y;
+  }
+};
+
+// How a positive float becomes a power of two: down (the MX rule) or up (a scale that never overflows).
+enum class exponent_rounding { floor, ceil };
+
+struct f8_e8m0 {
+  std::uint8_t bits = 0;
+
+  f8_e8m0() = default;
+  MOTE_HD constexpr explicit f8_e8m0(float x, exponent_rounding mode = exponent_rounding::floor) {
+    const std::uint32_t u = std::bit_cast<std::uint32_t>(x), magnitude = u & 0x7FFFFFFFu;
+    if (magnitude > detail::float_infinity_bits) {
+      bits = 255;
+      return;
+    }
+    std::uint32_t code = magnitude >> 23;
+    const std::uint32_t mantissa = magnitude & 0x7FFFFFu;
+    if (mode == exponent_rounding::ceil) {
+      if (code == 0) {
+        code = mantissa > 0x400000u ? 1u : 0u;  // code 0 is 2^-127, a float32 subnormal
+      } else if (mantissa != 0) {
+        ++code;
+      }
+    }
+    bits = static_cast<std::uint8_t>(code > 254u ? 254u : code);
+  }
+  MOTE_HD constexpr explicit operator float() const {
+    if (bits == 255) return std::bit_cast<float>(detail::float_nan_bits);
+    return std::bit_cast<float>(bits == 0 ? 0x400000u : static_cast<std::uint32_t>(bits) << 23);
+  }
+  MOTE_HD static constexpr f8_e8m0 from_bits(std::uint8_t b) {
+    f8_e8m0 y;
+    y.bits = b;
+    return y;
+  }
+};
+
+// One code in the low four bits; packing two into a byte is the business of the block formats.
+struct f4_e2m1 {
+  std::uint8_t bits = 0;
+
+  f4_e2m1() = default;
+  MOTE_HD constexpr explicit f4_e2m1(float x) {
+    const std::uint32_t u = std::bit_cast<std::uint32_t>(x), magnitude = u & 0x7FFFFFFFu;
+    std::uint32_t code = 7u;  // NaN has no code: the largest value by convention
+    if (magnitude <= detail::float_infinity_bits) {
+      code = detail::round_magnitude<1, 1>(magnitude);
+      if (code > 7u) code = 7u;
+      bits = static_cast<std::uint8_t>((u >> 28) & 0x8u);
+    }
+    bits = static_cast<std::uint8_t>(bits | code);
+  }
+  MOTE_HD constexpr explicit operator float() const {
+    const float magnitude = detail::expand_magnitude<1, 1>(bits & 7u);
+    return (bits & 8u) != 0 ? -magnitude : magnitude;
+  }
+  MOTE_HD static constexpr f4_e2m1 from_bits(std::uint8_t b) {
+    f4_e2m1 y;
+    y.bits = b;
+    return y;
+  }
+};
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/weight.hpp
+MOTE_BEGIN_NAMESPACE
+
+// int8 symmetric per output channel: W[n, k] = scale[n] · codes[n, k], codes in [-127, 127], sum[n] = Σ_k codes[n, k]
+// (kept because unsigned×signed dot products need it). Made by quantize_int8 (quant/int8.hpp).
+struct int8_matrix {
+  view<const std::int8_t, 2> codes;   // [out, in]
+  view<const float, 1> scale;         // [out]
+  view<const std::int32_t, 1> sum;    // [out]
+};
+
+using weight = std::variant<view<const float, 2>, view<const bf16, 2>, int8_matrix>;
+
+inline std::size_t out_features(const view<const float, 2>& w) { return w.extent(0); }
+inline std::size_t out_features(const view<const bf16, 2>& w) { return w.extent(0); }
+inline std::size_t out_features(const int8_matrix& w) { return w.codes.extent(0); }
+inline std::size_t in_features(const view<const float, 2>& w) { return w.extent(1); }
+inline std::size_t in_features(const view<const bf16, 2>& w) { return w.extent(1); }
+inline std::size_t in_features(const int8_matrix& w) { return w.codes.extent(1); }
+
+// Output rows [begin, begin + count).
+template <class T>
+view<const T, 2> slice_rows(const view<const T, 2>& w, std::size_t begin, std::size_t count) {
+  return w.slice(0, begin, count);
+}
+inline int8_matrix slice_rows(const int8_matrix& w, std::size_t begin, std::size_t count) {
+  return {w.codes.slice(0, begin, count), w.scale.slice(0, begin, count), w.sum.slice(0, begin, count)};
+}
+
+// One element as float32.
+inline float dequantize(const view<const float, 2>& w, std::size_t n, std::size_t k) { return w(n, k); }
+inline float dequantize(const view<const bf16, 2>& w, std::size_t n, std::size_t k) {
+  return static_cast<float>(w(n, k));
+}
+inline float dequantize(const int8_matrix& w, std::size_t n, std::size_t k) {
+  return w.scale(n) * static_cast<float>(w.codes(n, k));
+}
+
+inline std::size_t out_features(const weight& w) {
+  return std::visit([](const auto& m) { return out_features(m); }, w);
+}
+inline std::size_t in_features(const weight& w) {
+  return std::visit([](const auto& m) { return in_features(m); }, w);
+}
+// Bytes that one pass over the matrix reads.
+inline std::size_t bytes(const weight& w) {
+  return std::visit(
+      [](const auto& m) -> std::size_t {
+        using matrix = std::remove_cvref_t<decltype(m)>;
+        if constexpr (std::is_same_v<matrix, int8_matrix>) {
+          return m.codes.size() + m.scale.size() * sizeof(float) + m.sum.size() * sizeof(std::int32_t);
+        } else {
+          return m.size() * sizeof(typename matrix::value_type);
+        }
+      },
+      w);
+}
+inline weight slice_rows(const weight& w, std::size_t begin, std::size_t count) {
+  return std::visit([&](const auto& m) -> weight { return slice_rows(m, begin, count); }, w);
+}
+
+// The three projections of a SwiGLU feed-forward network: gate and up [intermediate, hidden], down [hidden, intermediate].
+struct ffn_weights {
+  weight gate, up, down;
+};
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/int8.hpp
+// int8 symmetric quantization of rows: weights per output channel, activations per token.
+//
+//   s = amax / 127,  q = clamp(round(x / s), -127, 127) with ties to even;  a zero row uses s = 1.
+
+MOTE_BEGIN_NAMESPACE
+
+// Quantizes one row of n values; returns the scale. `sum` receives Σ q.
+inline float quantize_int8_row(const float* x, std::size_t n, std::int8_t* codes, std::int32_t& sum) {
+  float amax = 0.0f;
+  for (std::size_t i = 0; i < n; ++i) amax = std::fmax(amax, std::fabs(x[i]));
+  const float scale = amax > 0.0f ? amax / 127.0f : 1.0f;
+  sum = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    const float q = std::fmin(std::fmax(std::nearbyint(x[i] / scale), -127.0f), 127.0f);
+    codes[i] = static_cast<std::int8_t>(q);
+    sum += codes[i];
+  }
+  return scale;
+}
+
+// w [out, in] to codes [out, in], scale [out] and sum [out]. Throws shape_error when the shapes differ.
+inline void quantize_int8(view<const float, 2> w, view<std::int8_t, 2> codes, view<float, 1> scale,
+                          view<std::int32_t, 1> sum) {
+  check_shape("quantize_int8", "codes", codes.extents(), {w.extent(0), w.extent(1)});
+  check_shape("quantize_int8", "scale", scale.extents(), {w.extent(0)});
+  check_shape("quantize_int8", "sum", sum.extents(), {w.extent(0)});
+  for (std::size_t n = 0; n < w.extent(0); ++n) {
+    scale(n) = quantize_int8_row(w.row(n), w.extent(1), codes.row(n), sum(n));
+  }
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/matmul/reference.hpp
+MOTE_BEGIN_NAMESPACE
+
+template <class T>
+void matmul_impl(reference&, view<const float, 2> x, const view<const T, 2>& w, view<float, 2> y, output mode) noexcept {
+  for (std::size_t t = 0; t < x.extent(0); ++t) {
+    for (std::size_t n = 0; n < w.extent(0); ++n) {
+      float sum = 0.0f;
+      for (std::size_t k = 0; k < w.extent(1); ++k) sum += x(t, k) * static_cast<float>(w(n, k));
+      y(t, n) = mode == output::accumulate ? y(t, n) + sum : sum;
+    }
+  }
+}
+
+inline void matmul_impl(reference& be, view<const float, 2> x, const int8_matrix& w, view<float, 2> y, output mode) {
+  auto scope = be.scope();
+  const auto codes = scope.tensor<std::int8_t>(x.extent(1));
+  for (std::size_t t = 0; t < x.extent(0); ++t) {
+    std::int32_t unused = 0;
+    const float scale = quantize_int8_row(x.row(t), x.extent(1), codes.data(), unused);
+    for (std::size_t n = 0; n < w.codes.extent(0); ++n) {
+      std::int32_t sum = 0;
+      for (std::size_t k = 0; k < w.codes.extent(1); ++k) sum += codes(k) * w.codes(n, k);
+      const float value = scale * w.scale(n) * static_cast<float>(sum);
+      y(t, n) = mode == output::accumulate ? y(t, n) + value : value;
+    }
+  }
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/matmul/simd.hpp
+#include <algorithm>
+
+// ---- mote/ops/matmul/panel.hpp
+// A panel: up to panel_rows weight rows against up to panel_tokens tokens, the unit in which matrix products are shared
+// out. Its weights stay in the second-level cache while tokens pass by, a tile's tokens in the first.
+
+// ---- mote/ops/matmul/int8_kernel.hpp
+// The inner loop of int8 products: exact int32 sums of int8 codes, vectors along k.
+//
+// x86's dot product multiplies unsigned by signed bytes, so there activations are kept as q + 128; the surplus,
+// 128 · Σ_k w, is known for each weight row and subtracted at the end (modulo 2^32, so it never matters that partial sums
+// wrap). Where the dot product is missing, codes are widened and multiplied as 16-bit integers.
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+// An accumulator of int32 lanes, how many codes one step takes and what is added to activations: by instruction set.
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+struct int8_lanes {
+  static constexpr std::size_t step = 64, tile_rows = 4, tile_tokens = 6;
+  static constexpr std::int32_t offset = 128;
+  using accumulator = __m512i;
+  static accumulator zero() { return _mm512_setzero_si512(); }
+  static accumulator dot(accumulator a, const std::uint8_t* x, const std::int8_t* w) {
+    return _mm512_dpbusd_epi32(a, _mm512_loadu_si512(x), _mm512_loadu_si512(w));
+  }
+  static std::int32_t sum(accumulator a) { return _mm512_reduce_add_epi32(a); }
+};
+#elif defined(__AVX2__)
+struct int8_lanes {
+  static constexpr std::size_t step = 32, tile_rows = 2, tile_tokens = 4;
+  static constexpr std::int32_t offset = 128;
+  using accumulator = __m256i;
+  static accumulator zero() { return _mm256_setzero_si256(); }
+  static accumulator dot(accumulator a, const std::uint8_t* x, const std::int8_t* w) {
+    const __m256i xs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+    const __m256i ws = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
+#if defined(__AVXVNNI__)
+    return _mm256_dpbusd_avx_epi32(a, xs, ws);
+#else
+    // maddubs would saturate: 255 · 127 · 2 exceeds 16 bits.
+    const __m256i low = _mm256_madd_epi16(_mm256_cvtepu8_epi16(_mm256_castsi256_si128(xs)),
+                                          _mm256_cvtepi8_epi16(_mm256_castsi256_si128(ws)));
+    const __m256i high = _mm256_madd_epi16(_mm256_cvtepu8_epi16(_mm256_extracti128_si256(xs, 1)),
+                                           _mm256_cvtepi8_epi16(_mm256_extracti128_si256(ws, 1)));
+    return _mm256_add_epi32(a, _mm256_add_epi32(low, high));
+#endif
+  }
+  static std::int32_t sum(accumulator a) {
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4E));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0xB1));
+    return _mm_cvtsi128_si32(s);
+  }
+};
+#elif defined(__SSE2__)
+struct int8_lanes {
+  static constexpr std::size_t step = 16, tile_rows = 2, tile_tokens = 4;
+  static constexpr std::int32_t offset = 128;
+  using accumulator = __m128i;
+  static accumulator zero() { return _mm_setzero_si128(); }
+  static accumulator dot(accumulator a, const std::uint8_t* x, const std::int8_t* w) {
+    const __m128i xs = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x)), none = _mm_setzero_si128();
+    const __m128i ws = _mm_loadu_si128(reinterpret_cast<const __m128i*>(w));
+    const __m128i sign = _mm_cmpgt_epi8(none, ws);
+    const __m128i low = _mm_madd_epi16(_mm_unpacklo_epi8(xs, none), _mm_unpacklo_epi8(ws, sign));
+    const __m128i high = _mm_madd_epi16(_mm_unpackhi_epi8(xs, none), _mm_unpackhi_epi8(ws, sign));
+    return _mm_add_epi32(a, _mm_add_epi32(low, high));
+  }
+  static std::int32_t sum(accumulator a) {
+    a = _mm_add_epi32(a, _mm_shuffle_epi32(a, 0x4E));
+    a = _mm_add_epi32(a, _mm_shuffle_epi32(a, 0xB1));
+    return _mm_cvtsi128_si32(a);
+  }
+};
+#elif defined(__ARM_NEON)
+struct int8_lanes {
+  static constexpr std::size_t step = 16, tile_rows = 4, tile_tokens = 4;
+  static constexpr std::int32_t offset = 0;
+  using accumulator = int32x4_t;
+  static accumulator zero() { return vdupq_n_s32(0); }
+  static accumulator dot(accumulator a, const std::uint8_t* x, const std::int8_t* w) {
+    const int8x16_t ws = vld1q_s8(w), xs = vreinterpretq_s8_u8(vld1q_u8(x));
+#if defined(__ARM_FEATURE_DOTPROD)
+    return vdotq_s32(a, xs, ws);
+#else
+    a = vpadalq_s16(a, vmull_s8(vget_low_s8(xs), vget_low_s8(ws)));
+    return vpadalq_s16(a, vmull_s8(vget_high_s8(xs), vget_high_s8(ws)));
+#endif
+  }
+  static std::int32_t sum(accumulator a) { return vaddvq_s32(a); }
+};
+#else
+struct int8_lanes {
+  static constexpr std::size_t step = 1, tile_rows = 1, tile_tokens = 1;
+  static constexpr std::int32_t offset = 0;
+  using accumulator = std::int32_t;
+  static accumulator zero() { return 0; }
+  static accumulator dot(accumulator a, const std::uint8_t* x, const std::int8_t* w) {
+    return a + static_cast<std::int8_t>(*x) * *w;
+  }
+  static std::int32_t sum(accumulator a) { return a; }
+};
+#endif
+
+// One row of activations to codes round(x / s) + offset, s = amax / 127: the codes of quantize_int8_row. Returns s.
+template <class Arch>
+float quantize_activations(const float* x, std::size_t n, std::uint8_t* codes) noexcept {
+  using vector = batch<float, Arch>;
+  vector largest(0.0f);
+  for_each_vector<Arch>(n, [&](std::size_t i, auto load, auto) { largest = xsimd::max(largest, xsimd::abs(load(x + i))); });
+  float lanes[vector::size], amax = 0.0f;
+  largest.store_unaligned(lanes);
+  for (const float lane : lanes) amax = lane > amax ? lane : amax;
+  const float scale = amax > 0.0f ? amax / 127.0f : 1.0f;
+  // Adding 1.5 · 2^23 rounds to a whole number, ties to even, and leaves it in the low bits.
+  const vector divisor(scale), magic(12582912.0f);
+  for_each_vector<Arch>(n, [&](std::size_t i, auto load, auto) {
+    const vector q = xsimd::min(xsimd::max(load(x + i) / divisor, vector(-127.0f)), vector(127.0f));
+    std::int32_t rounded[vector::size];
+    bits_as<std::int32_t>(q + magic).store_unaligned(rounded);
+    for (std::size_t j = 0; j < vector::size && i + j < n; ++j) {
+      codes[i + j] = static_cast<std::uint8_t>(rounded[j] + int8_lanes::offset);
+    }
+  });
+  return scale;
+}
+
+// R weight rows by C tokens over k codes: out[r + c · out_stride] = Σ_k (x + offset) w, modulo 2^32.
+template <std::size_t R, std::size_t C>
+void dot_tile_int8(const std::int8_t* const* w, const std::uint8_t* const* x, std::size_t k, std::int32_t* out,
+                   std::size_t out_stride) noexcept {
+  int8_lanes::accumulator acc[R][C];
+  for (auto& row : acc) {
+    for (auto& a : row) a = int8_lanes::zero();
+  }
+  const std::size_t whole = k / int8_lanes::step * int8_lanes::step;
+  for (std::size_t i = 0; i < whole; i += int8_lanes::step) {
+    for (std::size_t c = 0; c < C; ++c) {
+      for (std::size_t r = 0; r < R; ++r) acc[r][c] = int8_lanes::dot(acc[r][c], x[c] + i, w[r] + i);
+    }
+  }
+  for (std::size_t r = 0; r < R; ++r) {
+    for (std::size_t c = 0; c < C; ++c) {
+      auto total = static_cast<std::uint32_t>(int8_lanes::sum(acc[r][c]));
+      for (std::size_t i = whole; i < k; ++i) {
+        const std::int32_t code = int8_lanes::offset == 0 ? static_cast<std::int8_t>(x[c][i]) : x[c][i];
+        total += static_cast<std::uint32_t>(code * w[r][i]);
+      }
+      out[r + c * out_stride] = static_cast<std::int32_t>(total);
+    }
+  }
+}
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/matmul/micro_kernel.hpp
+// The inner loops of every matrix product: a tile of R weight rows by C tokens, vectors along k.
+//
+// Weights stay row-major as checkpoints store them. Each output has one accumulator vector, walked along k in the same
+// steps whatever the tile's shape, and summed across lanes in one order at the end: a token's result has the same bits
+// alone and in a batch. 4 rows by 6 tokens keep 24 accumulators in 32 registers, 10 loads for 24 multiply-adds.
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+// Registers decide the tile: 32 of them with AVX-512 and on ARM, 16 elsewhere.
+template <class Arch>
+inline constexpr bool many_registers = batch<float, Arch>::size == 16
+#if defined(__aarch64__)
+                                       || true
+#endif
+    ;
+template <class Arch>
+inline constexpr std::size_t tile_rows = many_registers<Arch> ? 4 : 3;
+template <class Arch>
+inline constexpr std::size_t tile_tokens = many_registers<Arch> ? 6 : 4;
+
+template <class Arch>
+batch<float, Arch> load_weights(const float* p) {
+  return batch<float, Arch>::load_unaligned(p);
+}
+
+// bf16 is the upper half of a float32, so widening is exact.
+template <class Arch>
+batch<float, Arch> load_weights(const bf16* p) {
+  using vector = batch<float, Arch>;
+  if constexpr (vector::size == 16) {
+#if defined(__AVX512F__)
+    const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return vector(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16)));
+#endif
+  } else if constexpr (vector::size == 8) {
+#if defined(__AVX2__)
+    const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return vector(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(narrow), 16)));
+#elif defined(__AVX__)
+    const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), zero = _mm_setzero_si128();
+    const __m128 low = _mm_castsi128_ps(_mm_unpacklo_epi16(zero, narrow));
+    const __m128 high = _mm_castsi128_ps(_mm_unpackhi_epi16(zero, narrow));
+    return vector(_mm256_insertf128_ps(_mm256_castps128_ps256(low), high, 1));
+#endif
+  } else {
+#if defined(__SSE2__)
+    const __m128i narrow = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return vector(_mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), narrow)));
+#elif defined(__ARM_NEON)
+    const uint16x4_t narrow = vld1_u16(reinterpret_cast<const std::uint16_t*>(p));
+    return vector(vreinterpretq_f32_u32(vshll_n_u16(narrow, 16)));
+#endif
+  }
+}
+
+// The last n < size elements of a row, zeros behind them; reads nothing past them.
+template <class Arch, class T>
+batch<float, Arch> load_tail(const T* p, std::size_t n) {
+  float lanes[batch<float, Arch>::size] = {};
+  for (std::size_t i = 0; i < n; ++i) lanes[i] = static_cast<float>(p[i]);
+  return batch<float, Arch>::load_unaligned(lanes);
+}
+
+// f(0), f(1) … f(N - 1), always unrolled: the accumulators below must become registers.
+template <std::size_t N, class F>
+[[gnu::always_inline]] inline void unroll(F&& f) {
+  [&]<std::size_t... I>(std::index_sequence<I...>) __attribute__((always_inline)) { (f(I), ...); }
+  (std::make_index_sequence<N>{});
+}
+
+// Keeps a loaded vector in its register: g++ would otherwise load it again for every product that uses it.
+template <class Arch>
+[[gnu::always_inline]] inline void keep_in_register([[maybe_unused]] batch<float, Arch>& x) {
+#if defined(__x86_64__)
+  if constexpr (sizeof(x.data) == 64) {
+    asm("" : "+v"(x.data));
+  } else {
+    asm("" : "+x"(x.data));
+  }
+#elif defined(__aarch64__)
+  asm("" : "+w"(x.data));
+#endif
+}
+
+// One tile over k elements. k may come in blocks: `state` holds the R·C accumulators between them (`resume`: there is a
+// block before this one). After the last block, where `out` is given, the sums go to out[r + c · out_stride].
+template <class Arch, std::size_t R, std::size_t C, class T>
+void dot_tile(const T* const* w, const float* const* x, std::size_t k, bool resume, float* state, float* out,
+              std::size_t out_stride) noexcept {
+  using vector = batch<float, Arch>;
+  vector acc[R][C];
+  const T* row[R];
+  const float* token[C];
+  unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+    row[r] = w[r];
+    unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
+      acc[r][c] = resume ? vector::load_aligned(state + (r * C + c) * vector::size) : vector(0.0f);
+    });
+  });
+  unroll<C>([&](std::size_t c) __attribute__((always_inline)) { token[c] = x[c]; });
+
+  const std::size_t whole = k / vector::size * vector::size;
+  for (std::size_t i = 0; i < whole; i += vector::size) {
+    vector weights[R];
+    unroll<R>([&](std::size_t r) __attribute__((always_inline)) { weights[r] = load_weights<Arch>(row[r] + i); if constexpr (C<=2) __builtin_prefetch(row[r] + i + (row[R-1]-row[0])*R/(R>1?R-1:1),0,2); });
+    unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
+      vector values = vector::load_unaligned(token[c] + i);
+      keep_in_register<Arch>(values);
+      unroll<R>([&](std::size_t r) __attribute__((always_inline)) { acc[r][c] = xsimd::fma(weights[r], values, acc[r][c]); });
+    });
+  }
+  if (whole != k) {
+    unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
+      const vector values = load_tail<Arch>(token[c] + whole, k - whole);
+      unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+        acc[r][c] = xsimd::fma(load_tail<Arch>(row[r] + whole, k - whole), values, acc[r][c]);
+      });
+    });
+  }
+
+  unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+    unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
+      if (out != nullptr) {
+        out[r + c * out_stride] = sum<Arch>(acc[r][c]);
+      } else {
+        acc[r][c].store_aligned(state + (r * C + c) * vector::size);
+      }
+    });
+  });
+}
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/matmul/panel.hpp
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+inline constexpr std::size_t panel_rows = 32, panel_tokens = 24;
+inline constexpr std::size_t panel_depth = 1024;   // elements of k a block: a tile's rows and tokens fit 48 KiB
+
+// A row of activations in the form that a weight format multiplies: float32, or int8 codes with their scale.
+struct activation {
+  const float* values = nullptr;
+  const std::uint8_t* codes = nullptr;
+  float scale = 1.0f;
+};
+
+// Kernel::tile<r, c> for every r <= Kernel::rows and c <= Kernel::tokens, to be chosen at run time.
+template <class Kernel>
+inline constexpr auto tile_functions = []<std::size_t... I>(std::index_sequence<I...>) {
+  return std::array{&Kernel::template tile<I / Kernel::tokens + 1, I % Kernel::tokens + 1>...};
+}(std::make_index_sequence<Kernel::rows * Kernel::tokens>{});
+
+template <class Kernel>
+auto tile_function(std::size_t rows, std::size_t tokens) {
+  return tile_functions<Kernel>[(rows - 1) * Kernel::tokens + tokens - 1];
+}
+
+// Walks rows × tokens in tiles: f(first row, rows, first token, tokens).
+template <class Kernel, class F>
+void for_each_tile(std::size_t rows, std::size_t tokens, F&& f) {
+  for (std::size_t t = 0; t < tokens; t += Kernel::tokens) {
+    for (std::size_t n = 0; n < rows; n += Kernel::rows) {
+      f(n, std::min(Kernel::rows, rows - n), t, std::min(Kernel::tokens, tokens - t));
+    }
+  }
+}
+
+template <class Arch, class T>
+struct float_kernel {
+  static constexpr std::size_t rows = tile_rows<Arch>, tokens = tile_tokens<Arch>;
+  template <std::size_t R, std::size_t C>
+  static void tile(const T* const* w, const float* const* x, std::size_t k, bool resume, float* state, float* out) noexcept {
+    dot_tile<Arch, R, C>(w, x, k, resume, state, out, panel_rows);
+  }
+};
+
+struct int8_kernel {
+  static constexpr std::size_t rows = int8_lanes::tile_rows, tokens = int8_lanes::tile_tokens;
+  template <std::size_t R, std::size_t C>
+  static void tile(const std::int8_t* const* w, const std::uint8_t* const* x, std::size_t k, std::int32_t* out) noexcept {
+    dot_tile_int8<R, C>(w, x, k, out, rows);
+  }
+};
+
+// out[n + t · panel_rows] = Σ_k W[first + n, k] · x[t][k] for n < rows <= panel_rows, t < tokens <= panel_tokens.
+template <class Arch, class T>
+void panel_product(const view<const T, 2>& w, std::size_t first, std::size_t rows, const activation* x,
+                   std::size_t tokens, float* out) noexcept {
+  using kernel = float_kernel<Arch, T>;
+  constexpr std::size_t lanes = batch<float, Arch>::size;
+  const std::size_t k = w.extent(1);
+  alignas(64) float state[panel_rows * panel_tokens * lanes];
+  for (std::size_t begin = 0; begin == 0 || begin < k; begin += panel_depth) {
+    const std::size_t depth = std::min(panel_depth, k - begin);
+    const bool last = begin + depth == k;
+    float* accumulators = state;
+    for_each_tile<kernel>(rows, tokens, [&](std::size_t n, std::size_t row_count, std::size_t t, std::size_t token_count) {
+      const T* row[kernel::rows];
+      const float* token[kernel::tokens];
+      for (std::size_t r = 0; r < row_count; ++r) row[r] = w.row(first + n + r) + begin;
+      for (std::size_t c = 0; c < token_count; ++c) token[c] = x[t + c].values + begin;
+      tile_function<kernel>(row_count, token_count)(row, token, depth, begin != 0, accumulators,
+                                                    last ? out + n + t * panel_rows : nullptr);
+      accumulators += row_count * token_count * lanes;
+    });
+  }
+}
+
+template <class Arch>
+void panel_product(const int8_matrix& w, std::size_t first, std::size_t rows, const activation* x, std::size_t tokens,
+                   float* out) noexcept {
+  for_each_tile<int8_kernel>(rows, tokens, [&](std::size_t n, std::size_t row_count, std::size_t t, std::size_t token_count) {
+    const std::int8_t* row[int8_kernel::rows];
+    const std::uint8_t* token[int8_kernel::tokens];
+    std::int32_t sums[int8_kernel::rows * int8_kernel::tokens];
+    for (std::size_t r = 0; r < row_count; ++r) row[r] = w.codes.row(first + n + r);
+    for (std::size_t c = 0; c < token_count; ++c) token[c] = x[t + c].codes;
+    tile_function<int8_kernel>(row_count, token_count)(row, token, w.codes.extent(1), sums);
+    for (std::size_t c = 0; c < token_count; ++c) {
+      for (std::size_t r = 0; r < row_count; ++r) {
+        const auto surplus = static_cast<std::uint32_t>(int8_lanes::offset * w.sum(first + n + r));
+        const auto exact = static_cast<std::int32_t>(static_cast<std::uint32_t>(sums[r + c * int8_kernel::rows]) - surplus);
+        out[n + r + (t + c) * panel_rows] = x[t + c].scale * w.scale(first + n + r) * static_cast<float>(exact);
+      }
+    }
+  });
+}
+
+// Rows of activations for one matrix format, made once for all the panels that read them.
+template <class Matrix>
+inline constexpr bool reads_codes = std::is_same_v<Matrix, int8_matrix>;
+
+// Fills rows[i] for i < count from row(i), n values each; `codes` [count, n] is used for formats that read codes.
+template <class Arch, class Backend, class Row>
+void quantize_rows(Backend& be, std::size_t count, std::size_t n, view<std::uint8_t, 2> codes, view<activation, 1> rows,
+                   Row&& row) {
+  be.parallel_for(count, 1 + 4096 / (n + 1), [&](std::size_t begin, std::size_t end) {
+    for (std::size_t i = begin; i < end; ++i) {
+      const float* values = row(i);
+      const float scale = quantize_activations<Arch>(values, n, codes.row(i));
+      rows(i) = {values, codes.row(i), scale};
+    }
+  });
+}
+
+template <class Backend, class Row>
+void collect_rows(Backend& be, std::size_t count, view<activation, 1> rows, Row&& row) {
+  be.parallel_for(count, 4096, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t i = begin; i < end; ++i) rows(i) = {row(i), nullptr, 1.0f};
+  });
+}
+
+// rows[i] for i < count, as the format of Matrix wants them; codes live in `scope`.
+template <class Arch, class Matrix, class Backend, class Scope, class Row>
+view<activation, 1> prepare_rows(Backend& be, Scope& scope, std::size_t count, std::size_t n, Row&& row) {
+  const auto rows = scope.template tensor<activation>(count);
+  if constexpr (reads_codes<Matrix>) {
+    quantize_rows<Arch>(be, count, n, scope.template tensor<std::uint8_t>(count, n), rows, row);
+  } else {
+    collect_rows(be, count, rows, row);
+  }
+  return rows;
+}
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/matmul/simd.hpp
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+// One panel of weight rows for all tokens; `target(t)` is the row of y.
+template <class Arch, class Matrix, class Target>
+void matmul_panel(const Matrix& w, std::size_t first, std::size_t rows, const activation* x, std::size_t tokens,
+                  output mode, Target&& target) noexcept {
+  float out[panel_rows * panel_tokens];
+  for (std::size_t t = 0; t < tokens; t += panel_tokens) {
+    const std::size_t count = std::min(panel_tokens, tokens - t);
+    panel_product<Arch>(w, first, rows, x + t, count, out);
+    for (std::size_t c = 0; c < count; ++c) {
+      float* y = target(t + c) + first;
+      for (std::size_t n = 0; n < rows; ++n) {
+        y[n] = mode == output::accumulate ? y[n] + out[n + c * panel_rows] : out[n + c * panel_rows];
+      }
+    }
+  }
+}
+
+}  // namespace detail
+
+template <class Arch, class Executor, class Matrix>
+void matmul_impl(simd<Arch, Executor>& be, view<const float, 2> x, const Matrix& w, view<float, 2> y, output mode) {
+  const std::size_t tokens = x.extent(0), out = out_features(w);
+  if (tokens == 0 || out == 0) return;
+  auto scope = be.scope();
+  const auto rows = detail::prepare_rows<Arch, Matrix>(be, scope, tokens, x.extent(1), [&](std::size_t t) { return x.row(t); });
+  be.parallel_for(out, detail::panel_rows, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t n = begin; n < end; n += detail::panel_rows) {
+      detail::matmul_panel<Arch>(w, n, std::min(detail::panel_rows, end - n), rows.data(), tokens, mode,
+                                 [&](std::size_t t) { return y.row(t); });
+    }
+  });
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/matmul/matmul.hpp
+MOTE_BEGIN_NAMESPACE
+
+template <backend Backend>
+void matmul(Backend& be, view<const float, 2> x, const weight& w, view<float, 2> y, output mode = output::overwrite) {
+  check_shape("matmul", "x", x.extents(), {x.extent(0), in_features(w)});
+  check_shape("matmul", "y", y.extents(), {x.extent(0), out_features(w)});
+  std::visit([&](const auto& matrix) { matmul_impl(be, x, matrix, y, mode); }, w);
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/swiglu/swiglu.hpp
+// Gated activation of the feed-forward network.
+//
+//   y[t, i] = silu(gate[t, i]) · up[t, i],   silu(a) = a / (1 + exp(-a))
+//
+// gate, up, y: [tokens, intermediate], rows may be strided; y may be gate or up. Throws shape_error when shapes differ.
+// Source: Shazeer, "GLU Variants Improve Transformer" (2020).
+
+// ---- mote/ops/swiglu/reference.hpp
+MOTE_BEGIN_NAMESPACE
+
+inline float silu(float a) { return a / (1.0f + std::exp(-a)); }
+
+inline void swiglu_impl(reference&, view<const float, 2> gate, view<const float, 2> up, view<float, 2> y) noexcept {
+  for (std::size_t t = 0; t < y.extent(0); ++t) {
+    for (std::size_t i = 0; i < y.extent(1); ++i) y(t, i) = silu(gate(t, i)) * up(t, i);
+  }
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/swiglu/simd.hpp
+MOTE_BEGIN_NAMESPACE
+
+template <class Arch, class Executor>
+void swiglu_impl(simd<Arch, Executor>& be, view<const float, 2> gate, view<const float, 2> up,
+                 view<float, 2> y) noexcept {
+  using vector = batch<float, Arch>;
+  const std::size_t n = y.extent(1), grain = 1 + std::size_t{16384} / (n + 1);
+  be.parallel_for(y.extent(0), grain, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t t = begin; t < end; ++t) {
+      const float *g = gate.row(t), *u = up.row(t);
+      float* out = y.row(t);
+      detail::for_each_vector<Arch>(n, [&](std::size_t i, auto load, auto store) {
+        const vector a = load(g + i);
+        store(out + i, a / (vector(1.0f) + detail::exp_vector<Arch>(-a)) * load(u + i));
+      });
+    }
+  });
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/swiglu/swiglu.hpp
+MOTE_BEGIN_NAMESPACE
+
+template <backend Backend>
+void swiglu(Backend& be, view<const float, 2> gate, view<const float, 2> up, view<float, 2> y) {
+  check_shape("swiglu", "up", up.extents(), {gate.extent(0), gate.extent(1)});
+  check_shape("swiglu", "y", y.extents(), {gate.extent(0), gate.extent(1)});
+  swiglu_impl(be, gate, up, y);
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/blocks/ffn.hpp
+MOTE_BEGIN_NAMESPACE
+
+template <backend Backend>
+void ffn(Backend& be, view<const float, 2> x, const ffn_weights& w, view<float, 2> y, output mode = output::overwrite) {
+  auto scratch = be.scope();
+  const auto gate = scratch.template tensor<float>(x.extent(0), out_features(w.gate));
+  const auto up = scratch.template tensor<float>(x.extent(0), out_features(w.up));
+  matmul(be, x, w.gate, gate);
+  matmul(be, x, w.up, up);
+  swiglu(be, gate, up, gate);
+  matmul(be, gate, w.down, y, mode);
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/blocks/mla.hpp
+// Multi-head latent attention: all heads' keys and values are rebuilt from one small latent vector per token, and the
+// cache holds only that vector and one rotary key.
+//
+//   q = W_q x   or   W_qb RMSNorm(W_qa x)                  -> heads of [nope | rope]
+//   [c' | k'] = W_kva x;   c = RMSNorm(c');   q_r, k_r = rope(q rope part), rope(k');   cache row: [c | k_r]
+//   expanded:  k_n = W_uk c, v = W_uv c;   s = scale (q_n · k_n + q_r · k_r);   o = softmax(s) v
+//   absorbed:  q_lat = W_ukᵀ q_n;          s = scale (q_lat · c + q_r · k_r);   o = W_uv (softmax(s) c)
+//   y = W_o [o^0 | … | o^{H-1}]
+//
+// Both forms are equal in real arithmetic. The absorbed form reads the cache as it is, the expanded form first rebuilds
+// keys and values of the whole context: cheaper once enough tokens share that work.
+// Source: DeepSeek-V2 (2024), section 2.1 and appendix C; DeepSeek-V3 model code.
+
+#include <optional>
+
+// ---- mote/core/paged.hpp
+// Paged caches: rows of one sequence, stored in pages that a block table lists in order.
+
+MOTE_BEGIN_NAMESPACE
+
+// Rows [0, length) of one sequence. Row i is pages[block_table[i / page_size]][i % page_size].
+template <class T>
+struct paged_rows {
+  view<T, 3> pages;                           // [pages, page_size, width]
+  std::span<const std::int32_t> block_table;  // [ceil(length / page_size)]
+  std::size_t length = 0;
+
+  std::size_t page_size() const { return pages.extent(1); }
+  std::size_t width() const { return pages.extent(2); }
+  T* row(std::size_t i) const {
+    return &pages(static_cast<std::size_t>(block_table[i / page_size()]), i % page_size(), std::size_t{0});
+  }
+  operator paged_rows<const T>() const requires(!std::is_const_v<T>) { return {pages, block_table, length}; }
+};
+
+// Throws shape_error "op: argument: …" unless the block table covers the length.
+template <class T>
+void check_pages(std::string_view op, std::string_view argument, const paged_rows<T>& rows) {
+  if (rows.length != 0 && (rows.page_size() == 0 || (rows.length - 1) / rows.page_size() >= rows.block_table.size())) {
+    raise<shape_error>(std::string(op) + ": " + std::string(argument) + ": its block table must cover its length, " +
+                       std::to_string(rows.length) + " rows");
+  }
+}
+
+// What each of the sequence's last contexts.size() tokens sees: every row up to its own. Runs on a host back end.
+template <class Backend, class T>
+void causal_contexts(Backend& be, const paged_rows<T>& rows, view<paged_rows<const T>, 1> contexts) {
+  const std::size_t tokens = contexts.extent(0);
+  be.parallel_for(1, 1, [&](std::size_t, std::size_t) {
+    for (std::size_t t = 0; t < tokens; ++t) {
+      contexts(t) = rows;
+      contexts(t).length = rows.length - tokens + t + 1;
+    }
+  });
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/add_bias/add_bias.hpp
+// Adds one vector to every row: y[t, i] += bias[i].
+//
+// y: [tokens, n], rows may be strided; bias: [n]. Throws shape_error when the shapes differ.
+
+// ---- mote/ops/add_bias/reference.hpp
+MOTE_BEGIN_NAMESPACE
+
+inline void add_bias_impl(reference&, view<const float, 1> bias, view<float, 2> y) noexcept {
+  for (std::size_t t = 0; t < y.extent(0); ++t) {
+    for (std::size_t i = 0; i < y.extent(1); ++i) y(t, i) += bias(i);
+  }
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/add_bias/simd.hpp
+MOTE_BEGIN_NAMESPACE
+
+template <class Arch, class Executor>
+void add_bias_impl(simd<Arch, Executor>& be, view<const float, 1> bias, view<float, 2> y) noexcept {
+  using vector = batch<float, Arch>;
+  const std::size_t n = y.extent(1), whole = n / vector::size * vector::size;
+  const std::size_t grain = 1 + std::size_t{16384} / (n + 1);
+  be.parallel_for(y.extent(0), grain, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t t = begin; t < end; ++t) {
+      float* row = y.row(t);
+      for (std::size_t i = 0; i < whole; i += vector::size) {
+        (vector::load_unaligned(row + i) + vector::load_unaligned(bias.data() + i)).store_unaligned(row + i);
+      }
+      for (std::size_t i = whole; i < n; ++i) row[i] += bias.data()[i];
+    }
+  });
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/add_bias/add_bias.hpp
+MOTE_BEGIN_NAMESPACE
+
+template <backend Backend>
+void add_bias(Backend& be, view<const float, 1> bias, view<float, 2> y) {
+  check_shape("add_bias", "bias", bias.extents(), {y.extent(1)});
+  add_bias_impl(be, bias, y);
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/batched_matmul/batched_matmul.hpp
+// One linear layer for each entry of a batch (in MLA: for each head).
+//
+//   y[b, t, n] = Σ_k x[b, t, k] · W[b · out + n, k]
+//
+// x: [batch, tokens, in], y: [batch, tokens, out], both with any strides but a contiguous last dimension;
+// W: [batch · out, in] in any weight format. Numbers as in matmul. Throws shape_error when the shapes differ.
+
+// ---- mote/ops/batched_matmul/reference.hpp
+MOTE_BEGIN_NAMESPACE
+
+template <class Matrix>
+void batched_matmul_impl(reference& be, view<const float, 3> x, const Matrix& w, view<float, 3> y) {
+  for (std::size_t b = 0; b < x.extent(0); ++b) {
+    matmul_impl(be, x[b], slice_rows(w, b * y.extent(2), y.extent(2)), y[b], output::overwrite);
+  }
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/batched_matmul/simd.hpp
+MOTE_BEGIN_NAMESPACE
+
+template <class Arch, class Executor, class Matrix>
+void batched_matmul_impl(simd<Arch, Executor>& be, view<const float, 3> x, const Matrix& w, view<float, 3> y) {
+  const std::size_t entries = x.extent(0), tokens = x.extent(1), out = y.extent(2);
+  if (tokens == 0 || out == 0) return;
+  const std::size_t panels = (out + detail::panel_rows - 1) / detail::panel_rows;
+  auto scope = be.scope();
+  const auto rows = detail::prepare_rows<Arch, Matrix>(be, scope, entries * tokens, x.extent(2), [&](std::size_t i) {
+    return &x(i / tokens, i % tokens, std::size_t{0});
+  });
+  be.parallel_for(entries * panels, 1, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t i = begin; i < end; ++i) {
+      const std::size_t b = i / panels, n = i % panels * detail::panel_rows;
+      detail::matmul_panel<Arch>(slice_rows(w, b * out, out), n, std::min(detail::panel_rows, out - n),
+                                 rows.data() + b * tokens, tokens, output::overwrite,
+                                 [&](std::size_t t) { return &y(b, t, std::size_t{0}); });
+    }
+  });
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/batched_matmul/batched_matmul.hpp
+MOTE_BEGIN_NAMESPACE
+
+template <backend Backend>
+void batched_matmul(Backend& be, view<const float, 3> x, const weight& w, view<float, 3> y) {
+  check_shape("batched_matmul", "x", x.extents(), {x.extent(0), x.extent(1), in_features(w)});
+  check(x.extent(0) != 0 && out_features(w) % x.extent(0) == 0, "batched_matmul",
+        "w: its rows must be a multiple of the batch");
+  check_shape("batched_matmul", "y", y.extents(), {x.extent(0), x.extent(1), out_features(w) / x.extent(0)});
+  std::visit([&](const auto& matrix) { batched_matmul_impl(be, x, matrix, y); }, w);
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/mla_decode/mla_decode.hpp
+// Multi-head latent attention in its absorbed form, on the paged latent cache: multi-query attention whose key is
+// [latent | rope key] and whose value is the latent.
+//
+//   s[t, h, c] = scale · (q_latent[t, h] · latent[c] + q_rope[t, h] · k_rope[c]),   c < length of token t's context
+//   y[t, h] = Σ_c softmax_c(s[t, h, :]) latent[c]
+//
+// q_latent, y: [tokens, heads, kv_lora_rank]; q_rope: [tokens, heads, qk_rope_head_dim]; context[t] are the cached rows
+// [latent | rope key] that token t sees, its own included: tokens may belong to one sequence or to several.
+// Throws shape_error when shapes differ, a context is empty or its block table too short.
+// Source: DeepSeek-V2 (2024), section 2.1 and appendix C.
+
+// ---- mote/ops/mla_decode/reference.hpp
+MOTE_BEGIN_NAMESPACE
+
+inline void mla_decode_impl(reference& be, view<const float, 3> q_latent, view<const float, 3> q_rope,
+                            std::span<const paged_rows<const float>> context, float scale, view<float, 3> y) {
+  const std::size_t rank = q_latent.extent(2), rope_dim = q_rope.extent(2);
+  for (std::size_t t = 0; t < q_latent.extent(0); ++t) {
+    const auto& rows = context[t];
+    auto scope = be.scope();
+    const auto p = scope.tensor<float>(rows.length);
+    for (std::size_t h = 0; h < q_latent.extent(1); ++h) {
+      float maximum = -INFINITY, total = 0.0f;
+      for (std::size_t c = 0; c < rows.length; ++c) {
+        const float* row = rows.row(c);
+        float s = 0.0f;
+        for (std::size_t i = 0; i < rank; ++i) s += q_latent(t, h, i) * row[i];
+        for (std::size_t i = 0; i < rope_dim; ++i) s += q_rope(t, h, i) * row[rank + i];
+        p(c) = s * scale;
+        maximum = std::fmax(maximum, p(c));
+      }
+      for (std::size_t c = 0; c < rows.length; ++c) total += p(c) = std::exp(p(c) - maximum);
+      for (std::size_t i = 0; i < rank; ++i) {
+        float sum = 0.0f;
+        for (std::size_t c = 0; c < rows.length; ++c) sum += p(c) * rows.row(c)[i];
+        y(t, h, i) = sum / total;
+      }
+    }
+  }
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/attention/tile.hpp
+// The inner loop that attention ops share: a block of queries against tiles of keys, with the online softmax.
+//
+// Lanes are queries: queries are stored transposed, [dim][lanes], and every key element is broadcast, so that scores,
+// maxima, exponentials and sums need no work across lanes. After tile i the outputs hold Σ exp(s - m) v over the keys so
+// far, m being their largest score; the next tile rescales them if m grew.
+//
+// One lane's result does not depend on what the other lanes hold.
+// Source: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018); Dao et al., "FlashAttention" (2022).
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+// Up to `size` keys and their values. A key is [first | second], two runs of floats.
+struct attention_keys {
+  static constexpr std::size_t size = 64;
+
+  const float* first[size];
+  const float* second[size];
+  const float* value[size];
+  std::size_t count = 0;
+};
+
+// x[lane * stride + i] · scale, i < dim, to packed[i * lanes + lane]; lanes from `count` on become zero.
+inline void pack_queries(const float* x, std::size_t stride, std::size_t dim, std::size_t count, std::size_t lanes,
+                         float scale, float* packed) {
+  for (std::size_t i = 0; i < dim; ++i) {
+    for (std::size_t lane = 0; lane < count; ++lane) packed[i * lanes + lane] = x[lane * stride + i] * scale;
+    for (std::size_t lane = count; lane < lanes; ++lane) packed[i * lanes + lane] = 0.0f;
+  }
+}
+
+// A block of up to Vectors · batch::size queries.
+template <class Arch, std::size_t Vectors>
+class attention_block {
+  using vector = batch<float, Arch>;
+
+ public:
+  static constexpr std::size_t lanes = Vectors * vector::size;
+
+  // The queries' outputs, `count` rows of dim_v floats, must start as zeros.
+  attention_block(const float* queries, std::size_t dim_first, std::size_t dim_second, float* const* out,
+                  std::size_t count, std::size_t dim_v)
+      : queries_(queries), dim_first_(dim_first), dim_second_(dim_second), out_(out), count_(count), dim_v_(dim_v) {
+    for (std::size_t v = 0; v < Vectors; ++v) {
+      maximum_[v] = vector(-INFINITY);
+      total_[v] = vector(0.0f);
+    }
+  }
+
+  // Adds a tile that all queries see. Changes nothing in `keys` but the unused pointers.
+  void add(attention_keys& keys) {
+    score(keys);
+    accumulate(keys);
+  }
+
+  // Adds a tile of which query `lane` sees the first visible + lane keys (none where that is negative).
+  void add_causal(attention_keys& keys, std::ptrdiff_t visible) {
+    score(keys);
+    for (std::size_t v = 0; v < Vectors; ++v) {
+      const vector limit =
+          lane_numbers<Arch>() + vector(static_cast<float>(visible + static_cast<std::ptrdiff_t>(v * vector::size)));
+      for (std::size_t c = 0; c < keys.count; ++c) {
+        float* s = scores_ + c * lanes + v * vector::size;
+        const vector seen =
+            xsimd::select(vector(static_cast<float>(c)) < limit, vector::load_aligned(s), vector(-INFINITY));
+        seen.store_aligned(s);
+      }
+    }
+    accumulate(keys);
+  }
+
+  // The largest score and the sum of exp(s - largest) of every lane.
+  void store_state(float* maximum, float* total) const {
+    for (std::size_t v = 0; v < Vectors; ++v) {
+      maximum_[v].store_unaligned(maximum + v * vector::size);
+      total_[v].store_unaligned(total + v * vector::size);
+    }
+  }
+
+  // Divides the outputs by the sums.
+  void normalise() {
+    float maximum[lanes], total[lanes];
+    store_state(maximum, total);
+    for (std::size_t lane = 0; lane < count_; ++lane) {
+      float* o = out_[lane];
+      const vector scale(1.0f / total[lane]);
+      for_each_vector<Arch>(dim_v_, [&](std::size_t i, auto load, auto store) { store(o + i, load(o + i) * scale); });
+    }
+  }
+
+ private:
+  // Register tiles: about 16 accumulators where there are 32 registers, 8 where there are 16.
+  static constexpr std::size_t keys_at_once =
+      (vector::size == 16 ? 16 : 8) / Vectors / (vector::size == 16 && Vectors == 1 ? 2 : 1);
+  static constexpr std::size_t rows_at_once = 4;
+  static constexpr std::size_t columns_at_once = vector::size == 16 ? 4 : 2;
+  static_assert(attention_keys::size % keys_at_once == 0);
+
+  void score(attention_keys& keys) {
+    for (std::size_t c = keys.count; c % keys_at_once != 0; ++c) {
+      keys.first[c] = keys.first[keys.count - 1];
+      keys.second[c] = keys.second[keys.count - 1];
+    }
+    for (std::size_t c = 0; c < keys.count; c += keys_at_once) {
+      vector sums[keys_at_once][Vectors];
+      for (auto& row : sums) {
+        for (auto& s : row) s = vector(0.0f);
+      }
+      multiply_add(queries_, dim_first_, keys.first + c, sums);
+      multiply_add(queries_ + dim_first_ * lanes, dim_second_, keys.second + c, sums);
+      for (std::size_t r = 0; r < keys_at_once; ++r) {
+        for (std::size_t v = 0; v < Vectors; ++v)
+          sums[r][v].store_aligned(scores_ + (c + r) * lanes + v * vector::size);
+      }
+    }
+  }
+
+  static void multiply_add(const float* queries, std::size_t dim, const float* const* keys,
+                           vector (&sums)[keys_at_once][Vectors]) {
+    const float* key[keys_at_once];
+    for (std::size_t r = 0; r < keys_at_once; ++r) key[r] = keys[r];
+    for (std::size_t k = 0; k < dim; ++k) {
+      vector q[Vectors];
+      for (std::size_t v = 0; v < Vectors; ++v) q[v] = vector::load_unaligned(queries + k * lanes + v * vector::size);
+      for (std::size_t r = 0; r < keys_at_once; ++r) {
+        const vector x(key[r][k]);
+        for (std::size_t v = 0; v < Vectors; ++v) sums[r][v] = xsimd::fma(x, q[v], sums[r][v]);
+      }
+    }
+  }
+
+  // scores_ become exp(s - new maximum), `total_` and the outputs follow.
+  void accumulate(const attention_keys& keys) {
+    for (std::size_t v = 0; v < Vectors; ++v) {
+      float* const s = scores_ + v * vector::size;
+      vector maximum = maximum_[v];
+      for (std::size_t c = 0; c < keys.count; ++c) maximum = xsimd::max(maximum, vector::load_aligned(s + c * lanes));
+      const vector growth = exp_vector<Arch>(maximum_[v] - maximum);
+      vector total = total_[v] * growth;
+      for (std::size_t c = 0; c < keys.count; ++c) {
+        const vector p = exp_vector<Arch>(vector::load_aligned(s + c * lanes) - maximum);
+        p.store_aligned(s + c * lanes);
+        total += p;
+      }
+      growth.store_aligned(growth_ + v * vector::size);
+      maximum_[v] = maximum;
+      total_[v] = total;
+    }
+
+    std::size_t column = 0;
+    for (; column + columns_at_once * vector::size <= dim_v_; column += columns_at_once * vector::size) {
+      add_values<columns_at_once>(keys, column);
+    }
+    for (; column + vector::size <= dim_v_; column += vector::size) add_values<1>(keys, column);
+    for (; column < dim_v_; ++column) add_value_column(keys, column);
+  }
+
+  template <std::size_t Columns>
+  void add_values(const attention_keys& keys, std::size_t column) {
+    std::size_t lane = 0;
+    for (; lane + rows_at_once <= count_; lane += rows_at_once) add_values<rows_at_once, Columns>(keys, lane, column);
+    for (; lane < count_; ++lane) add_values<1, Columns>(keys, lane, column);
+  }
+
+  template <std::size_t Rows, std::size_t Columns>
+  void add_values(const attention_keys& keys, std::size_t lane, std::size_t column) {
+    vector sums[Rows][Columns];
+    for (std::size_t r = 0; r < Rows; ++r) {
+      const vector growth(growth_[lane + r]);
+      for (std::size_t j = 0; j < Columns; ++j) {
+        sums[r][j] = vector::load_unaligned(out_[lane + r] + column + j * vector::size) * growth;
+      }
+    }
+    const float* p = scores_ + lane;
+    for (std::size_t c = 0; c < keys.count; ++c, p += lanes) {
+      vector v[Columns];
+      for (std::size_t j = 0; j < Columns; ++j)
+        v[j] = vector::load_unaligned(keys.value[c] + column + j * vector::size);
+      for (std::size_t r = 0; r < Rows; ++r) {
+        const vector x(p[r]);
+        for (std::size_t j = 0; j < Columns; ++j) sums[r][j] = xsimd::fma(x, v[j], sums[r][j]);
+      }
+    }
+    for (std::size_t r = 0; r < Rows; ++r) {
+      for (std::size_t j = 0; j < Columns; ++j) sums[r][j].store_unaligned(out_[lane + r] + column + j * vector::size);
+    }
+  }
+
+  // A column past the last whole vector: lanes are queries here as well.
+  void add_value_column(const attention_keys& keys, std::size_t column) {
+    for (std::size_t v = 0; v < Vectors && v * vector::size < count_; ++v) {
+      vector s(0.0f);
+      for (std::size_t c = 0; c < keys.count; ++c) {
+        s = xsimd::fma(vector::load_aligned(scores_ + c * lanes + v * vector::size), vector(keys.value[c][column]), s);
+      }
+      float sums[vector::size];
+      s.store_unaligned(sums);
+      for (std::size_t i = 0; i < vector::size && v * vector::size + i < count_; ++i) {
+        const std::size_t lane = v * vector::size + i;
+        out_[lane][column] = out_[lane][column] * growth_[lane] + sums[i];
+      }
+    }
+  }
+
+  const float* queries_;
+  std::size_t dim_first_, dim_second_;
+  float* const* out_;
+  std::size_t count_, dim_v_;
+  vector maximum_[Vectors], total_[Vectors];
+  alignas(64) float scores_[attention_keys::size * lanes];
+  alignas(64) float growth_[lanes];
+};
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/mla_decode/simd.hpp
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+// Contexts are cut into parts that threads take on their own and that are merged in order. The cut depends on the
+// context's length alone, so that results do not depend on the threads nor on the other tokens.
+inline std::size_t mla_decode_part(std::size_t length) {
+  std::size_t part = 8 * attention_keys::size;
+  while ((length + part - 1) / part > 32) part *= 2;
+  return part;
+}
+
+inline std::size_t mla_decode_parts(std::size_t length) {
+  const std::size_t part = mla_decode_part(length);
+  return (length + part - 1) / part;
+}
+
+template <std::size_t Vectors, class Arch, class Executor>
+void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, view<const float, 3> q_rope,
+                       std::span<const paged_rows<const float>> context, float scale, view<float, 3> y) {
+  using vector = batch<float, Arch>;
+  using block = attention_block<Arch, Vectors>;
+  constexpr std::size_t lanes = block::lanes;
+  const std::size_t tokens = q_latent.extent(0), heads = q_latent.extent(1);
+  const std::size_t rank = q_latent.extent(2), rope = q_rope.extent(2);
+  const std::size_t blocks = (heads + lanes - 1) / lanes;
+  std::size_t parts = 1, longest = 1;
+  for (const auto& rows : context) {
+    parts = std::max(parts, mla_decode_parts(rows.length));
+    longest = std::max(longest, std::min(rows.length, mla_decode_part(rows.length)));
+  }
+
+  // Tokens are taken in rounds whose unmerged parts stay within 16 MiB, if one token's do.
+  const std::size_t part_floats = parts == 1 ? 0 : heads * parts * (rank + 2);
+  const std::size_t round = std::max<std::size_t>(1, std::min(tokens, (std::size_t{1} << 22) / (part_floats + 1)));
+  auto scope = be.scope();
+  const auto packed = scope.template tensor<float>(round * blocks, (rank + rope) * lanes);
+  const auto partial = scope.template tensor<float>(parts == 1 ? 0 : round * heads, parts, rank);
+  const auto maximum = scope.template tensor<float>(round * blocks * parts, lanes);
+  const auto total = scope.template tensor<float>(round * blocks * parts, lanes);
+  const std::size_t pack_grain = 1 + (std::size_t{1} << 16) / (lanes * (rank + rope) + 1);
+  const std::size_t grain = 1 + (std::size_t{1} << 19) / (lanes * longest * (2 * rank + rope) + 1);
+  const std::size_t merge_grain = 1 + (std::size_t{1} << 16) / (parts * rank + 1);
+
+  for (std::size_t first = 0; first < tokens; first += round) {
+    const std::size_t count = std::min(round, tokens - first);
+
+    be.parallel_for(count * blocks, pack_grain, [&](std::size_t begin, std::size_t end) {
+      for (std::size_t item = begin; item < end; ++item) {
+        const std::size_t t = first + item / blocks, h = item % blocks * lanes, n = std::min(lanes, heads - h);
+        float* queries = packed.row(item);
+        pack_queries(&q_latent(t, h, std::size_t{0}), q_latent.stride(1), rank, n, lanes, scale, queries);
+        pack_queries(&q_rope(t, h, std::size_t{0}), q_rope.stride(1), rope, n, lanes, scale, queries + rank * lanes);
+      }
+    });
+
+    be.parallel_for(count * blocks * parts, grain, [&](std::size_t begin, std::size_t end) {
+      for (std::size_t item = begin; item < end; ++item) {
+        const std::size_t pair = item / parts, p = item % parts;
+        const std::size_t t = pair / blocks, h = pair % blocks * lanes, n = std::min(lanes, heads - h);
+        const paged_rows<const float>& rows = context[first + t];
+        const std::size_t part = mla_decode_part(rows.length), own_parts = mla_decode_parts(rows.length);
+        if (p >= own_parts) continue;
+        float* out[lanes];
+        for (std::size_t lane = 0; lane < n; ++lane) {
+          out[lane] = own_parts == 1 ? &y(first + t, h + lane, std::size_t{0})
+                                     : &partial(t * heads + h + lane, p, std::size_t{0});
+          std::fill_n(out[lane], rank, 0.0f);
+        }
+        block attention(packed.row(pair), rank, rope, out, n, rank);
+        attention_keys keys;
+        const std::size_t last = std::min(rows.length, (p + 1) * part);
+        for (std::size_t c = p * part; c < last; c += attention_keys::size) {
+          keys.count = std::min(attention_keys::size, last - c);
+          for (std::size_t i = 0; i < keys.count; ++i) {
+            const float* row = rows.row(c + i);
+            keys.first[i] = row;
+            keys.second[i] = row + rank;
+            keys.value[i] = row;
+          }
+          attention.add(keys);
+        }
+        if (own_parts == 1) {
+          attention.normalise();
+        } else {
+          attention.store_state(maximum.row(item), total.row(item));
+        }
+      }
+    });
+
+    if (parts == 1) continue;
+    be.parallel_for(count * heads, merge_grain, [&](std::size_t begin, std::size_t end) {
+      for (std::size_t item = begin; item < end; ++item) {
+        const std::size_t t = item / heads, h = item % heads, lane = h % lanes;
+        const std::size_t own_parts = mla_decode_parts(context[first + t].length);
+        if (own_parts == 1) continue;
+        const std::size_t state = (t * blocks + h / lanes) * parts;
+        float largest = -INFINITY, sum = 0.0f, factor[32];
+        for (std::size_t p = 0; p < own_parts; ++p) largest = std::fmax(largest, maximum(state + p, lane));
+        for (std::size_t p = 0; p < own_parts; ++p) {
+          factor[p] = std::exp(maximum(state + p, lane) - largest);
+          sum += factor[p] * total(state + p, lane);
+        }
+        float* out = &y(first + t, h, std::size_t{0});
+        const vector inverse(1.0f / sum);
+        for_each_vector<Arch>(rank, [&](std::size_t i, auto load, auto store) {
+          vector o(0.0f);
+          for (std::size_t p = 0; p < own_parts; ++p) {
+            o = xsimd::fma(vector(factor[p]), load(&partial(item, p, i)), o);
+          }
+          store(out + i, o * inverse);
+        });
+      }
+    });
+  }
+}
+
+}  // namespace detail
+
+template <class Arch, class Executor>
+void mla_decode_impl(simd<Arch, Executor>& be, view<const float, 3> q_latent, view<const float, 3> q_rope,
+                     std::span<const paged_rows<const float>> context, float scale, view<float, 3> y) {
+  if (q_latent.extent(1) > batch<float, Arch>::size) {
+    detail::mla_decode_blocks<2>(be, q_latent, q_rope, context, scale, y);
+  } else {
+    detail::mla_decode_blocks<1>(be, q_latent, q_rope, context, scale, y);
+  }
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/mla_decode/mla_decode.hpp
+MOTE_BEGIN_NAMESPACE
+
+template <backend Backend>
+void mla_decode(Backend& be, view<const float, 3> q_latent, view<const float, 3> q_rope,
+                std::span<const paged_rows<const float>> context, float scale, view<float, 3> y) {
+  const std::size_t tokens = q_latent.extent(0), heads = q_latent.extent(1), rank = q_latent.extent(2);
+  check_shape("mla_decode", "q_rope", q_rope.extents(), {tokens, heads, q_rope.extent(2)});
+  check_shape("mla_decode", "y", y.extents(), {tokens, heads, rank});
+  check(context.size() == tokens, "mla_decode", "context: expected one entry for each token");
+  for (const auto& rows : context) {
+    check(rows.width() == rank + q_rope.extent(2), "mla_decode", "context: width must be kv_lora_rank + rope dim");
+    check(rows.length > 0, "mla_decode", "context: must not be empty");
+    check_pages("mla_decode", "context", rows);
+  }
+  mla_decode_impl(be, q_latent, q_rope, context, scale, y);
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/mla_prefill/mla_prefill.hpp
+// Multi-head latent attention in its expanded form: keys and values are given per head.
+//
+//   s[t, h, c] = scale · (q_nope[t, h] · k_nope[c, h] + q_rope[t, h] · k_rope[c]),   c <= context - tokens + t
+//   y[t, h] = Σ_c softmax_c(s[t, h, :]) v[c, h]
+//
+// The tokens are the last ones of the context (causal). q_nope: [tokens, heads, qk_nope_head_dim], q_rope: [tokens, heads,
+// qk_rope_head_dim], k_nope: [context, heads, qk_nope_head_dim], k_rope: [context, qk_rope_head_dim] (one key for all
+// heads), v: [context, heads, v_head_dim], y: [tokens, heads, v_head_dim]; last dimensions contiguous.
+// Throws shape_error when shapes differ or the context is shorter than the tokens.
+// Source: DeepSeek-V2 (2024), section 2.1.
+
+// ---- mote/ops/mla_prefill/reference.hpp
+MOTE_BEGIN_NAMESPACE
+
+inline void mla_prefill_impl(reference& be, view<const float, 3> q_nope, view<const float, 3> q_rope,
+                             view<const float, 3> k_nope, view<const float, 2> k_rope, view<const float, 3> v,
+                             float scale, view<float, 3> y) {
+  const std::size_t tokens = q_nope.extent(0), context = k_nope.extent(0);
+  auto scope = be.scope();
+  const auto p = scope.tensor<float>(context);
+  for (std::size_t t = 0; t < tokens; ++t) {
+    const std::size_t visible = context - tokens + t + 1;
+    for (std::size_t h = 0; h < q_nope.extent(1); ++h) {
+      float maximum = -INFINITY, total = 0.0f;
+      for (std::size_t c = 0; c < visible; ++c) {
+        float s = 0.0f;
+        for (std::size_t i = 0; i < q_nope.extent(2); ++i) s += q_nope(t, h, i) * k_nope(c, h, i);
+        for (std::size_t i = 0; i < q_rope.extent(2); ++i) s += q_rope(t, h, i) * k_rope(c, i);
+        p(c) = s * scale;
+        maximum = std::fmax(maximum, p(c));
+      }
+      for (std::size_t c = 0; c < visible; ++c) total += p(c) = std::exp(p(c) - maximum);
+      for (std::size_t i = 0; i < v.extent(2); ++i) {
+        float sum = 0.0f;
+        for (std::size_t c = 0; c < visible; ++c) sum += p(c) * v(c, h, i);
+        y(t, h, i) = sum / total;
+      }
+    }
+  }
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/mla_prefill/simd.hpp
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+// One head, one block of queries at a time; keys are taken in tiles from the start of the context.
+template <std::size_t Vectors, class Arch, class Executor>
+void mla_prefill_blocks(simd<Arch, Executor>& be, view<const float, 3> q_nope, view<const float, 3> q_rope,
+                        view<const float, 3> k_nope, view<const float, 2> k_rope, view<const float, 3> v, float scale,
+                        view<float, 3> y) {
+  using block = attention_block<Arch, Vectors>;
+  constexpr std::size_t lanes = block::lanes;
+  const std::size_t tokens = q_nope.extent(0), heads = q_nope.extent(1), context = k_nope.extent(0);
+  const std::size_t nope = q_nope.extent(2), rope = q_rope.extent(2), dim_v = v.extent(2);
+  const std::size_t blocks = (tokens + lanes - 1) / lanes;
+  const std::size_t grain = 1 + (std::size_t{1} << 19) / (lanes * context * (nope + rope + dim_v) + 1);
+  auto scope = be.scope();
+  const auto packed = scope.template tensor<float>(heads * blocks, (nope + rope) * lanes);
+
+  be.parallel_for(heads * blocks, grain, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t item = begin; item < end; ++item) {
+      // The last blocks see most keys: they go first, so that threads finish together.
+      const std::size_t h = item / blocks, t = (blocks - 1 - item % blocks) * lanes;
+      const std::size_t count = std::min(lanes, tokens - t);
+      float* queries = packed.row(item);
+      pack_queries(&q_nope(t, h, std::size_t{0}), q_nope.stride(0), nope, count, lanes, scale, queries);
+      pack_queries(&q_rope(t, h, std::size_t{0}), q_rope.stride(0), rope, count, lanes, scale, queries + nope * lanes);
+      float* out[lanes];
+      for (std::size_t lane = 0; lane < count; ++lane) {
+        out[lane] = &y(t + lane, h, std::size_t{0});
+        std::fill_n(out[lane], dim_v, 0.0f);
+      }
+
+      block attention(queries, nope, rope, out, count, dim_v);
+      attention_keys keys;
+      const std::size_t seen_by_first = context - tokens + t + 1, seen_by_last = seen_by_first + count - 1;
+      for (std::size_t c = 0; c < seen_by_last; c += attention_keys::size) {
+        keys.count = std::min(attention_keys::size, seen_by_last - c);
+        for (std::size_t i = 0; i < keys.count; ++i) {
+          keys.first[i] = &k_nope(c + i, h, std::size_t{0});
+          keys.second[i] = &k_rope(c + i, std::size_t{0});
+          keys.value[i] = &v(c + i, h, std::size_t{0});
+        }
+        if (c + keys.count <= seen_by_first) {
+          attention.add(keys);
+        } else {
+          attention.add_causal(keys, static_cast<std::ptrdiff_t>(seen_by_first) - static_cast<std::ptrdiff_t>(c));
+        }
+      }
+      attention.normalise();
+    }
+  });
+}
+
+}  // namespace detail
+
+template <class Arch, class Executor>
+void mla_prefill_impl(simd<Arch, Executor>& be, view<const float, 3> q_nope, view<const float, 3> q_rope,
+                      view<const float, 3> k_nope, view<const float, 2> k_rope, view<const float, 3> v, float scale,
+                      view<float, 3> y) {
+  if (q_nope.extent(0) > batch<float, Arch>::size) {
+    detail::mla_prefill_blocks<2>(be, q_nope, q_rope, k_nope, k_rope, v, scale, y);
+  } else {
+    detail::mla_prefill_blocks<1>(be, q_nope, q_rope, k_nope, k_rope, v, scale, y);
+  }
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/mla_prefill/mla_prefill.hpp
+MOTE_BEGIN_NAMESPACE
+
+template <backend Backend>
+void mla_prefill(Backend& be, view<const float, 3> q_nope, view<const float, 3> q_rope, view<const float, 3> k_nope,
+                 view<const float, 2> k_rope, view<const float, 3> v, float scale, view<float, 3> y) {
+  const std::size_t tokens = q_nope.extent(0), heads = q_nope.extent(1), context = k_nope.extent(0);
+  check_shape("mla_prefill", "q_rope", q_rope.extents(), {tokens, heads, q_rope.extent(2)});
+  check_shape("mla_prefill", "k_nope", k_nope.extents(), {context, heads, q_nope.extent(2)});
+  check_shape("mla_prefill", "k_rope", k_rope.extents(), {context, q_rope.extent(2)});
+  check_shape("mla_prefill", "v", v.extents(), {context, heads, v.extent(2)});
+  check_shape("mla_prefill", "y", y.extents(), {tokens, heads, v.extent(2)});
+  check(context >= tokens, "mla_prefill", "k_nope: the context must hold at least the tokens");
+  mla_prefill_impl(be, q_nope, q_rope, k_nope, k_rope, v, scale, y);
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/paged_load/paged_load.hpp
+// Reads rows of a paged cache into one matrix: y[i, :] = cache row i, columns [column, column + n), i < length.
+//
+// y: [length, n], rows may be strided. Throws shape_error when the cache's length or width does not fit or
+// its block table does not cover its length.
+
+// ---- mote/ops/paged_load/reference.hpp
+MOTE_BEGIN_NAMESPACE
+
+inline void paged_load_impl(reference&, const paged_rows<const float>& cache, std::size_t column,
+                            view<float, 2> y) noexcept {
+  for (std::size_t i = 0; i < y.extent(0); ++i) {
+    const float* row = cache.row(i) + column;
+    for (std::size_t j = 0; j < y.extent(1); ++j) y(i, j) = row[j];
+  }
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/paged_load/simd.hpp
+MOTE_BEGIN_NAMESPACE
+
+template <class Arch, class Executor>
+void paged_load_impl(simd<Arch, Executor>& be, const paged_rows<const float>& cache, std::size_t column,
+                     view<float, 2> y) noexcept {
+  const std::size_t n = y.extent(1), grain = 1 + std::size_t{32768} / (n + 1);
+  be.parallel_for(y.extent(0), grain, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t i = begin; i < end; ++i) std::copy_n(cache.row(i) + column, n, y.row(i));
+  });
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/paged_load/paged_load.hpp
+MOTE_BEGIN_NAMESPACE
+
+template <backend Backend>
+void paged_load(Backend& be, const paged_rows<const float>& cache, std::size_t column, view<float, 2> y) {
+  check_shape("paged_load", "y", y.extents(), {cache.length, y.extent(1)});
+  check_pages("paged_load", "cache", cache);
+  check(column <= cache.width() && y.extent(1) <= cache.width() - column, "paged_load",
+        "cache: too few columns for y at `column`");
+  paged_load_impl(be, cache, column, y);
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/paged_store/paged_store.hpp
+// Writes rows into a paged cache: cache row (position + t), columns [column, column + n) = x[t, :].
+//
+// x: [tokens, n], rows may be strided. The cache must hold position + tokens rows of at least column + n columns.
+// Throws shape_error otherwise, and where the block table does not cover the cache's length.
+
+// ---- mote/ops/paged_store/reference.hpp
+MOTE_BEGIN_NAMESPACE
+
+inline void paged_store_impl(reference&, view<const float, 2> x, const paged_rows<float>& cache, std::size_t position,
+                             std::size_t column) noexcept {
+  for (std::size_t t = 0; t < x.extent(0); ++t) {
+    float* row = cache.row(position + t) + column;
+    for (std::size_t i = 0; i < x.extent(1); ++i) row[i] = x(t, i);
+  }
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/paged_store/simd.hpp
+MOTE_BEGIN_NAMESPACE
+
+template <class Arch, class Executor>
+void paged_store_impl(simd<Arch, Executor>& be, view<const float, 2> x, const paged_rows<float>& cache,
+                      std::size_t position, std::size_t column) noexcept {
+  const std::size_t n = x.extent(1), grain = 1 + std::size_t{32768} / (n + 1);
+  be.parallel_for(x.extent(0), grain, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t t = begin; t < end; ++t) std::copy_n(x.row(t), n, cache.row(position + t) + column);
+  });
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/paged_store/paged_store.hpp
+MOTE_BEGIN_NAMESPACE
+
+template <backend Backend>
+void paged_store(Backend& be, view<const float, 2> x, const paged_rows<float>& cache, std::size_t position,
+                 std::size_t column) {
+  check_pages("paged_store", "cache", cache);
+  check(position <= cache.length && x.extent(0) <= cache.length - position, "paged_store",
+        "cache: too few rows for position + tokens");
+  check(column <= cache.width() && x.extent(1) <= cache.width() - column, "paged_store",
+        "cache: too few columns for x at `column`");
+  paged_store_impl(be, x, cache, position, column);
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/rope/rope.hpp
+// Rotary position embedding.
+//
+// rope_table: cos[t, i] = attention_factor · cos(positions[t] · inv_freq[i]), sin likewise; [tokens, dim/2].
+//
+// rope: every pair (a, b) of a head's channels becomes (a cos - b sin, b cos + a sin).
+//   interleaved                    pair i is channels (2i, 2i+1), written back in place
+//   half_split                     pair i is channels (i, i + dim/2), written back in place
+//   interleaved_to_half_split      pairs are read interleaved and written half-split (the order of DeepSeek-V3's cache)
+// x, y: [tokens, heads, dim], last dimension contiguous; y may be x. Throws shape_error when shapes differ.
+// Source: see frequencies.hpp.
+
+// ---- mote/ops/rope/frequencies.hpp
+// Frequencies of rotary position embeddings, with YaRN's extension to longer contexts.
+//
+//   θ_i = base^(-2i/d),  i = 0 … d/2-1;   angle of position p and pair i: p · θ_i
+//
+// YaRN with s = factor, L = original_max_position_embeddings:
+//   corr(r) = d · ln(L / (2π r)) / (2 ln base);  lo = corr(beta_fast), hi = corr(beta_slow), floored and raised to whole
+//   numbers if `truncate`; lo = max(lo, 0), hi = min(hi, d-1), and hi += 0.001 when both are equal
+//   ramp_i = clamp((i - lo) / (hi - lo), 0, 1);   θ'_i = θ_i/s · ramp_i + θ_i · (1 - ramp_i)
+//   m(k) = 1 if s <= 1 else 0.1 k ln s + 1
+//   attention_factor = m(mscale) / m(mscale_all_dim) if both are non-zero, else m(1), unless given;
+//   the softmax scale of MLA is multiplied by m(mscale_all_dim)² if mscale_all_dim is non-zero.
+//
+// Source: Su et al., "RoFormer" (2021); Peng et al., "YaRN" (2023); DeepSeek-V2 and V3 model code.
+
+#include <numbers>
+
+MOTE_BEGIN_NAMESPACE
+
+// The `rope_scaling` object of a config.json whose type is "yarn".
+struct yarn_scaling {
+  double factor = 1.0;
+  double original_max_position_embeddings = 4096.0;
+  double beta_fast = 32.0;
+  double beta_slow = 1.0;
+  double mscale = 0.0;
+  double mscale_all_dim = 0.0;
+  std::optional<double> attention_factor;
+  bool truncate = true;
+
+  // m(k): the growth of attention logits with the context's extension.
+  double magnitude(double k) const { return factor <= 1.0 ? 1.0 : 0.1 * k * std::log(factor) + 1.0; }
+};
+
+struct rope_frequencies {
+  std::vector<float> inv_freq;       // [dim / 2], θ_i
+  float attention_factor = 1.0f;     // multiplies cos and sin
+  float softmax_multiplier = 1.0f;   // multiplies the softmax scale of MLA
+};
+
+// Frequencies for `dim` rotated channels. Throws shape_error when dim is odd or zero or base is not above 1.
+inline rope_frequencies make_rope_frequencies(std::size_t dim, double base,
+                                              const std::optional<yarn_scaling>& yarn = std::nullopt) {
+  check(dim > 0 && dim % 2 == 0, "rope", "dim: must be even and positive");
+  check(base > 1.0, "rope", "base: must be above 1");
+  const double d = static_cast<double>(dim);
+  rope_frequencies f;
+  f.inv_freq.resize(dim / 2);
+  for (std::size_t i = 0; i < dim / 2; ++i) {
+    f.inv_freq[i] = static_cast<float>(std::pow(base, -2.0 * static_cast<double>(i) / d));
+  }
+  if (!yarn) return f;
+
+  const auto correction = [&](double rotations) {
+    return d * std::log(yarn->original_max_position_embeddings / (rotations * 2.0 * std::numbers::pi)) /
+           (2.0 * std::log(base));
+  };
+  double lo = correction(yarn->beta_fast), hi = correction(yarn->beta_slow);
+  if (yarn->truncate) {
+    lo = std::floor(lo);
+    hi = std::ceil(hi);
+  }
+  lo = std::max(lo, 0.0);
+  hi = std::min(hi, d - 1.0);
+  if (lo == hi) hi += 0.001;
+  for (std::size_t i = 0; i < dim / 2; ++i) {
+    const double ramp = std::clamp((static_cast<double>(i) - lo) / (hi - lo), 0.0, 1.0);
+    const double theta = std::pow(base, -2.0 * static_cast<double>(i) / d);
+    f.inv_freq[i] = static_cast<float>(theta / yarn->factor * ramp + theta * (1.0 - ramp));
+  }
+  if (yarn->attention_factor) {
+    f.attention_factor = static_cast<float>(*yarn->attention_factor);
+  } else if (yarn->mscale != 0.0 && yarn->mscale_all_dim != 0.0) {
+    f.attention_factor = static_cast<float>(yarn->magnitude(yarn->mscale) / yarn->magnitude(yarn->mscale_all_dim));
+  } else {
+    f.attention_factor = static_cast<float>(yarn->magnitude(1.0));
+  }
+  if (yarn->mscale_all_dim != 0.0) {
+    const double m = yarn->magnitude(yarn->mscale_all_dim);
+    f.softmax_multiplier = static_cast<float>(m * m);
+  }
+  return f;
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/rope/pairing.hpp
+// Which channels a rotary embedding rotates together.
+
+MOTE_BEGIN_NAMESPACE
+
+enum class rope_pairing { interleaved, half_split, interleaved_to_half_split };
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/rope/reference.hpp
+MOTE_BEGIN_NAMESPACE
+
+// One row of the table: both back ends use it, since angles of some thousand radians need an exact range reduction.
+inline void rope_table_row(float position, std::span<const float> inv_freq, float attention_factor, float* cos,
+                           float* sin) noexcept {
+  for (std::size_t i = 0; i < inv_freq.size(); ++i) {
+    const float angle = position * inv_freq[i];
+    cos[i] = attention_factor * std::cos(angle);
+    sin[i] = attention_factor * std::sin(angle);
+  }
+}
+
+inline void rope_table_impl(reference&, std::span<const std::int32_t> positions, std::span<const float> inv_freq,
+                            float attention_factor, view<float, 2> cos, view<float, 2> sin) noexcept {
+  for (std::size_t t = 0; t < positions.size(); ++t) {
+    rope_table_row(static_cast<float>(positions[t]), inv_freq, attention_factor, cos.row(t), sin.row(t));
+  }
+}
+
+// Each head is copied before it is rotated, so that y may be x in every pairing.
+inline void rope_impl(reference& be, view<const float, 3> x, view<const float, 2> cos, view<const float, 2> sin,
+                      rope_pairing pairing, view<float, 3> y) {
+  const std::size_t dim = x.extent(2), half = dim / 2;
+  auto scope = be.scope();
+  const auto head = scope.tensor<float>(dim);
+  for (std::size_t t = 0; t < x.extent(0); ++t) {
+    for (std::size_t h = 0; h < x.extent(1); ++h) {
+      for (std::size_t i = 0; i < dim; ++i) head(i) = x(t, h, i);
+      for (std::size_t i = 0; i < half; ++i) {
+        const bool split_in = pairing == rope_pairing::half_split, split_out = pairing != rope_pairing::interleaved;
+        const float a = head(split_in ? i : 2 * i), b = head(split_in ? i + half : 2 * i + 1);
+        y(t, h, split_out ? i : 2 * i) = a * cos(t, i) - b * sin(t, i);
+        y(t, h, split_out ? i + half : 2 * i + 1) = b * cos(t, i) + a * sin(t, i);
+      }
+    }
+  }
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/rope/simd.hpp
+MOTE_BEGIN_NAMESPACE
+
+template <class Arch, class Executor>
+void rope_table_impl(simd<Arch, Executor>& be, std::span<const std::int32_t> positions, std::span<const float> inv_freq,
+                     float attention_factor, view<float, 2> cos, view<float, 2> sin) noexcept {
+  const std::size_t grain = 1 + std::size_t{512} / (inv_freq.size() + 1);
+  be.parallel_for(positions.size(), grain, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t t = begin; t < end; ++t) {
+      rope_table_row(static_cast<float>(positions[t]), inv_freq, attention_factor, cos.row(t), sin.row(t));
+    }
+  });
+}
+
+namespace detail {
+
+// The two elements of every pair (2i, 2i + 1) of lanes exchanged.
+template <class Arch>
+batch<float, Arch> swap_pairs(const batch<float, Arch>& x) {
+  const auto pairs = bits_as<std::uint64_t>(x);
+  return bits_as<float>((pairs << 32) | (pairs >> 32));
+}
+
+// One run of channels of all heads of a token: y = x · [c0 c0 c1 c1 …] + swapped x · [-s0 s0 -s1 s1 …].
+template <class Arch>
+void rope_interleaved(view<const float, 2> x, const float* cos, const float* sin, view<float, 2> y) {
+  using vector = batch<float, Arch>;
+  constexpr std::size_t run = 64;
+  const std::size_t heads = x.extent(0), dim = x.extent(1);
+  for (std::size_t first = 0; first < dim; first += run) {
+    const std::size_t n = dim - first < run ? dim - first : run;
+    float c[run], s[run];
+    for (std::size_t i = 0; i < n / 2; ++i) {
+      c[2 * i] = c[2 * i + 1] = cos[first / 2 + i];
+      s[2 * i + 1] = sin[first / 2 + i];
+      s[2 * i] = -s[2 * i + 1];
+    }
+    for (std::size_t h = 0; h < heads; ++h) {
+      const float* in = x.row(h) + first;
+      float* out = y.row(h) + first;
+      for_each_vector<Arch>(n, [&](std::size_t i, auto load, auto store) {
+        const vector v = load(in + i);
+        store(out + i, xsimd::fma(v, load(c + i), swap_pairs<Arch>(v) * load(s + i)));
+      });
+    }
+  }
+}
+
+template <class Arch>
+void rope_half_split(view<const float, 2> x, const float* cos, const float* sin, view<float, 2> y) {
+  using vector = batch<float, Arch>;
+  const std::size_t half = x.extent(1) / 2;
+  for (std::size_t h = 0; h < x.extent(0); ++h) {
+    const float* in = x.row(h);
+    float* out = y.row(h);
+    for_each_vector<Arch>(half, [&](std::size_t i, auto load, auto store) {
+      const vector a = load(in + i), b = load(in + half + i), c = load(cos + i), s = load(sin + i);
+      store(out + i, xsimd::fma(a, c, -(b * s)));
+      store(out + half + i, xsimd::fma(b, c, a * s));
+    });
+  }
+}
+
+}  // namespace detail
+
+template <class Arch, class Executor>
+void rope_impl(simd<Arch, Executor>& be, view<const float, 3> x, view<const float, 2> cos, view<const float, 2> sin,
+               rope_pairing pairing, view<float, 3> y) {
+  const std::size_t tokens = x.extent(0), heads = x.extent(1), dim = x.extent(2), half = dim / 2;
+  const std::size_t grain = 1 + std::size_t{16384} / (heads * dim + 1);
+  // A pair read interleaved and written half-split lands where other pairs have yet to be read.
+  const bool reorder = pairing == rope_pairing::interleaved_to_half_split;
+  auto scope = be.scope();
+  const auto rotated = scope.template tensor<float>(reorder ? tokens : 0, dim);
+  be.parallel_for(tokens, grain, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t t = begin; t < end; ++t) {
+      if (pairing == rope_pairing::half_split) {
+        detail::rope_half_split<Arch>(x[t], cos.row(t), sin.row(t), y[t]);
+      } else if (!reorder) {
+        detail::rope_interleaved<Arch>(x[t], cos.row(t), sin.row(t), y[t]);
+      } else {
+        float* head = rotated.row(t);
+        for (std::size_t h = 0; h < heads; ++h) {
+          detail::rope_interleaved<Arch>(x[t].slice(0, h, 1), cos.row(t), sin.row(t), view<float, 2>(head, 1, dim));
+          float* out = y[t].row(h);
+          for (std::size_t i = 0; i < half; ++i) {
+            out[i] = head[2 * i];
+            out[i + half] = head[2 * i + 1];
+          }
+        }
+      }
+    }
+  });
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/rope/rope.hpp
+MOTE_BEGIN_NAMESPACE
+
+template <backend Backend>
+void rope_table(Backend& be, std::span<const std::int32_t> positions, std::span<const float> inv_freq,
+                float attention_factor, view<float, 2> cos, view<float, 2> sin) {
+  check_shape("rope_table", "cos", cos.extents(), {positions.size(), inv_freq.size()});
+  check_shape("rope_table", "sin", sin.extents(), {positions.size(), inv_freq.size()});
+  rope_table_impl(be, positions, inv_freq, attention_factor, cos, sin);
+}
+
+template <backend Backend>
+void rope(Backend& be, view<const float, 3> x, view<const float, 2> cos, view<const float, 2> sin, rope_pairing pairing,
+          view<float, 3> y) {
+  check(x.extent(2) % 2 == 0, "rope", "x: the last dimension must be even");
+  check_shape("rope", "cos", cos.extents(), {x.extent(0), x.extent(2) / 2});
+  check_shape("rope", "sin", sin.extents(), {x.extent(0), x.extent(2) / 2});
+  check_shape("rope", "y", y.extents(), {x.extent(0), x.extent(1), x.extent(2)});
+  rope_impl(be, x, cos, sin, pairing, y);
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/blocks/mla.hpp
+MOTE_BEGIN_NAMESPACE
+
+enum class mla_form { automatic, expanded, absorbed };
+
+// Field names as in config.json.
+struct mla_config {
+  std::size_t num_attention_heads = 0;
+  std::size_t kv_lora_rank = 0;
+  std::size_t qk_nope_head_dim = 0;
+  std::size_t qk_rope_head_dim = 0;
+  std::size_t v_head_dim = 0;
+  float softmax_scale = 0.0f;                            // (nope + rope)^-1/2, times YaRN's multiplier
+  rope_pairing pairing = rope_pairing::interleaved;
+  mla_form form = mla_form::automatic;
+
+  std::size_t qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }
+  std::size_t cache_width() const { return kv_lora_rank + qk_rope_head_dim; }
+
+  // The form that needs fewer multiply-adds for `tokens` new tokens: expanding costs (nope + v) · rank for each cached
+  // token once, and saves (2 rank + rope) - (nope + rope + v) for each pair of a new and a cached token.
+  mla_form choose(std::size_t tokens) const {
+    if (form != mla_form::automatic) return form;
+    const std::size_t per_head = qk_nope_head_dim + v_head_dim;
+    const bool expand = 2 * kv_lora_rank > per_head && tokens * (2 * kv_lora_rank - per_head) > per_head * kv_lora_rank;
+    return expand ? mla_form::expanded : mla_form::absorbed;
+  }
+};
+
+struct mla_query_lora {
+  weight q_a_proj;                       // [q_lora_rank, hidden]
+  view<const float, 1> q_a_bias;         // [q_lora_rank], or empty
+  view<const float, 1> q_a_layernorm;    // [q_lora_rank]
+};
+
+struct mla_weights {
+  std::optional<mla_query_lora> q_lora;  // none where q_lora_rank is null
+  weight q_proj;                         // [heads · (nope + rope), q_lora_rank or hidden]
+  weight kv_a_proj;                      // [kv_lora_rank + rope, hidden]
+  view<const float, 1> kv_a_bias;        // [kv_lora_rank + rope], or empty
+  view<const float, 1> kv_a_layernorm;   // [kv_lora_rank]
+  weight k_up;                           // [heads · nope, kv_lora_rank], W_uk
+  weight k_up_transposed;                // [heads · kv_lora_rank, nope], W_ukᵀ of each head
+  weight v_up;                           // [heads · v_head_dim, kv_lora_rank], W_uv
+  weight o_proj;                         // [hidden, heads · v_head_dim]
+  view<const float, 1> o_bias;           // [hidden], or empty
+};
+
+// The latent norms of the published models use this epsilon, whatever rms_norm_eps says.
+inline constexpr float mla_norm_eps = 1e-6f;
+
+// x: [tokens, hidden], the sequence's tokens at positions `position` …; cos, sin: [tokens, rope / 2] of those positions;
+// cache: the sequence's rows, length = position + tokens, written here for the new tokens; y: [tokens, hidden], set or
+// added to. Throws shape_error when the shapes differ.
+template <backend Backend>
+void mla(Backend& be, const mla_config& c, const mla_weights& w, view<const float, 2> x, view<const float, 2> cos,
+         view<const float, 2> sin, const paged_rows<float>& cache, std::size_t position, view<float, 2> y,
+         output mode = output::overwrite) {
+  const std::size_t tokens = x.extent(0), heads = c.num_attention_heads, rank = c.kv_lora_rank;
+  const std::size_t nope = c.qk_nope_head_dim, rope_dim = c.qk_rope_head_dim, v_dim = c.v_head_dim;
+  check(cache.length == position + tokens, "mla", "cache: its length must be position + tokens");
+  auto scratch = be.scope();
+
+  const auto q = scratch.template tensor<float>(tokens, heads * c.qk_head_dim());
+  if (w.q_lora) {
+    const auto q_a = scratch.template tensor<float>(tokens, out_features(w.q_lora->q_a_proj));
+    matmul(be, x, w.q_lora->q_a_proj, q_a);
+    if (!w.q_lora->q_a_bias.empty()) add_bias(be, w.q_lora->q_a_bias, q_a);
+    rms_norm(be, q_a, w.q_lora->q_a_layernorm, mla_norm_eps, q_a);
+    matmul(be, q_a, w.q_proj, q);
+  } else {
+    matmul(be, x, w.q_proj, q);
+  }
+  const auto q_heads = q.reshaped(tokens, heads, c.qk_head_dim());
+  const auto q_nope = q_heads.slice(2, 0, nope), q_rope = q_heads.slice(2, nope, rope_dim);
+  rope(be, q_rope, cos, sin, c.pairing, q_rope);
+
+  const auto kv = scratch.template tensor<float>(tokens, c.cache_width());
+  const auto latent = kv.slice(1, 0, rank);
+  const auto k_rope = kv.reshaped(tokens, 1, c.cache_width()).slice(2, rank, rope_dim);
+  matmul(be, x, w.kv_a_proj, kv);
+  if (!w.kv_a_bias.empty()) add_bias(be, w.kv_a_bias, kv);
+  rms_norm(be, latent, w.kv_a_layernorm, mla_norm_eps, latent);
+  rope(be, k_rope, cos, sin, c.pairing, k_rope);
+  paged_store(be, kv, cache, position, 0);
+
+  const auto heads_out = scratch.template tensor<float>(tokens, heads, v_dim);
+  if (c.choose(tokens) == mla_form::expanded) {
+    const std::size_t context = cache.length;
+    const auto all_latent = scratch.template tensor<float>(context, rank);
+    const auto all_rope = scratch.template tensor<float>(context, rope_dim);
+    const auto k_nope = scratch.template tensor<float>(context, heads * nope);
+    const auto v = scratch.template tensor<float>(context, heads * v_dim);
+    paged_load(be, cache, 0, all_latent);
+    paged_load(be, cache, rank, all_rope);
+    matmul(be, all_latent, w.k_up, k_nope);
+    matmul(be, all_latent, w.v_up, v);
+    mla_prefill(be, q_nope, q_rope, k_nope.reshaped(context, heads, nope), all_rope, v.reshaped(context, heads, v_dim),
+                c.softmax_scale, heads_out);
+  } else {
+    const auto q_latent = scratch.template tensor<float>(tokens, heads, rank);
+    const auto o_latent = scratch.template tensor<float>(tokens, heads, rank);
+    const auto context = scratch.template tensor<paged_rows<const float>>(tokens);
+    batched_matmul(be, q_nope.transposed({1, 0, 2}), w.k_up_transposed, q_latent.transposed({1, 0, 2}));
+    causal_contexts(be, cache, context);
+    mla_decode(be, q_latent, q_rope, {context.data(), tokens}, c.softmax_scale, o_latent);
+    batched_matmul(be, o_latent.transposed({1, 0, 2}), w.v_up, heads_out.transposed({1, 0, 2}));
+  }
+  matmul(be, heads_out.reshaped(tokens, heads * v_dim), w.o_proj, y, mode);
+  if (!w.o_bias.empty()) add_bias(be, w.o_bias, y);
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/blocks/moe.hpp
+// Mixture of experts: a router sends each token to a few of many small feed-forward networks, a shared one sees them all.
+//
+//   z = x W_gateᵀ;   (indices, weights) = route(z, bias);   y = Σ_k weights_k · FFN_{indices_k}(x) + FFN_shared(x)
+//
+// x: [tokens, hidden]; y: [tokens, hidden], set or added to. The router's logits are float32 whatever the experts' format.
+// `observe` is called once with the logits and routes, for statistics and for showing where tokens go.
+// Throws shape_error when shapes differ or the router's configuration does not fit.
+// Source: Dai et al., "DeepSeekMoE" (2024); DeepSeek-V3 technical report (2024).
+
+// ---- mote/ops/grouped_ffn/grouped_ffn.hpp
+// The routed part of a mixture of experts: gather, gate and up, SwiGLU, down, weighted scatter, in one op.
+//
+//   y[t, :] += Σ_k weights[t, k] · FFN_{indices[t, k]}(x[t, :]),   FFN_e(h) = down_e(silu(gate_e h) ⊙ up_e h)
+//
+// x, y: [tokens, hidden] (y must not overlap x); indices, weights: [tokens, top_k]; experts: one entry each, gate and up
+// [intermediate, hidden], down [hidden, intermediate], all of one shape, formats may differ between experts.
+// With output::overwrite y is set instead. The slots of a token are added in the order k = 0 … top_k - 1, after which the
+// sum is added to y, so that the result depends neither on threads nor on the other tokens. Numbers as in matmul.
+// Throws shape_error when shapes differ or an index is out of range.
+// Source: Dai et al., "DeepSeekMoE" (2024).
+
+// ---- mote/ops/group_by_expert/group_by_expert.hpp
+// Sorts (token, slot) pairs by expert, stably: the order in which grouped ops walk them.
+//
+// indices: [tokens, top_k], each in [0, experts);  offsets: [experts + 1], slots: [tokens · top_k].
+// slots[offsets[e] … offsets[e + 1]) are the flat positions token · top_k + slot that chose expert e, ascending.
+// Throws shape_error when shapes differ or an index is out of range.
+
+// ---- mote/ops/group_by_expert/reference.hpp
+MOTE_BEGIN_NAMESPACE
+
+// A counting sort: count, sum up, place, shift back. Its cost is one pass over [tokens, top_k], so every back end on the
+// host uses it.
+inline void group_by_expert_serial(view<const std::int32_t, 2> indices, view<std::int32_t, 1> offsets,
+                                   view<std::int32_t, 1> slots) noexcept {
+  const std::size_t experts = offsets.extent(0) - 1, top_k = indices.extent(1);
+  const auto expert_of = [&](std::size_t flat) { return static_cast<std::size_t>(indices(flat / top_k, flat % top_k)); };
+  for (std::size_t e = 0; e <= experts; ++e) offsets(e) = 0;
+  for (std::size_t i = 0; i < slots.size(); ++i) ++offsets(expert_of(i) + 1);
+  for (std::size_t e = 0; e < experts; ++e) offsets(e + 1) += offsets(e);
+  for (std::size_t i = 0; i < slots.size(); ++i) {
+    slots(static_cast<std::size_t>(offsets(expert_of(i))++)) = static_cast<std::int32_t>(i);
+  }
+  for (std::size_t e = experts; e > 0; --e) offsets(e) = offsets(e - 1);
+  offsets(0) = 0;
+}
+
+inline void group_by_expert_impl(reference&, view<const std::int32_t, 2> indices, view<std::int32_t, 1> offsets,
+                                 view<std::int32_t, 1> slots) noexcept {
+  group_by_expert_serial(indices, offsets, slots);
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/group_by_expert/simd.hpp
+MOTE_BEGIN_NAMESPACE
+
+template <class Arch, class Executor>
+void group_by_expert_impl(simd<Arch, Executor>& be, view<const std::int32_t, 2> indices, view<std::int32_t, 1> offsets,
+                          view<std::int32_t, 1> slots) {
+  be.parallel_for(1, 1, [&](std::size_t, std::size_t) { group_by_expert_serial(indices, offsets, slots); });
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/group_by_expert/group_by_expert.hpp
+MOTE_BEGIN_NAMESPACE
+
+template <backend Backend>
+void group_by_expert(Backend& be, view<const std::int32_t, 2> indices, view<std::int32_t, 1> offsets,
+                     view<std::int32_t, 1> slots) {
+  check(offsets.extent(0) > 0, "group_by_expert", "offsets: expected shape [experts + 1]");
+  check_shape("group_by_expert", "slots", slots.extents(), {indices.size()});
+  const std::size_t experts = offsets.extent(0) - 1;
+  for (std::size_t t = 0; t < indices.extent(0); ++t) {
+    for (std::size_t k = 0; k < indices.extent(1); ++k) {
+      const std::int32_t e = indices(t, k);
+      if (e < 0 || static_cast<std::size_t>(e) >= experts) {
+        raise<shape_error>("group_by_expert: indices: expert " + std::to_string(e) + " is outside [0, " +
+                           std::to_string(experts) + ")");
+      }
+    }
+  }
+  group_by_expert_impl(be, indices, offsets, slots);
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/grouped_ffn/reference.hpp
+MOTE_BEGIN_NAMESPACE
+
+// Token by token through its experts, in small steps. `offsets` and `slots` are those of group_by_expert.
+inline void grouped_ffn_impl(reference& be, view<const float, 2> x, view<const float, 2> weights,
+                             std::span<const ffn_weights> experts, view<const std::int32_t, 1> offsets,
+                             view<const std::int32_t, 1> slots, view<float, 2> y, output mode) {
+  const std::size_t top_k = weights.extent(1), hidden = x.extent(1), intermediate = out_features(experts[0].gate);
+  auto scope = be.scope();
+  const auto gate = scope.tensor<float>(1, intermediate);
+  const auto up = scope.tensor<float>(1, intermediate);
+  const auto down = scope.tensor<float>(slots.size(), hidden);
+  const auto apply = [&](view<const float, 2> in, const weight& w, view<float, 2> out) {
+    std::visit([&](const auto& matrix) { matmul_impl(be, in, matrix, out, output::overwrite); }, w);
+  };
+  for (std::size_t e = 0; e < experts.size(); ++e) {
+    for (std::int32_t i = offsets(e); i < offsets(e + 1); ++i) {
+      const std::size_t slot = static_cast<std::size_t>(slots(static_cast<std::size_t>(i)));
+      const auto token = x.slice(0, slot / top_k, 1);
+      apply(token, experts[e].gate, gate);
+      apply(token, experts[e].up, up);
+      swiglu_impl(be, gate, up, gate);
+      apply(gate, experts[e].down, down.slice(0, slot, 1));
+    }
+  }
+  for (std::size_t t = 0; t < x.extent(0); ++t) {
+    for (std::size_t i = 0; i < hidden; ++i) {
+      float sum = 0.0f;
+      for (std::size_t k = 0; k < top_k; ++k) sum += weights(t, k) * down(t * top_k + k, i);
+      y(t, i) = mode == output::accumulate ? y(t, i) + sum : sum;
+    }
+  }
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/grouped_ffn/simd.hpp
+// Work is shared out as (expert, panel of rows): an expert with few tokens is a short item, an expert with many is many,
+// so threads stay busy however uneven the routing is. Each chosen expert's weights are read once for all its tokens.
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+// silu(gate) · up over a panel's results, into one row of activations for each token.
+template <class Arch, class Target>
+void swiglu_panel(const float* gate, const float* up, std::size_t rows, std::size_t tokens, Target&& target) noexcept {
+  using vector = batch<float, Arch>;
+  for (std::size_t t = 0; t < tokens; ++t) {
+    const float *g = gate + t * panel_rows, *u = up + t * panel_rows;
+    float* y = target(t);
+    for_each_vector<Arch>(rows, [&](std::size_t i, auto load, auto store) {
+      const vector a = load(g + i);
+      store(y + i, a / (vector(1.0f) + exp_vector<Arch>(-a)) * load(u + i));
+    });
+  }
+}
+
+inline bool any_reads_codes(std::span<const ffn_weights> experts, weight ffn_weights::*which) {
+  return std::any_of(experts.begin(), experts.end(),
+                     [&](const ffn_weights& e) { return std::holds_alternative<int8_matrix>(e.*which); });
+}
+
+}  // namespace detail
+
+template <class Arch, class Executor>
+void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<const float, 2> weights,
+                      std::span<const ffn_weights> experts, view<const std::int32_t, 1> offsets,
+                      view<const std::int32_t, 1> slots, view<float, 2> y, output mode) {
+  using detail::activation, detail::panel_rows, detail::panel_tokens;
+  const std::size_t tokens = x.extent(0), hidden = x.extent(1), top_k = weights.extent(1);
+  const std::size_t intermediate = out_features(experts[0].gate);
+  auto scope = be.scope();
+  const auto inner = scope.template tensor<float>(slots.size(), intermediate);   // silu(gate) · up, a row a slot
+  const auto outer = scope.template tensor<float>(slots.size(), hidden);         // down, a row a slot
+
+  // Tokens are quantized once, before the experts.
+  const auto prepare = [&](std::size_t count, std::size_t n, bool codes, auto&& row) {
+    return codes ? detail::prepare_rows<Arch, int8_matrix>(be, scope, count, n, row)
+                 : detail::prepare_rows<Arch, view<const float, 2>>(be, scope, count, n, row);
+  };
+  const bool code_input = detail::any_reads_codes(experts, &ffn_weights::gate) ||
+                          detail::any_reads_codes(experts, &ffn_weights::up);
+  const auto inputs = prepare(tokens, hidden, code_input, [&](std::size_t t) { return x.row(t); });
+
+  // Calls f(expert, first row of the panel, rows, its slots) for every panel of every expert that has tokens.
+  const auto for_each_panel = [&](std::size_t out, auto&& f) {
+    const std::size_t panels = (out + panel_rows - 1) / panel_rows;
+    be.parallel_for(experts.size() * panels, 1, [&](std::size_t begin, std::size_t end) {
+      for (std::size_t i = begin; i < end; ++i) {
+        const std::size_t e = i / panels, n = i % panels * panel_rows;
+        const auto first = static_cast<std::size_t>(offsets(e)), last = static_cast<std::size_t>(offsets(e + 1));
+        for (std::size_t s = first; s < last; s += panel_tokens) {
+          f(experts[e], n, std::min(panel_rows, out - n), slots.slice(0, s, std::min(panel_tokens, last - s)));
+        }
+      }
+    });
+  };
+  const auto product = [&](const weight& w, std::size_t n, std::size_t rows, const activation* in, std::size_t count,
+                           float* out) {
+    std::visit([&](const auto& matrix) { detail::panel_product<Arch>(matrix, n, rows, in, count, out); }, w);
+  };
+
+  for_each_panel(intermediate, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, auto group) {
+    activation in[panel_tokens];
+    float gate[panel_rows * panel_tokens], up[panel_rows * panel_tokens];
+    const auto slot = [&](std::size_t i) { return static_cast<std::size_t>(group(i)); };
+    for (std::size_t i = 0; i < group.size(); ++i) in[i] = inputs(slot(i) / top_k);
+    product(expert.gate, n, rows, in, group.size(), gate);
+    product(expert.up, n, rows, in, group.size(), up);
+    detail::swiglu_panel<Arch>(gate, up, rows, group.size(), [&](std::size_t i) { return inner.row(slot(i)) + n; });
+  });
+
+  const auto between = prepare(slots.size(), intermediate, detail::any_reads_codes(experts, &ffn_weights::down),
+                               [&](std::size_t i) { return inner.row(i); });
+
+  for_each_panel(hidden, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, auto group) {
+    activation in[panel_tokens];
+    float down[panel_rows * panel_tokens];
+    for (std::size_t i = 0; i < group.size(); ++i) in[i] = between(static_cast<std::size_t>(group(i)));
+    product(expert.down, n, rows, in, group.size(), down);
+    for (std::size_t i = 0; i < group.size(); ++i) {
+      std::copy_n(down + i * panel_rows, rows, outer.row(static_cast<std::size_t>(group(i))) + n);
+    }
+  });
+
+  be.parallel_for(tokens, 1 + 4096 / (hidden * top_k + 1), [&](std::size_t begin, std::size_t end) {
+    using vector = batch<float, Arch>;
+    for (std::size_t t = begin; t < end; ++t) {
+      float* row = y.row(t);
+      detail::for_each_vector<Arch>(hidden, [&](std::size_t i, auto load, auto store) {
+        vector total(0.0f);
+        for (std::size_t k = 0; k < top_k; ++k) {
+          total = xsimd::fma(vector(weights(t, k)), load(outer.row(t * top_k + k) + i), total);
+        }
+        store(row + i, mode == output::accumulate ? load(row + i) + total : total);
+      });
+    }
+  });
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/grouped_ffn/grouped_ffn.hpp
+MOTE_BEGIN_NAMESPACE
+
+template <backend Backend>
+void grouped_ffn(Backend& be, view<const float, 2> x, view<const std::int32_t, 2> indices, view<const float, 2> weights,
+                 std::span<const ffn_weights> experts, view<float, 2> y, output mode = output::overwrite) {
+  check(!experts.empty(), "grouped_ffn", "experts: must not be empty");
+  const std::size_t tokens = x.extent(0), hidden = x.extent(1), intermediate = out_features(experts[0].gate);
+  check_shape("grouped_ffn", "indices", indices.extents(), {tokens, indices.extent(1)});
+  check_shape("grouped_ffn", "weights", weights.extents(), {tokens, indices.extent(1)});
+  check_shape("grouped_ffn", "y", y.extents(), {tokens, hidden});
+  const auto check_matrix = [](const char* name, const weight& w, std::size_t out, std::size_t in) {
+    const std::size_t shape[] = {out_features(w), in_features(w)};
+    check_shape("grouped_ffn", name, shape, {out, in});
+  };
+  for (const ffn_weights& expert : experts) {
+    check_matrix("gate", expert.gate, intermediate, hidden);
+    check_matrix("up", expert.up, intermediate, hidden);
+    check_matrix("down", expert.down, hidden, intermediate);
+  }
+  auto scope = be.scope();
+  const auto offsets = scope.template tensor<std::int32_t>(experts.size() + 1);
+  const auto slots = scope.template tensor<std::int32_t>(indices.size());
+  group_by_expert(be, indices, offsets, slots);
+  grouped_ffn_impl(be, x, weights, experts, offsets, slots, y, mode);
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/route/route.hpp
+// Routers: which experts a token goes to, and with what weights.
+//
+//   greedy                 s = softmax(z) or σ(z); the num_experts_per_tok (K) largest s
+//   group_limited_greedy   a group's score is its largest s; only the best topk_group groups take part, K largest s
+//   noaux_tc               s = σ(z), c = s + bias; a group's score is the sum of its two largest c; experts outside the
+//                          best topk_group groups are left out; the K largest c. Weights come from s, never from c.
+//
+// Weights: w = s of the chosen. With norm_topk_prob and K > 1 the softmax router gives w / (Σ w + 1e-20) *instead of*
+// w · routed_scaling_factor (DeepSeek-V2); noaux_tc normalises and then scales (DeepSeek-V3).
+//
+// logits: [tokens, experts]; bias: [experts], or empty for none; indices, weights: [tokens, K], sorted by ascending expert.
+// Ties go to the lower index. A NaN ranks with -infinity, so that indices are always K different experts of the best groups;
+// where it was a score, weights are NaN. Throws shape_error when shapes differ or the configuration does not fit the experts.
+// Source: DeepSeek-V2 (2024), DeepSeek-V3 technical report (2024) and their model code; Wang et al., "Auxiliary-Loss-Free
+// Load Balancing Strategy for Mixture-of-Experts" (2024).
+
+// ---- mote/ops/route/config.hpp
+// How a router turns logits into experts and weights.
+
+MOTE_BEGIN_NAMESPACE
+
+// Names as `scoring_func` and `topk_method` of config.json.
+enum class scoring_func { softmax, sigmoid };
+enum class topk_method { greedy, group_limited_greedy, noaux_tc };
+
+struct router_config {
+  scoring_func scoring = scoring_func::softmax;
+  topk_method method = topk_method::greedy;
+  std::size_t num_experts_per_tok = 1;
+  std::size_t n_group = 1;
+  std::size_t topk_group = 1;
+  bool norm_topk_prob = false;
+  float routed_scaling_factor = 1.0f;
+};
+
+// Throws shape_error naming the field unless the configuration fits `experts`.
+inline void check_router(const router_config& c, std::size_t experts) {
+  const auto fail = [&](const std::string& message) { raise<shape_error>("route: " + message); };
+  if (c.num_experts_per_tok == 0 || c.num_experts_per_tok > experts) {
+    fail("num_experts_per_tok: expected 1 to " + std::to_string(experts) + " (the experts), got " +
+         std::to_string(c.num_experts_per_tok));
+  }
+  if (c.method == topk_method::greedy) return;
+  if (c.n_group == 0 || experts % c.n_group != 0) {
+    fail("n_group: expected a divisor of " + std::to_string(experts) + " experts, got " + std::to_string(c.n_group));
+  }
+  if (c.topk_group == 0 || c.topk_group > c.n_group) {
+    fail("topk_group: expected 1 to " + std::to_string(c.n_group) + " (n_group), got " + std::to_string(c.topk_group));
+  }
+  if (c.num_experts_per_tok > experts / c.n_group * c.topk_group) {
+    fail("num_experts_per_tok: " + std::to_string(c.num_experts_per_tok) + " exceeds the " +
+         std::to_string(experts / c.n_group * c.topk_group) + " experts of topk_group groups");
+  }
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/route/reference.hpp
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+// NaN ranks with the lowest.
+inline float rankable(float x) { return std::isnan(x) ? -INFINITY : x; }
+
+// The number of values that come before values[i]: larger ones, and equal ones of a lower index.
+inline std::size_t rank_of(std::size_t i, view<const float, 1> values) {
+  std::size_t before = 0;
+  for (std::size_t j = 0; j < values.extent(0); ++j) {
+    before += values(j) > values(i) || (values(j) == values(i) && j < i);
+  }
+  return before;
+}
+
+// The factor of a token's weights, given the sum of its chosen scores.
+inline float route_scale(const router_config& config, float total) {
+  const bool noaux = config.method == topk_method::noaux_tc;
+  const bool normalise = config.norm_topk_prob && (config.num_experts_per_tok > 1 || noaux);
+  const float inverse = normalise ? 1.0f / (total + 1e-20f) : 1.0f;
+  return normalise && !noaux ? inverse : inverse * config.routed_scaling_factor;
+}
+
+}  // namespace detail
+
+inline void route_impl(reference& be, const router_config& config, view<const float, 2> logits,
+                       view<const float, 1> bias, view<std::int32_t, 2> indices, view<float, 2> weights) {
+  const std::size_t experts = logits.extent(1), top_k = config.num_experts_per_tok;
+  const bool grouped = config.method != topk_method::greedy;
+  const std::size_t groups = grouped ? config.n_group : 1, group_size = experts / groups;
+  const std::size_t kept_groups = grouped ? config.topk_group : 1;
+  auto scope = be.scope();
+  const auto score = scope.tensor<float>(experts), choice = scope.tensor<float>(experts);
+  const auto group_score = scope.tensor<float>(groups);
+  const auto candidate = scope.tensor<bool>(experts);
+
+  for (std::size_t t = 0; t < logits.extent(0); ++t) {
+    if (config.scoring == scoring_func::softmax) {
+      float maximum = -INFINITY, total = 0.0f;
+      for (std::size_t e = 0; e < experts; ++e) maximum = std::fmax(maximum, logits(t, e));
+      for (std::size_t e = 0; e < experts; ++e) total += score(e) = std::exp(logits(t, e) - maximum);
+      for (std::size_t e = 0; e < experts; ++e) score(e) /= total;
+    } else {
+      for (std::size_t e = 0; e < experts; ++e) score(e) = 1.0f / (1.0f + std::exp(-logits(t, e)));
+    }
+    for (std::size_t e = 0; e < experts; ++e) choice(e) = detail::rankable(score(e) + (bias.empty() ? 0.0f : bias(e)));
+
+    for (std::size_t g = 0; g < groups; ++g) {
+      float first = -INFINITY, second = -INFINITY;
+      for (std::size_t e = g * group_size; e < (g + 1) * group_size; ++e) {
+        second = std::max(second, std::min(first, choice(e)));
+        first = std::max(first, choice(e));
+      }
+      const bool pair = config.method == topk_method::noaux_tc && group_size > 1;
+      group_score(g) = detail::rankable(pair ? first + second : first);
+    }
+    for (std::size_t e = 0; e < experts; ++e) {
+      candidate(e) = detail::rank_of(e / group_size, group_score) < kept_groups;
+    }
+
+    for (std::size_t k = 0; k < top_k; ++k) {
+      std::size_t best = experts;
+      for (std::size_t e = 0; e < experts; ++e) {
+        if (candidate(e) && (best == experts || choice(e) > choice(best))) best = e;
+      }
+      indices(t, k) = static_cast<std::int32_t>(best);
+      candidate(best) = false;
+    }
+    std::sort(indices.row(t), indices.row(t) + top_k);
+
+    float total = 0.0f;
+    for (std::size_t k = 0; k < top_k; ++k) total += score(static_cast<std::size_t>(indices(t, k)));
+    const float scale = detail::route_scale(config, total);
+    for (std::size_t k = 0; k < top_k; ++k) {
+      weights(t, k) = score(static_cast<std::size_t>(indices(t, k))) * scale;
+    }
+  }
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/route/simd.hpp
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+// Routes a token at a time, nearly without branches that depend on the data: groups and experts are chosen by counting
+// how many come before each.
+//
+//   1. scores, and the values the choice is made by, of all experts
+//   2. the two best of every group, from which the groups are ranked
+//   3. a lower bound of the K-th best: the experts of the kept groups go round-robin into at least 2K buckets, and the
+//      K-th best of the buckets' maxima is such a bound; the few experts that reach it are ranked against each other
+template <class Arch>
+class token_router {
+  using vector = batch<float, Arch>;
+  static constexpr std::size_t size = vector::size;
+
+ public:
+  token_router(const router_config& config, std::size_t experts)
+      : config_(config),
+        experts_(experts),
+        groups_(config.method == topk_method::greedy ? 1 : config.n_group),
+        kept_groups_(config.method == topk_method::greedy ? 1 : config.topk_group),
+        group_size_(experts / groups_) {}
+
+  // Scratch memory of one call.
+  std::size_t floats() const { return 4 * padded(experts_) + size + 2 * (padded(groups_) + buckets()); }
+  std::size_t integers() const { return experts_ + groups_ + 1; }
+
+  void operator()(const float* logits, const float* bias, float* floats, std::int32_t* integers, std::int32_t* indices,
+                  float* weights) const noexcept {
+    const std::size_t top_k = config_.num_experts_per_tok;
+    float* const score = floats;
+    float* const choice = score + padded(experts_);  // a group's last vector may run past the end
+    float* const group_score = choice + padded(experts_) + size;
+    float* const group_rank = group_score + padded(groups_);
+    float* const bucket = group_rank + padded(groups_);
+    float* const bucket_rank = bucket + buckets();
+    float* const value = bucket_rank + buckets();
+    float* const rank = value + padded(experts_);
+    std::int32_t* const kept = integers;  // the first experts of the kept groups
+    std::int32_t* const chosen = kept + groups_ + 1;
+
+    make_scores(logits, bias, score, choice);
+    if (kept_groups_ < groups_) {
+      for (std::size_t g = 0; g < groups_; ++g) group_score[g] = score_group(choice + g * group_size_);
+      rank_all(group_score, groups_, group_rank);
+    } else {
+      std::fill_n(group_rank, groups_, 0.0f);
+    }
+    for (std::size_t g = 0, k = 0; g < groups_; ++g) {
+      kept[k] = static_cast<std::int32_t>(g * group_size_);
+      k += group_rank[g] < static_cast<float>(kept_groups_);
+    }
+    const vector bound(lower_bound(choice, kept, bucket, bucket_rank));
+
+    std::size_t count = 0;
+    for (std::size_t k = 0; k < kept_groups_; ++k) {
+      const float* const group = choice + kept[k];
+      for (std::size_t j = 0; j < group_size_; j += size) {
+        const std::uint64_t last =
+            group_size_ - j < size ? (std::uint64_t{1} << (group_size_ - j)) - 1 : ~std::uint64_t{0};
+        std::uint64_t reached = lane_mask<Arch>(vector::load_unaligned(group + j) >= bound) & last;
+        for (; reached != 0; reached &= reached - 1) {
+          chosen[count++] = kept[k] + static_cast<std::int32_t>(j) + std::countr_zero(reached);
+        }
+      }
+    }
+    if (count <= std::max<std::size_t>(4 * top_k, 64)) {
+      for (std::size_t i = 0; i < count; ++i) value[i] = choice[static_cast<std::size_t>(chosen[i])];
+      rank_all(value, count, rank);
+      for (std::size_t i = 0, k = 0; i < count; ++i) {
+        chosen[k] = chosen[i];
+        k += rank[i] < static_cast<float>(top_k);
+      }
+    } else {  // many equal values
+      const auto before = [choice](std::int32_t a, std::int32_t b) {
+        const float x = choice[a], y = choice[b];
+        return x > y || (x == y && a < b);
+      };
+      std::nth_element(chosen, chosen + (top_k - 1), chosen + count, before);
+      std::sort(chosen, chosen + top_k, [](std::int32_t a, std::int32_t b) { return a < b; });
+    }
+
+    float total = 0.0f;
+    for (std::size_t k = 0; k < top_k; ++k) {
+      indices[k] = chosen[k];
+      weights[k] = score[chosen[k]];
+      total += weights[k];
+    }
+    const float scale = route_scale(config_, total);
+    for (std::size_t k = 0; k < top_k; ++k) weights[k] *= scale;
+  }
+
+ private:
+  static std::size_t padded(std::size_t n) { return (n + size - 1) / size * size; }
+  std::size_t buckets() const { return padded(2 * config_.num_experts_per_tok); }
+
+  static vector larger(const vector& a, const vector& b) { return xsimd::max(a, b); }
+  static vector smaller(const vector& a, const vector& b) { return xsimd::min(a, b); }
+
+  void make_scores(const float* logits, const float* bias, float* score, float* choice) const {
+    const auto store = [&](std::size_t e, const vector& s, auto load) {
+      const vector c = bias == nullptr ? s : s + load(bias + e);
+      s.store_unaligned(score + e);
+      xsimd::select(c == c, c, vector(-INFINITY)).store_unaligned(choice + e);
+    };
+    if (config_.scoring == scoring_func::sigmoid) {
+      for_each_vector<Arch>(experts_, [&](std::size_t e, auto load, auto) {
+        store(e, vector(1.0f) / (vector(1.0f) + exp_vector<Arch>(-load(logits + e))), load);
+      });
+      return;
+    }
+    vector best(-INFINITY), total(0.0f);
+    for_each_vector<Arch>(
+        experts_, [&](std::size_t e, auto load, auto) { best = larger(load(logits + e), best); }, -INFINITY);
+    const vector shift(detail::largest<Arch>(best));
+    for_each_vector<Arch>(
+        experts_,
+        [&](std::size_t e, auto load, auto) {
+          const vector s = exp_vector<Arch>(load(logits + e) - shift);
+          s.store_unaligned(score + e);
+          total += s;
+        },
+        -INFINITY);
+    const vector scale(1.0f / sum(total));
+    for_each_vector<Arch>(
+        experts_, [&](std::size_t e, auto load, auto) { store(e, vector::load_unaligned(score + e) * scale, load); });
+  }
+
+  // The vector at element j of a group, -infinity past the group's end.
+  vector group_vector(const float* group, std::size_t j) const {
+    const vector v = vector::load_unaligned(group + j);
+    if (j + size <= group_size_) return v;
+    return xsimd::select(lane_numbers<Arch>() < vector(static_cast<float>(group_size_ - j)), v, vector(-INFINITY));
+  }
+
+  float score_group(const float* group) const {
+    vector first(-INFINITY), second(-INFINITY);
+    for (std::size_t j = 0; j < group_size_; j += size) {
+      const vector v = group_vector(group, j);
+      second = larger(second, smaller(first, v));
+      first = larger(first, v);
+    }
+    alignas(64) float a[size], b[size];
+    first.store_aligned(a);
+    second.store_aligned(b);
+    fold_best_two<size / 2>(a, b);
+    const bool pair = config_.method == topk_method::noaux_tc && group_size_ > 1;
+    return rankable(pair ? a[0] + b[0] : a[0]);
+  }
+
+  // a[0] and b[0] become the two largest of all, given the two largest of every lane.
+  template <std::size_t Half>
+  static void fold_best_two(float* a, float* b) {
+    for (std::size_t i = 0; i < Half; ++i) {
+      const float x = a[i], y = a[i + Half], z = b[i] > b[i + Half] ? b[i] : b[i + Half];
+      const float low = x > y ? y : x;
+      a[i] = x > y ? x : y;
+      b[i] = low > z ? low : z;
+    }
+    if constexpr (Half > 1) fold_best_two<Half / 2>(a, b);
+  }
+
+  // rank[i] = how many of the n values come before value i: larger ones, and equal ones of a lower index. Both arrays
+  // hold whole vectors. Two sums, since an addition takes several cycles.
+  static void rank_all(const float* values, std::size_t n, float* rank) {
+    for (std::size_t i = 0; i < n; i += size) {
+      const vector own = vector::load_unaligned(values + i);
+      const vector index = lane_numbers<Arch>() + vector(static_cast<float>(i));
+      vector before[2] = {vector(0.0f), vector(0.0f)};
+      for (std::size_t j = 0; j < n; ++j) {
+        const vector other(values[j]), j_index(static_cast<float>(j));
+        const auto first = (other > own) || ((other == own) && (j_index < index));
+        before[j % 2] += xsimd::select(first, vector(1.0f), vector(0.0f));
+      }
+      (before[0] + before[1]).store_unaligned(rank + i);
+    }
+  }
+
+  // At least K experts of the kept groups are no smaller than this.
+  float lower_bound(const float* choice, const std::int32_t* kept, float* bucket, float* bucket_rank) const {
+    const std::size_t n = buckets();
+    for (std::size_t b = 0; b < n; b += size) {
+      vector best(-INFINITY);
+      for (std::size_t k = 0, j = b; k < kept_groups_; j += n) {
+        for (; k < kept_groups_ && j >= padded(group_size_); j -= padded(group_size_)) ++k;
+        if (k < kept_groups_) best = larger(group_vector(choice + kept[k], j), best);
+      }
+      best.store_unaligned(bucket + b);
+    }
+    rank_all(bucket, n, bucket_rank);
+    const vector last(static_cast<float>(config_.num_experts_per_tok - 1));
+    vector bound(-INFINITY);
+    for (std::size_t i = 0; i < n; i += size) {
+      bound = larger(bound, xsimd::select(vector::load_unaligned(bucket_rank + i) == last,
+                                          vector::load_unaligned(bucket + i), vector(-INFINITY)));
+    }
+    return detail::largest<Arch>(bound);
+  }
+
+  const router_config& config_;
+  std::size_t experts_, groups_, kept_groups_, group_size_;
+};
+
+}  // namespace detail
+
+template <class Arch, class Executor>
+void route_impl(simd<Arch, Executor>& be, const router_config& config, view<const float, 2> logits,
+                view<const float, 1> bias, view<std::int32_t, 2> indices, view<float, 2> weights) {
+  const std::size_t tokens = logits.extent(0), experts = logits.extent(1);
+  const std::size_t grain = 1 + std::size_t{16384} / (experts + 1);
+  const detail::token_router<Arch> router(config, experts);
+  auto scope = be.scope();
+  // Scratch for every range of `grain` tokens: a thread works on one range at a time.
+  const std::size_t ranges = (tokens + grain - 1) / grain;
+  const auto floats = scope.template tensor<float>(ranges, router.floats());
+  const auto integers = scope.template tensor<std::int32_t>(ranges, router.integers());
+  be.parallel_for(tokens, grain, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t t = begin; t < end; ++t) {
+      router(logits.row(t), bias.empty() ? nullptr : bias.data(), floats.row(begin / grain),
+             integers.row(begin / grain), indices.row(t), weights.row(t));
+    }
+  });
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/route/route.hpp
+MOTE_BEGIN_NAMESPACE
+
+template <backend Backend>
+void route(Backend& be, const router_config& config, view<const float, 2> logits, view<const float, 1> bias,
+           view<std::int32_t, 2> indices, view<float, 2> weights) {
+  check_router(config, logits.extent(1));
+  if (!bias.empty()) check_shape("route", "bias", bias.extents(), {logits.extent(1)});
+  check_shape("route", "indices", indices.extents(), {logits.extent(0), config.num_experts_per_tok});
+  check_shape("route", "weights", weights.extents(), {logits.extent(0), config.num_experts_per_tok});
+  route_impl(be, config, logits, bias, indices, weights);
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/blocks/moe.hpp
+MOTE_BEGIN_NAMESPACE
+
+struct moe_weights {
+  view<const float, 2> gate;              // [experts, hidden]
+  view<const float, 1> bias;              // [experts], selection bias, or empty
+  std::span<const ffn_weights> experts;   // routed experts
+  std::optional<ffn_weights> shared;      // the shared experts as one network
+};
+
+// What a router decided for each token.
+struct routing {
+  view<const float, 2> logits;           // [tokens, experts]
+  view<const std::int32_t, 2> indices;   // [tokens, num_experts_per_tok]
+  view<const float, 2> weights;          // [tokens, num_experts_per_tok]
+};
+
+struct ignore_routing {
+  void operator()(const routing&) const {}
+};
+
+template <backend Backend, class Observe = ignore_routing>
+void moe(Backend& be, const router_config& router, const moe_weights& w, view<const float, 2> x, view<float, 2> y,
+         output mode = output::overwrite, Observe&& observe = {}) {
+  const std::size_t tokens = x.extent(0), top_k = router.num_experts_per_tok;
+  auto scratch = be.scope();
+  const auto logits = scratch.template tensor<float>(tokens, w.gate.extent(0));
+  const auto indices = scratch.template tensor<std::int32_t>(tokens, top_k);
+  const auto weights = scratch.template tensor<float>(tokens, top_k);
+  matmul(be, x, w.gate, logits);
+  route(be, router, logits, w.bias, indices, weights);
+  observe(routing{logits, indices, weights});
+  grouped_ffn(be, x, indices, weights, w.experts, y, mode);
+  if (w.shared) ffn(be, x, *w.shared, y, output::accumulate);
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/blocks/decoder_layer.hpp
+MOTE_BEGIN_NAMESPACE
+
+struct decoder_config {
+  mla_config attention;
+  router_config router;
+  float rms_norm_eps = 1e-6f;
+};
+
+struct decoder_layer_weights {
+  view<const float, 1> input_layernorm;            // [hidden]
+  mla_weights attention;
+  view<const float, 1> post_attention_layernorm;   // [hidden]
+  std::variant<ffn_weights, moe_weights> mlp;
+};
+
+// The tokens of one sequence that a forward step processes, and what depends on their positions only.
+struct step_context {
+  std::size_t position = 0;     // of the first token
+  view<const float, 2> cos;     // [tokens, qk_rope_head_dim / 2]
+  view<const float, 2> sin;
+};
+
+// x: [tokens, hidden], replaced by the layer's output; cache: as in mla.
+template <backend Backend, class Observe = ignore_routing>
+void decoder_layer(Backend& be, const decoder_config& c, const decoder_layer_weights& w, const step_context& step,
+                   const paged_rows<float>& cache, view<float, 2> x, Observe&& observe = {}) {
+  auto scratch = be.scope();
+  const auto normed = scratch.template tensor<float>(x.extent(0), x.extent(1));
+  rms_norm(be, x, w.input_layernorm, c.rms_norm_eps, normed);
+  mla(be, c.attention, w.attention, normed, step.cos, step.sin, cache, step.position, x, output::accumulate);
+  rms_norm(be, x, w.post_attention_layernorm, c.rms_norm_eps, normed);
+  if (const auto* dense = std::get_if<ffn_weights>(&w.mlp)) {
+    ffn(be, normed, *dense, x, output::accumulate);
+  } else {
+    moe(be, c.router, std::get<moe_weights>(w.mlp), normed, x, output::accumulate, observe);
+  }
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/blocks/mtp.hpp
+// Multi-token prediction: from the main model's state at token t and the embedding of token t+1, one more layer predicts
+// token t+2.
+//
+//   x_t = W_eh [ RMSNorm_e(Emb(token_{t+1})) | RMSNorm_h(h_t) ];   g = Layer(x);   state_t = RMSNorm_shared(g_t)
+//   logits_t = Head(state_t)
+//
+// h_t is the main model's state after its final norm.
+// Source: DeepSeek-V3 technical report (2024), section 2.2, and model code.
+
+// ---- mote/ops/embedding/embedding.hpp
+// Rows of a table: y[t, :] = float32(table[ids[t], :]).
+//
+// ids: [tokens], each in [0, vocab); table: [vocab, hidden] in any weight format; y: [tokens, hidden].
+// Throws shape_error when shapes differ or an id is out of range.
+
+// ---- mote/ops/embedding/reference.hpp
+MOTE_BEGIN_NAMESPACE
+
+template <class Matrix>
+void embedding_impl(reference&, std::span<const std::int32_t> ids, const Matrix& table, view<float, 2> y) noexcept {
+  for (std::size_t t = 0; t < ids.size(); ++t) {
+    for (std::size_t i = 0; i < y.extent(1); ++i) y(t, i) = dequantize(table, static_cast<std::size_t>(ids[t]), i);
+  }
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/embedding/simd.hpp
+MOTE_BEGIN_NAMESPACE
+
+// A few rows are copied or converted: the compiler's own vectors are enough.
+template <class Arch, class Executor, class Matrix>
+void embedding_impl(simd<Arch, Executor>& be, std::span<const std::int32_t> ids, const Matrix& table,
+                    view<float, 2> y) noexcept {
+  const std::size_t n = y.extent(1), grain = 1 + std::size_t{32768} / (n + 1);
+  be.parallel_for(ids.size(), grain, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t t = begin; t < end; ++t) {
+      const auto id = static_cast<std::size_t>(ids[t]);
+      float* out = y.row(t);
+      for (std::size_t i = 0; i < n; ++i) out[i] = dequantize(table, id, i);
+    }
+  });
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/embedding/embedding.hpp
+MOTE_BEGIN_NAMESPACE
+
+template <backend Backend>
+void embedding(Backend& be, std::span<const std::int32_t> ids, const weight& table, view<float, 2> y) {
+  check_shape("embedding", "y", y.extents(), {ids.size(), in_features(table)});
+  for (const std::int32_t id : ids) {
+    if (id < 0 || static_cast<std::size_t>(id) >= out_features(table)) {
+      raise<shape_error>("embedding: ids: token id " + std::to_string(id) + " is outside [0, " +
+                         std::to_string(out_features(table)) + ")");
+    }
+  }
+  std::visit([&](const auto& matrix) { embedding_impl(be, ids, matrix, y); }, table);
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/blocks/mtp.hpp
+MOTE_BEGIN_NAMESPACE
+
+struct mtp_weights {
+  weight embed_tokens;                     // [vocab, hidden]
+  view<const float, 1> enorm;              // [hidden]
+  view<const float, 1> hnorm;              // [hidden]
+  weight eh_proj;                          // [hidden, 2 hidden]
+  decoder_layer_weights layer;
+  view<const float, 1> shared_head_norm;   // [hidden]
+  weight shared_head;                      // [vocab, hidden]
+};
+
+// next: [tokens], token t+1 of each row; hidden: [tokens, hidden], h_t; cache: the module's own, as in mla;
+// state: [tokens, hidden], after shared_head.norm (the head is the caller's to apply, to the rows it needs).
+template <backend Backend, class Observe = ignore_routing>
+void mtp(Backend& be, const decoder_config& c, const mtp_weights& w, std::span<const std::int32_t> next,
+         view<const float, 2> hidden, const step_context& step, const paged_rows<float>& cache, view<float, 2> state,
+         Observe&& observe = {}) {
+  const std::size_t tokens = hidden.extent(0), width = hidden.extent(1);
+  auto scratch = be.scope();
+  const auto embedded = scratch.template tensor<float>(tokens, width);
+  const auto both = scratch.template tensor<float>(tokens, 2 * width);
+  embedding(be, next, w.embed_tokens, embedded);
+  rms_norm(be, embedded, w.enorm, c.rms_norm_eps, both.slice(1, 0, width));
+  rms_norm(be, hidden, w.hnorm, c.rms_norm_eps, both.slice(1, width, width));
+  matmul(be, both, w.eh_proj, state);
+  decoder_layer(be, c, w.layer, step, cache, state, observe);
+  rms_norm(be, state, w.shared_head_norm, c.rms_norm_eps, state);
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/core/cpu.hpp
+// Which instruction sets this machine runs: what a program that carries kernels for several sets asks before it picks.
+// The names are those of `mote_add_variant` in CMake.
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+#if defined(__x86_64__)
+
+// One bit of a cpuid leaf; the register is a, b, c or d.
+inline bool cpuid_bit(unsigned leaf, unsigned subleaf, char reg, unsigned bit) {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (__get_cpuid_count(leaf, subleaf, &a, &b, &c, &d) == 0) return false;
+  return (((reg == 'a' ? a : reg == 'b' ? b : reg == 'c' ? c : d) >> bit) & 1u) != 0;
+}
+
+// Whether the operating system saves the registers named by `mask` (bits of XCR0).
+inline bool os_saves(std::uint32_t mask) {
+  if (!cpuid_bit(1, 0, 'c', 27)) return false;
+  std::uint32_t low = 0, high = 0;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (low & mask) == mask;
+}
+
+inline bool has_x86_64_v2() {
+  return cpuid_bit(1, 0, 'c', 0) && cpuid_bit(1, 0, 'c', 9) && cpuid_bit(1, 0, 'c', 13) &&  // SSE3, SSSE3, CX16
+         cpuid_bit(1, 0, 'c', 19) && cpuid_bit(1, 0, 'c', 20) && cpuid_bit(1, 0, 'c', 23);  // SSE4.1, SSE4.2, POPCNT
+}
+
+inline bool has_x86_64_v3() {
+  return has_x86_64_v2() && os_saves(0x6) && cpuid_bit(1, 0, 'c', 12) && cpuid_bit(1, 0, 'c', 22) &&  // FMA, MOVBE
+         cpuid_bit(1, 0, 'c', 28) && cpuid_bit(1, 0, 'c', 29) && cpuid_bit(7, 0, 'b', 3) &&           // AVX, F16C, BMI
+         cpuid_bit(7, 0, 'b', 5) && cpuid_bit(7, 0, 'b', 8) && cpuid_bit(0x80000001, 0, 'c', 5);  // AVX2, BMI2, LZCNT
+}
+
+inline bool has_x86_64_v4() {
+  return has_x86_64_v3() && os_saves(0xE6) && cpuid_bit(7, 0, 'b', 16) && cpuid_bit(7, 0, 'b', 17) &&  // F, DQ
+         cpuid_bit(7, 0, 'b', 28) && cpuid_bit(7, 0, 'b', 30) && cpuid_bit(7, 0, 'b', 31);             // CD, BW, VL
+}
+
+#endif
+
+}  // namespace detail
+
+// Whether this machine runs code built for `set`; false for a name that is not known.
+//   x86-64, x86-64-v2, x86-64-v3, x86-64-v4   the levels of the x86-64 psABI
+//   avx512-vnni, avx512-bf16                  v4 with VNNI; v4 with VNNI and BF16
+//   armv8-a, armv8-dotprod, armv8-i8mm        AArch64; with int8 dot products; with int8 matrix products and bf16 too
+inline bool cpu_runs([[maybe_unused]] std::string_view set) {
+#if defined(__x86_64__)
+  if (set == "x86-64") return true;
+  if (set == "x86-64-v2") return detail::has_x86_64_v2();
+  if (set == "x86-64-v3") return detail::has_x86_64_v3();
+  if (set == "x86-64-v4") return detail::has_x86_64_v4();
+  const bool vnni = detail::has_x86_64_v4() && detail::cpuid_bit(7, 0, 'c', 11);
+  if (set == "avx512-vnni") return vnni;
+  if (set == "avx512-bf16") return vnni && detail::cpuid_bit(7, 1, 'a', 5);
+#elif defined(__aarch64__)
+  if (set == "armv8-a") return true;
+#if defined(__linux__)
+  const bool dotprod = ((getauxval(AT_HWCAP) >> 20) & 1u) != 0;
+  if (set == "armv8-dotprod") return dotprod;
+  const auto second = getauxval(AT_HWCAP2);
+  if (set == "armv8-i8mm") return dotprod && ((second >> 13) & 1u) != 0 && ((second >> 14) & 1u) != 0;
+#endif
+#endif
+  return false;
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/core/executors/openmp.hpp
+// OpenMP threads. Compile with -fopenmp.
+
+#ifdef _OPENMP
+
+#include <cstddef>
+
+MOTE_BEGIN_NAMESPACE
+
+class openmp {
+ public:
+  explicit openmp(threads n = threads::all()) : threads_(n.count == 0 ? 1 : n.count) {}
+
+  std::size_t concurrency() const { return threads_; }
+
+  template <class F>
+  void parallel_for(std::size_t count, std::size_t grain, F&& f) {
+    if (grain == 0) grain = 1;
+    const std::size_t pieces = (count + grain - 1) / grain;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(static_cast <int>(threads_)) if (pieces > 1)
+    for (std::size_t i = 0; i < pieces; ++i) {
+      const std::size_t begin = i * grain;
+      f(begin, begin + grain < count ? begin + grain : count);
+    }
+  }
+
+  template <class F>
+  auto single(F&& f) {
+    return f();
+  }
+
+ private:
+  std::size_t threads_;
+};
+
+static_assert(executor<openmp>);
+
+MOTE_END_NAMESPACE
+
+#endif
+
+// ---- mote/core/executors/team.hpp
+// "I am thread i of n": for engines that call kernels from inside their own threads.
+//
+// The engine makes one `team` for n threads. Each thread builds a back end over `team_member{team, i}` and all make the
+// same calls in the same order; the members share one workspace and meet at a barrier after every parallel_for.
+//
+//   mote::team team(n);                                       // once
+//   mote::simd<mote::default_arch, mote::team_member> be{mote::team_member{team, i}};   // on each thread
+//   mote::rms_norm(be, x, weight, eps, y);
+
+#include <barrier>
+
+MOTE_BEGIN_NAMESPACE
+
+class team {
+ public:
+  explicit team(std::size_t members) : members_(members), barrier_(static_cast<std::ptrdiff_t>(members)) {}
+
+  std::size_t size() const { return members_; }
+  void wait() { barrier_.arrive_and_wait(); }
+  workspace& shared_workspace() { return workspace_; }
+  std::byte* slot() { return slot_; }
+
+  static constexpr std::size_t slot_size = 64;
+
+ private:
+  std::size_t members_;
+  std::barrier<> barrier_;
+  workspace workspace_;
+  alignas(64) std::byte slot_[slot_size] = {};
+};
+
+class team_member {
+ public:
+  team_member(team& t, std::size_t index) : team_(&t), index_(index) {
+    check(index < t.size(), "team_member", "index: must be below the team's size");
+  }
+
+  std::size_t concurrency() const { return team_->size(); }
+  workspace& shared_workspace() { return team_->shared_workspace(); }
+
+  template <class F>
+  void parallel_for(std::size_t count, std::size_t grain, F&& f) {
+    if (grain == 0) grain = 1;
+    const std::size_t pieces = (count + grain - 1) / grain, n = team_->size();
+    const std::size_t first = pieces * index_ / n * grain, last = pieces * (index_ + 1) / n * grain;
+    if (first < last) f(first, last < count ? last : count);
+    team_->wait();
+  }
+
+  template <class F>
+  auto single(F&& f) {
+    using result = decltype(f());
+    static_assert(std::is_trivially_copyable_v<result> && sizeof(result) <= team::slot_size);
+    result r{};
+    if (index_ == 0) {
+      r = f();
+      std::memcpy(team_->slot(), &r, sizeof r);
+    }
+    team_->wait();
+    std::memcpy(static_cast<void*>(&r), team_->slot(), sizeof r);
+    team_->wait();
+    return r;
+  }
+
+ private:
+  team* team_;
+  std::size_t index_;
+};
+
+static_assert(executor<team_member>);
+
+MOTE_END_NAMESPACE
+
+// ---- mote/decode/kv_cache.hpp
+// A paged cache for all layers of a model, and the sequences that live in it.
+//
+// A page holds `page_size` rows of every layer. Pages come from one pool and go back to it, so sequences of different
+// lengths share the memory; a sequence's block table lists its pages in order and is the same for all layers. All memory
+// is taken at construction: decoding allocates nothing.
+// Source: Kwon et al., "Efficient Memory Management for Large Language Model Serving with PagedAttention" (2023).
+
+#include <numeric>
+
+MOTE_BEGIN_NAMESPACE
+
+class kv_cache {
+ public:
+  // One sequence: its pages in order and the number of rows in use.
+  struct sequence {
+    std::vector<std::int32_t> block_table;
+    std::size_t length = 0;
+  };
+
+  // `width` floats a row. Throws shape_error when a size is zero or memory would overflow.
+  kv_cache(std::size_t layers, std::size_t pages, std::size_t page_size, std::size_t width)
+      : pages_(pages), page_size_(page_size), width_(width) {
+    check(layers > 0 && pages > 0 && page_size > 0 && width > 0, "kv_cache", "sizes: must be positive");
+    const std::size_t limit = static_cast<std::size_t>(1) << 46;
+    check(layers < limit && pages < limit / layers && page_size < limit / layers / pages &&
+              width < limit / layers / pages / page_size,
+          "kv_cache", "sizes: their product overflows memory");
+    storage_ = buffer<float>(layers * pages * page_size * width);
+    free_.resize(pages);
+    std::iota(free_.rbegin(), free_.rend(), 0);
+  }
+
+  std::size_t page_size() const { return page_size_; }
+  std::size_t free_pages() const { return free_.size(); }
+  std::size_t bytes() const { return storage_.size() * sizeof(float); }
+
+  // An empty sequence that can grow to the whole pool without allocating.
+  sequence make_sequence() const {
+    sequence s;
+    s.block_table.reserve(pages_);
+    return s;
+  }
+
+  // Makes the sequence `length` rows long: takes pages as it grows, gives them back as it shrinks.
+  // Throws shape_error, changing nothing, when the pool has too few pages.
+  void resize(sequence& s, std::size_t length) {
+    const std::size_t needed = (length + page_size_ - 1) / page_size_;
+    if (needed > s.block_table.size() && needed - s.block_table.size() > free_.size()) {
+      raise<shape_error>("kv_cache: length: " + std::to_string(length) + " rows need " +
+                         std::to_string(needed - s.block_table.size()) + " more pages, " +
+                         std::to_string(free_.size()) + " are free");
+    }
+    while (s.block_table.size() < needed) {
+      s.block_table.push_back(free_.back());
+      free_.pop_back();
+    }
+    while (s.block_table.size() > needed) {
+      free_.push_back(s.block_table.back());
+      s.block_table.pop_back();
+    }
+    s.length = length;
+  }
+
+  // The rows of one layer that belong to the sequence.
+  paged_rows<float> rows(const sequence& s, std::size_t layer) {
+    float* first = storage_.data() + layer * pages_ * page_size_ * width_;
+    return {view<float, 3>(first, pages_, page_size_, width_), s.block_table, s.length};
+  }
+
+ private:
+  std::size_t pages_, page_size_, width_;
+  buffer<float> storage_;
+  std::vector<std::int32_t> free_;
+};
+
+MOTE_END_NAMESPACE
+
+// ---- mote/decode/sampler.hpp
+// Choosing the next token from logits.
+//
+// In this order: repetition penalty, temperature, top-k, top-p, min-p, then a draw. temperature = 0 is greedy: the largest
+// logit after the penalty, ties to the lower id.
+//   repetition penalty r: a logit l of a token seen before becomes l / r if l > 0, else l · r
+//   top-k: the k most probable tokens; top-p: the fewest most probable tokens whose sum reaches p;
+//   min-p: tokens of at least min_p times the largest probability. At least one token always stays.
+// The draw takes the first token, from the most probable down, whose cumulative probability reaches the uniform number.
+// Source: Keskar et al., "CTRL" (2019); Fan et al. (2018); Holtzman et al., "The Curious Case of Neural Text Degeneration"
+// (2020); Nguyen et al., "Turning Up the Heat: Min-p Sampling" (2024).
+
+MOTE_BEGIN_NAMESPACE
+
+struct sampling_config {
+  float temperature = 1.0f;
+  std::size_t top_k = 0;              // 0: no limit
+  float top_p = 1.0f;
+  float min_p = 0.0f;
+  float repetition_penalty = 1.0f;
+  std::uint64_t seed = 0;
+};
+
+// Throws shape_error naming the field unless every value is in its range.
+inline void check_sampling(const sampling_config& c) {
+  check(std::isfinite(c.temperature) && c.temperature >= 0.0f, "sampling", "temperature: must be at least 0");
+  check(c.top_p > 0.0f && c.top_p <= 1.0f, "sampling", "top_p: must be above 0 and at most 1");
+  check(c.min_p >= 0.0f && c.min_p <= 1.0f, "sampling", "min_p: must be between 0 and 1");
+  check(std::isfinite(c.repetition_penalty) && c.repetition_penalty > 0.0f, "sampling",
+        "repetition_penalty: must be above 0");
+}
+
+// Uniform numbers in [0, 1): the same for a seed on every machine. Source: Steele et al., SplitMix64 (2014).
+class uniform_source {
+ public:
+  explicit uniform_source(std::uint64_t seed) : state_(seed) {}
+
+  double operator()() {
+    std::uint64_t z = state_ += 0x9E3779B97F4A7C15u;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    return static_cast<double>((z ^ (z >> 31)) >> 11) * 0x1p-53;
+  }
+
+ private:
+  std::uint64_t state_;
+};
+
+class sampler {
+ public:
+  sampler(const sampling_config& config, std::size_t vocab_size)
+      : config_(config), uniform_(config.seed), scores_(vocab_size), seen_(vocab_size, 0) {
+    check_sampling(config);
+    check(vocab_size > 0, "sampling", "vocab_size: must be positive");
+    candidates_.reserve(vocab_size);
+  }
+
+  // Counts a token as seen, for the repetition penalty.
+  void observe(std::int32_t token) {
+    check(token >= 0 && static_cast<std::size_t>(token) < seen_.size(), "sampling", "token: outside the vocabulary");
+    seen_[static_cast<std::size_t>(token)] = 1;
+  }
+
+  // The next token for logits [vocab]. Throws shape_error for another size or when no logit is a number.
+  std::int32_t sample(std::span<const float> logits) {
+    check(logits.size() == scores_.size(), "sampling", "logits: expected one for each token of the vocabulary");
+    std::size_t best = scores_.size();
+    for (std::size_t i = 0; i < scores_.size(); ++i) {
+      float l = logits[i];
+      if (seen_[i] != 0) l = l > 0.0f ? l / config_.repetition_penalty : l * config_.repetition_penalty;
+      scores_[i] = l;
+      if (!std::isnan(l) && (best == scores_.size() || l > scores_[best])) best = i;
+    }
+    check(best != scores_.size() && std::isfinite(scores_[best]), "sampling", "logits: no finite largest value");
+    if (config_.temperature == 0.0f) return static_cast<std::int32_t>(best);
+    return draw(scores_[best]);
+  }
+
+ private:
+  struct candidate {
+    double p;
+    std::int32_t id;
+  };
+
+  // Whether a is less probable than b: the order of a heap whose top is the most probable token, ties to the lower id.
+  static bool less(const candidate& a, const candidate& b) { return a.p < b.p || (a.p == b.p && a.id > b.id); }
+
+  std::int32_t draw(float maximum) {
+    candidates_.clear();
+    for (std::size_t i = 0; i < scores_.size(); ++i) {
+      const double p = std::exp(static_cast<double>(scores_[i] - maximum) / static_cast<double>(config_.temperature));
+      if (p > 0.0) candidates_.push_back({p, static_cast<std::int32_t>(i)});
+    }
+    // candidates_ is [heap of the rest | ranked, the most probable last].
+    const auto order = [](const candidate& a, const candidate& b) { return less(a, b); };
+    std::make_heap(candidates_.begin(), candidates_.end(), order);
+    std::size_t ranked = 0;
+    const auto at = [&](std::size_t rank) -> const candidate& { return candidates_[candidates_.size() - 1 - rank]; };
+    const auto rank_next = [&] {
+      std::pop_heap(candidates_.begin(), candidates_.end() - static_cast<std::ptrdiff_t>(ranked), order);
+      return at(ranked++).p;
+    };
+
+    std::size_t kept = candidates_.size();
+    double total = 0.0;
+    if (config_.top_k != 0 && config_.top_k < kept) {
+      kept = config_.top_k;
+      for (std::size_t rank = 0; rank < kept; ++rank) total += rank_next();
+    } else {
+      for (const candidate& c : candidates_) total += c.p;
+    }
+    if (config_.top_p < 1.0f) {
+      const double target = total * static_cast<double>(config_.top_p);
+      double reached = 0.0;
+      std::size_t count = 0;
+      while (count < kept && (count == 0 || reached < target)) {
+        if (count == ranked) rank_next();
+        reached += at(count++).p;
+      }
+      kept = count;
+      total = reached;
+    }
+    if (config_.min_p > 0.0f) {
+      double reached = 0.0;
+      std::size_t count = 0;
+      while (count < kept) {
+        if (count == ranked) rank_next();
+        if (count > 0 && at(count).p < static_cast<double>(config_.min_p)) break;
+        reached += at(count++).p;
+      }
+      kept = count;
+      total = reached;
+    }
+
+    const double target = uniform_() * total;
+    double cumulative = 0.0;
+    for (std::size_t rank = 0; rank + 1 < kept; ++rank) {
+      if (rank == ranked) rank_next();
+      cumulative += at(rank).p;
+      if (cumulative >= target) return at(rank).id;
+    }
+    while (ranked < kept) rank_next();
+    return at(kept - 1).id;
+  }
+
+  sampling_config config_;
+  uniform_source uniform_;
+  std::vector<float> scores_;
+  std::vector<std::uint8_t> seen_;
+  std::vector<candidate> candidates_;
+};
+
+MOTE_END_NAMESPACE
+
+// ---- mote/decode/speculative.hpp
+// Verifying drafted tokens: speculative decoding keeps the target model's distribution exactly.
+//
+// With draft distributions q_i and target distributions p_i, draft token x_i is accepted if u_i · q_i(x_i) < p_i(x_i). At
+// the first rejection the next token is drawn from max(p - q, 0) / Σ; if all are accepted, one more from the last p.
+// Greedily, drafts are accepted while they equal argmax p, and the next token is the argmax where that stops.
+// Source: Leviathan et al., "Fast Inference from Transformers via Speculative Decoding" (2023).
+
+MOTE_BEGIN_NAMESPACE
+
+struct verification {
+  std::size_t accepted = 0;      // drafts kept
+  std::int32_t next_token = 0;   // the token after them
+};
+
+// draft: [n] tokens; draft_probs: [n, vocab], q; target_probs: [n + 1, vocab], p; uniforms: [n]; residual_uniforms: [n + 1],
+// the number that draws the next token after i accepted drafts. Draws take the first index whose cumulative sum is at
+// least u. Throws shape_error when shapes differ or a draft token is out of range.
+inline verification verify_draft(std::span<const std::int32_t> draft, view<const float, 2> draft_probs,
+                                 view<const float, 2> target_probs, std::span<const float> uniforms,
+                                 std::span<const float> residual_uniforms) {
+  const std::size_t n = draft.size(), vocab = target_probs.extent(1);
+  check_shape("verify_draft", "draft_probs", draft_probs.extents(), {n, vocab});
+  check_shape("verify_draft", "target_probs", target_probs.extents(), {n + 1, vocab});
+  check(uniforms.size() == n && residual_uniforms.size() == n + 1, "verify_draft", "uniforms: expected n and n + 1");
+  verification result;
+  for (const std::int32_t token : draft) {
+    check(token >= 0 && static_cast<std::size_t>(token) < vocab, "verify_draft", "draft: token outside the vocabulary");
+  }
+  while (result.accepted < n) {
+    const std::size_t i = result.accepted, token = static_cast<std::size_t>(draft[i]);
+    const double p = static_cast<double>(target_probs(i, token)), q = static_cast<double>(draft_probs(i, token));
+    if (!(static_cast<double>(uniforms[i]) * q < p)) break;
+    ++result.accepted;
+  }
+  const std::size_t row = result.accepted;
+  const auto residual = [&](std::size_t v) {
+    const double p = static_cast<double>(target_probs(row, v));
+    return row == n ? p : std::max(p - static_cast<double>(draft_probs(row, v)), 0.0);
+  };
+  double total = 0.0;
+  for (std::size_t v = 0; v < vocab; ++v) total += residual(v);
+  const double u = static_cast<double>(residual_uniforms[row]);
+  double cumulative = 0.0;
+  std::size_t chosen = 0;
+  for (std::size_t v = 0; v < vocab; ++v) {
+    const double r = residual(v);
+    if (r > 0.0) chosen = v;  // rounding may keep the sum below u: then the last possible token
+    cumulative += r / total;
+    if (cumulative >= u && r > 0.0) break;
+  }
+  result.next_token = static_cast<std::int32_t>(chosen);
+  return result;
+}
+
+// The greedy rule on target logits or probabilities [n + 1, vocab]; ties to the lower token.
+inline verification verify_draft_greedy(std::span<const std::int32_t> draft, view<const float, 2> target) {
+  check_shape("verify_draft_greedy", "target", target.extents(), {draft.size() + 1, target.extent(1)});
+  verification result;
+  for (;; ++result.accepted) {
+    const float* row = target.row(result.accepted);
+    result.next_token = static_cast<std::int32_t>(std::max_element(row, row + target.extent(1)) - row);
+    if (result.accepted == draft.size() || draft[result.accepted] != result.next_token) return result;
+  }
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/softmax/softmax.hpp
+// Softmax over the last axis, with the row maximum subtracted first.
+//
+//   y[r, i] = exp(x[r, i] - max_j x[r, j]) / Σ_k exp(x[r, k] - max_j x[r, j])
+//
+// x, y: [rows, n], rows may be strided; y may be x. Throws shape_error when the shapes differ.
+
+// ---- mote/ops/softmax/reference.hpp
+MOTE_BEGIN_NAMESPACE
+
+inline void softmax_impl(reference&, view<const float, 2> x, view<float, 2> y) noexcept {
+  for (std::size_t r = 0; r < x.extent(0); ++r) {
+    float maximum = -INFINITY, total = 0.0f;
+    for (std::size_t i = 0; i < x.extent(1); ++i) maximum = std::fmax(maximum, x(r, i));
+    for (std::size_t i = 0; i < x.extent(1); ++i) {
+      y(r, i) = std::exp(x(r, i) - maximum);
+      total += y(r, i);
+    }
+    for (std::size_t i = 0; i < x.extent(1); ++i) y(r, i) /= total;
+  }
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/softmax/simd.hpp
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+template <class Arch>
+float maximum(const float* x, std::size_t n) {
+  using vector = batch<float, Arch>;
+  vector best[4] = {vector(-INFINITY), vector(-INFINITY), vector(-INFINITY), vector(-INFINITY)};
+  std::size_t i = 0;
+  for (; i + 4 * vector::size <= n; i += 4 * vector::size) {
+    for (std::size_t j = 0; j < 4; ++j) best[j] = xsimd::max(best[j], vector::load_unaligned(x + i + j * vector::size));
+  }
+  for_each_vector<Arch>(
+      n - i, [&](std::size_t k, auto load, auto) { best[0] = xsimd::max(best[0], load(x + i + k)); }, -INFINITY);
+  return largest<Arch>(xsimd::max(xsimd::max(best[0], best[1]), xsimd::max(best[2], best[3])));
+}
+
+}  // namespace detail
+
+template <class Arch, class Executor>
+void softmax_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<float, 2> y) noexcept {
+  using vector = batch<float, Arch>;
+  const std::size_t n = x.extent(1), grain = 1 + std::size_t{8192} / (n + 1);
+  be.parallel_for(x.extent(0), grain, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t r = begin; r < end; ++r) {
+      const float* in = x.row(r);
+      float* out = y.row(r);
+      const vector shift(detail::maximum<Arch>(in, n));
+      vector total(0.0f);
+      // The first pass reads from memory, the others from the cache: the next row comes in meanwhile.
+      const float* next = in + (r + 1 < end ? x.stride(0) : 0);
+      const auto exponentiate = [&](std::size_t i, auto load, auto store) {
+        detail::prefetch(next, i);
+        const vector e = detail::exp_vector<Arch>(load(in + i) - shift);
+        store(out + i, e);
+        total += e;
+      };
+      // Lanes past the row are exp(-infinity) = 0 in the sum.
+      detail::for_each_vector<Arch>(n, exponentiate, -INFINITY);
+      const vector scale(1.0f / sum(total));
+      detail::for_each_vector<Arch>(
+          n, [&](std::size_t i, auto load, auto store) { store(out + i, load(out + i) * scale); });
+    }
+  });
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/softmax/softmax.hpp
+MOTE_BEGIN_NAMESPACE
+
+template <backend Backend>
+void softmax(Backend& be, view<const float, 2> x, view<float, 2> y) {
+  check_shape("softmax", "y", y.extents(), {x.extent(0), x.extent(1)});
+  softmax_impl(be, x, y);
+}
+
+MOTE_END_NAMESPACE

@@ -1,0 +1,1425 @@
+// mote 0.1.0: files and tokenizers, in one file. Written by scripts/single_include from include/mote.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+#include "mote.hpp"
+
+// ---- mote/io/dtype.hpp
+// Element types of stored tensors.
+
+#include <cstddef>
+#include <optional>
+#include <string_view>
+
+MOTE_BEGIN_NAMESPACE
+
+enum class dtype { f64, f32, f16, bf16, f8_e4m3, f8_e5m2, i64, i32, i16, i8, u64, u32, u16, u8, boolean };
+
+struct dtype_info {
+  dtype type;
+  std::string_view name;  // as safetensors spells it
+  std::size_t size;       // bytes
+};
+
+inline constexpr dtype_info dtypes[] = {
+    {dtype::f64, "F64", 8},   {dtype::f32, "F32", 4},         {dtype::f16, "F16", 2},
+    {dtype::bf16, "BF16", 2}, {dtype::f8_e4m3, "F8_E4M3", 1}, {dtype::f8_e5m2, "F8_E5M2", 1},
+    {dtype::i64, "I64", 8},   {dtype::i32, "I32", 4},         {dtype::i16, "I16", 2},
+    {dtype::i8, "I8", 1},     {dtype::u64, "U64", 8},         {dtype::u32, "U32", 4},
+    {dtype::u16, "U16", 2},   {dtype::u8, "U8", 1},           {dtype::boolean, "BOOL", 1}};
+
+inline constexpr const dtype_info& info(dtype type) { return dtypes[static_cast<std::size_t>(type)]; }
+inline constexpr std::string_view dtype_name(dtype type) { return info(type).name; }
+inline constexpr std::size_t dtype_size(dtype type) { return info(type).size; }
+
+inline constexpr std::optional<dtype> dtype_of(std::string_view name) {
+  for (const dtype_info& d : dtypes) {
+    if (d.name == name) return d.type;
+  }
+  return std::nullopt;
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/io/json.hpp
+// Reading JSON that somebody else wrote: every error names the file and the field.
+
+#include <cmath>
+#include <cstdint>
+#include <string>
+#include <unordered_set>
+#include <utility>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+// ---- mote/io/mapped_file.hpp
+// A whole file, mapped read-only into memory (POSIX).
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <span>
+
+MOTE_BEGIN_NAMESPACE
+
+class mapped_file {
+ public:
+  // Throws format_error naming the file when it is no regular file or cannot be opened or mapped.
+  explicit mapped_file(const std::string& path) : path_(path) {
+    const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (descriptor < 0) raise<format_error>(path + ": cannot be opened: " + std::strerror(errno));
+    struct stat status {};
+    const bool regular = ::fstat(descriptor, &status) == 0 && S_ISREG(status.st_mode);
+    size_ = regular ? static_cast<std::size_t>(status.st_size) : 0;
+    if (size_ > 0) data_ = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, descriptor, 0);
+    const int problem = errno;
+    ::close(descriptor);
+    if (!regular) raise<format_error>(path + ": is not a regular file");
+    if (data_ == MAP_FAILED) {
+      data_ = nullptr;
+      raise<format_error>(path + ": cannot be mapped: " + std::strerror(problem));
+    }
+  }
+
+  mapped_file(mapped_file&& other) noexcept
+      : path_(std::move(other.path_)),
+        data_(std::exchange(other.data_, nullptr)),
+        size_(std::exchange(other.size_, 0)) {}
+  mapped_file& operator=(mapped_file&& other) noexcept {
+    std::swap(path_, other.path_);
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
+  mapped_file(const mapped_file&) = delete;
+  mapped_file& operator=(const mapped_file&) = delete;
+  ~mapped_file() {
+    if (data_ != nullptr) ::munmap(data_, size_);
+  }
+
+  const std::string& path() const { return path_; }
+  std::span<const std::byte> bytes() const { return {static_cast<const std::byte*>(data_), size_}; }
+
+ private:
+  std::string path_;
+  void* data_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+MOTE_END_NAMESPACE
+
+// ---- mote/io/json.hpp
+MOTE_BEGIN_NAMESPACE
+
+// Parses `text`; `where` names it in errors. Throws format_error for malformed text, for nesting deeper than any
+// configuration has use for, and for a key that stands twice in one object.
+inline nlohmann::json parse_json(std::string_view text, const std::string& where) {
+  using event = nlohmann::json::parse_event_t;
+  constexpr int deepest = 64;
+  std::vector<std::unordered_set<std::string>> keys;
+  const auto check_structure = [&](int depth, event e, nlohmann::json& parsed) {
+    if (depth > deepest)
+      raise<format_error>(where + ": JSON nested more than " + std::to_string(deepest) + " levels deep");
+    if (e == event::object_start) keys.emplace_back();
+    if (e == event::object_end) keys.pop_back();
+    if (e == event::key && !keys.back().insert(parsed.get_ref<const std::string&>()).second) {
+      raise<format_error>(where + ": the key \"" + parsed.get_ref<const std::string&>() +
+                          "\" stands twice in one object");
+    }
+    return true;
+  };
+  try {
+    return nlohmann::json::parse(text.begin(), text.end(), check_structure);
+  } catch (const nlohmann::json::exception& e) {
+    raise<format_error>(where + ": malformed JSON: " + e.what());
+  }
+}
+
+// A JSON object and the place it came from. Getters throw format_error "file: field: expected …" for a missing field, a
+// wrong type or a number out of range; the `_or` forms give a default for a field that is absent or null.
+class json_object {
+ public:
+  json_object(const nlohmann::json& value, std::string where) : value_(&value), where_(std::move(where)) {
+    if (!value.is_object()) raise<format_error>(where_ + ": expected a JSON object, got " + value.type_name());
+  }
+
+  const nlohmann::json& value() const { return *value_; }
+  const std::string& where() const { return where_; }
+
+  bool contains(const std::string& field) const { return value_->contains(field); }
+  bool has_value(const std::string& field) const { return contains(field) && !(*value_)[field].is_null(); }
+
+  [[noreturn]] void fail(const std::string& field, const std::string& message) const {
+    raise<format_error>(where_ + ": " + field + ": " + message);
+  }
+
+  const nlohmann::json& at(const std::string& field) const {
+    if (!contains(field)) fail(field, "missing");
+    return (*value_)[field];
+  }
+
+  std::string string(const std::string& field) const {
+    const nlohmann::json& v = at(field);
+    if (!v.is_string()) fail(field, std::string("expected a string, got ") + v.type_name());
+    return v.get<std::string>();
+  }
+  std::string string_or(const std::string& field, const std::string& fallback) const {
+    return has_value(field) ? string(field) : fallback;
+  }
+
+  // A finite number.
+  double number(const std::string& field) const {
+    const nlohmann::json& v = at(field);
+    if (!v.is_number() || !std::isfinite(v.get<double>()))
+      fail(field, std::string("expected a number, got ") + v.type_name());
+    return v.get<double>();
+  }
+  double number_or(const std::string& field, double fallback) const {
+    return has_value(field) ? number(field) : fallback;
+  }
+
+  bool boolean(const std::string& field) const {
+    const nlohmann::json& v = at(field);
+    if (!v.is_boolean()) fail(field, std::string("expected true or false, got ") + v.type_name());
+    return v.get<bool>();
+  }
+  bool boolean_or(const std::string& field, bool fallback) const {
+    return has_value(field) ? boolean(field) : fallback;
+  }
+
+  // A whole number in [least, most].
+  std::size_t integer(const std::string& field, std::size_t least, std::size_t most) const {
+    const nlohmann::json& v = at(field);
+    const bool whole = v.is_number_unsigned() || (v.is_number_integer() && v.get<std::int64_t>() >= 0);
+    if (!whole || v.get<std::uint64_t>() < least || v.get<std::uint64_t>() > most) {
+      fail(field, "expected a whole number from " + std::to_string(least) + " to " + std::to_string(most) + ", got " +
+                      (v.is_number() ? v.dump() : v.type_name()));
+    }
+    return v.get<std::size_t>();
+  }
+  std::size_t integer_or(const std::string& field, std::size_t fallback, std::size_t least, std::size_t most) const {
+    return has_value(field) ? integer(field, least, most) : fallback;
+  }
+
+  json_object object(const std::string& field) const { return {at(field), where_ + ": " + field}; }
+
+  const nlohmann::json& array(const std::string& field) const {
+    const nlohmann::json& v = at(field);
+    if (!v.is_array()) fail(field, std::string("expected an array, got ") + v.type_name());
+    return v;
+  }
+
+ private:
+  const nlohmann::json* value_;
+  std::string where_;
+};
+
+// A parsed JSON file; objects taken from it refer to it.
+class json_file {
+ public:
+  // Throws format_error when the file cannot be read or is not well-formed.
+  explicit json_file(const std::string& path) : path_(path) {
+    const mapped_file file(path);
+    value_ = parse_json({reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()}, path);
+  }
+
+  const std::string& path() const { return path_; }
+  const nlohmann::json& value() const { return value_; }
+  json_object root() const { return {value_, path_}; }
+
+ private:
+  std::string path_;
+  nlohmann::json value_;
+};
+
+MOTE_END_NAMESPACE
+
+// ---- mote/io/npy.hpp
+// Writing NumPy's .npy files, format 1.0.
+
+#include <cstdio>
+#include <filesystem>
+#include <system_error>
+
+MOTE_BEGIN_NAMESPACE
+
+// A float32 matrix [rows, columns], written row by row. A regular file gets its name in finish(), when it is whole; anything
+// else (a pipe, a device) is written directly.
+class npy_writer {
+ public:
+  // Throws format_error naming the file when it cannot be created.
+  npy_writer(std::string path, std::size_t rows, std::size_t columns)
+      : path_(std::move(path)), part_(path_), left_(rows), columns_(columns) {
+    std::error_code ignored;
+    const auto status = std::filesystem::status(path_, ignored);
+    if (!std::filesystem::exists(status) || std::filesystem::is_regular_file(status)) part_ += ".part";
+    file_ = std::fopen(part_.c_str(), "wb");
+    if (file_ == nullptr) raise<format_error>(path_ + ": cannot be written");
+    std::string header = "{'descr': '<f4', 'fortran_order': False, 'shape': (" + std::to_string(rows) + ", " +
+                         std::to_string(columns) + "), }";
+    constexpr std::size_t preamble = 10;  // magic, version, length; the data starts at a multiple of 64
+    header.append(63 - (preamble + header.size()) % 64, ' ');
+    header += '\n';
+    const char start[] = {'\x93',
+                          'N',
+                          'U',
+                          'M',
+                          'P',
+                          'Y',
+                          1,
+                          0,
+                          static_cast<char>(header.size() & 0xFF),
+                          static_cast<char>(header.size() >> 8)};
+    write(start, sizeof start);
+    write(header.data(), header.size());
+  }
+  npy_writer(const npy_writer&) = delete;
+  npy_writer& operator=(const npy_writer&) = delete;
+  ~npy_writer() {
+    if (file_ == nullptr) return;
+    std::fclose(file_);
+    if (part_ != path_) std::remove(part_.c_str());
+  }
+
+  // The next rows. Throws format_error when they cannot be written, shape_error when they are too many or too wide.
+  void append(view<const float, 2> rows) {
+    check_shape("npy_writer", "rows", rows.extents(), {rows.extent(0), columns_});
+    check(rows.extent(0) <= left_, "npy_writer", "rows: more than the file was made for");
+    for (std::size_t i = 0; i < rows.extent(0); ++i) write(rows.row(i), columns_ * sizeof(float));
+    left_ -= rows.extent(0);
+  }
+
+  // Gives the file its name. Throws like append, or when rows are missing.
+  void finish() {
+    check(left_ == 0, "npy_writer", "finish: rows are missing");
+    const bool closed = std::fclose(std::exchange(file_, nullptr)) == 0;
+    std::error_code problem;
+    if (closed && part_ != path_) std::filesystem::rename(part_, path_, problem);
+    if (!closed || problem) {
+      if (part_ != path_) std::remove(part_.c_str());
+      raise<format_error>(path_ + ": cannot be written");
+    }
+  }
+
+ private:
+  void write(const void* data, std::size_t size) {
+    if (std::fwrite(data, 1, size, file_) != size) raise<format_error>(path_ + ": cannot be written");
+  }
+
+  std::string path_, part_;  // part_: what is written, path_ itself for a device
+  std::size_t left_, columns_;
+  std::FILE* file_ = nullptr;
+};
+
+MOTE_END_NAMESPACE
+
+// ---- mote/io/safetensors.hpp
+// safetensors files, memory-mapped, and checkpoints of one or several of them.
+//
+// Layout: an unsigned 64-bit little-endian length n, n bytes of JSON {name: {dtype, shape, data_offsets: [begin, end]}},
+// then the data, to which the offsets refer. Every size and offset is checked; the file may be hostile.
+// Source: the safetensors format description; DeepSeek-V3's fp8 checkpoints for the block scales.
+
+#include <algorithm>
+#include <limits>
+#include <map>
+#include <memory>
+
+MOTE_BEGIN_NAMESPACE
+
+// A tensor in a mapped file; valid as long as the file's object.
+struct tensor_ref {
+  std::string name;
+  mote::dtype dtype = dtype::f32;
+  std::vector<std::size_t> shape;
+  std::span<const std::byte> bytes;  // may be unaligned
+  const std::string* file = nullptr;
+
+  std::size_t size() const { return bytes.size() / dtype_size(dtype); }
+
+  [[noreturn]] void fail(const std::string& message) const {
+    raise<format_error>(*file + ": tensor " + name + ": " + message);
+  }
+};
+
+class safetensors_file {
+ public:
+  // Throws format_error naming file and tensor or offset for anything that breaks the format.
+  explicit safetensors_file(const std::string& path) : file_(path), path_(std::make_unique<std::string>(path)) {
+    const std::span<const std::byte> all = file_.bytes();
+    constexpr std::size_t prefix = 8, longest_header = 100'000'000;
+    if (all.size() < prefix) fail("expected at least 8 bytes, the header's length, got " + std::to_string(all.size()));
+    std::uint64_t length = 0;
+    for (std::size_t i = 0; i < prefix; ++i) length |= static_cast<std::uint64_t>(all[i]) << (8 * i);
+    if (length > longest_header || length > all.size() - prefix) {
+      fail("byte 0: the header's length " + std::to_string(length) + " exceeds " +
+           (length > longest_header ? "the format's limit of 100000000"
+                                    : "the file's " + std::to_string(all.size()) + " bytes"));
+    }
+    const std::size_t header = static_cast<std::size_t>(length);
+    data_ = all.subspan(prefix + header);
+    json_ = parse_json({reinterpret_cast<const char*>(all.data() + prefix), header}, path + ": header");
+    const json_object root(json_, path + ": header");
+    for (const auto& [name, entry] : json_.items()) {
+      if (name == "__metadata__") continue;
+      add(name, json_object(entry, path + ": tensor " + name));
+    }
+    check_overlap();
+    json_ = nullptr;
+  }
+
+  const std::string& path() const { return *path_; }
+
+  // In the order of their names.
+  const std::map<std::string, tensor_ref, std::less<>>& tensors() const { return tensors_; }
+  bool contains(std::string_view name) const { return tensors_.find(name) != tensors_.end(); }
+
+  // Throws format_error naming the file when it has no such tensor.
+  const tensor_ref& tensor(std::string_view name) const {
+    const auto it = tensors_.find(name);
+    if (it == tensors_.end()) fail("tensor " + std::string(name) + ": missing");
+    return it->second;
+  }
+
+ private:
+  [[noreturn]] void fail(const std::string& message) const { raise<format_error>(*path_ + ": " + message); }
+
+  void add(const std::string& name, const json_object& entry) {
+    tensor_ref t;
+    t.name = name;
+    t.file = path_.get();
+    const std::string type = entry.string("dtype");
+    const std::optional<dtype> known = dtype_of(type);
+    if (!known) entry.fail("dtype", "unknown type \"" + type + "\"");
+    t.dtype = *known;
+    const std::size_t limit = std::numeric_limits<std::size_t>::max();
+    std::size_t bytes = dtype_size(t.dtype);
+    for (const nlohmann::json& extent : entry.array("shape")) {
+      if (!extent.is_number_unsigned()) entry.fail("shape", "expected whole numbers of at least 0");
+      const std::size_t n = extent.get<std::size_t>();
+      if (n != 0 && bytes > limit / n) entry.fail("shape", "its product overflows");
+      bytes *= n;
+      t.shape.push_back(n);
+    }
+    const nlohmann::json& offsets = entry.array("data_offsets");
+    if (offsets.size() != 2 || !offsets[0].is_number_unsigned() || !offsets[1].is_number_unsigned()) {
+      entry.fail("data_offsets", "expected [begin, end]");
+    }
+    const std::size_t begin = offsets[0].get<std::size_t>(), end = offsets[1].get<std::size_t>();
+    if (begin > end || end > data_.size()) {
+      entry.fail("data_offsets", "[" + std::to_string(begin) + ", " + std::to_string(end) +
+                                     ") lies outside the file's " + std::to_string(data_.size()) + " bytes of data");
+    }
+    if (end - begin != bytes) {
+      entry.fail("data_offsets", "hold " + std::to_string(end - begin) + " bytes, " + type + " " + shape_text(t.shape) +
+                                     " needs " + std::to_string(bytes));
+    }
+    t.bytes = data_.subspan(begin, bytes);
+    tensors_.emplace(name, std::move(t));
+  }
+
+  void check_overlap() const {
+    std::vector<const tensor_ref*> order;
+    for (const auto& [name, t] : tensors_) {
+      if (!t.bytes.empty()) order.push_back(&t);
+    }
+    std::sort(order.begin(), order.end(), [](auto* a, auto* b) { return a->bytes.data() < b->bytes.data(); });
+    for (std::size_t i = 1; i < order.size(); ++i) {
+      if (order[i - 1]->bytes.data() + order[i - 1]->bytes.size() > order[i]->bytes.data()) {
+        order[i]->fail("its data overlaps that of " + order[i - 1]->name);
+      }
+    }
+  }
+
+  mapped_file file_;
+  std::unique_ptr<std::string> path_;  // its address stays when the object moves
+  std::span<const std::byte> data_;
+  nlohmann::json json_;
+  std::map<std::string, tensor_ref, std::less<>> tensors_;
+};
+
+// A directory with model.safetensors, or with model.safetensors.index.json and the shards that it names.
+class checkpoint {
+ public:
+  // Throws format_error naming the file that is missing or malformed, or the tensor that its shard does not hold.
+  explicit checkpoint(const std::string& directory) : directory_(directory) {
+    const std::string single = directory + "/model.safetensors", index = directory + "/model.safetensors.index.json";
+    std::error_code ignored;
+    if (std::filesystem::exists(single, ignored) || !std::filesystem::exists(index, ignored)) {
+      shards_.emplace_back(single);
+      for (const auto& [name, t] : shards_[0].tensors()) tensors_.emplace(name, &t);
+      return;
+    }
+    const json_file file(index);
+    const json_object map = file.root().object("weight_map");
+    std::map<std::string, std::size_t> shard_of;
+    for (const auto& [name, shard] : map.value().items()) shard_of.emplace(map.string(name), 0);
+    shards_.reserve(shard_of.size());  // tensors_ points into them
+    for (auto& [name, i] : shard_of) {
+      if (name.empty() || name.find('/') != std::string::npos || name.find('\0') != std::string::npos) {
+        map.fail("\"" + name + "\"", "a shard must be a file of the checkpoint's own directory");
+      }
+      i = shards_.size();
+      shards_.emplace_back(directory + "/" + name);
+    }
+    for (const auto& [name, shard] : map.value().items()) {
+      tensors_.emplace(name, &shards_[shard_of.at(shard.get<std::string>())].tensor(name));
+    }
+  }
+
+  const std::string& directory() const { return directory_; }
+  bool contains(std::string_view name) const { return tensors_.find(name) != tensors_.end(); }
+
+  // Every tensor, in the order of their names.
+  std::vector<tensor_ref> tensors() const {
+    std::vector<tensor_ref> all;
+    for (const auto& [name, t] : tensors_) all.push_back(*t);
+    return all;
+  }
+
+  // Throws format_error naming the directory and the tensor when it is missing.
+  const tensor_ref& tensor(std::string_view name) const {
+    const auto it = tensors_.find(name);
+    if (it == tensors_.end()) raise<format_error>(directory_ + ": tensor " + std::string(name) + ": missing");
+    return *it->second;
+  }
+
+  // The same, of the given shape.
+  const tensor_ref& tensor(std::string_view name, std::span<const std::size_t> shape) const {
+    const tensor_ref& t = tensor(name);
+    if (!std::equal(shape.begin(), shape.end(), t.shape.begin(), t.shape.end())) {
+      t.fail("expected shape " + shape_text(shape) + ", got " + shape_text(t.shape));
+    }
+    return t;
+  }
+
+ private:
+  std::string directory_;
+  std::vector<safetensors_file> shards_;
+  std::map<std::string, const tensor_ref*, std::less<>> tensors_;
+};
+
+// The tensor's elements straight from the map, or nothing when they are not aligned for T. T is the element type.
+template <class T>
+std::optional<view<const T, 1>> mapped_view(const tensor_ref& t) {
+  if (sizeof(T) != dtype_size(t.dtype)) t.fail("expected elements of " + std::to_string(sizeof(T)) + " bytes");
+  if (reinterpret_cast<std::uintptr_t>(t.bytes.data()) % alignof(T) != 0) return std::nullopt;
+  return view<const T, 1>(reinterpret_cast<const T*>(t.bytes.data()), t.size());
+}
+
+// Elements of a floating-point tensor as float32. Throws format_error for another type.
+inline buffer<float> read_float(const tensor_ref& t) {
+  buffer<float> values(t.size());
+  const auto convert = [&]<class T>(T element) {
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      std::memcpy(&element, t.bytes.data() + i * sizeof(T), sizeof(T));
+      values[i] = static_cast<float>(element);
+    }
+  };
+  switch (t.dtype) {
+    case dtype::f64:
+      convert(double{});
+      break;
+    case dtype::f32:
+      convert(float{});
+      break;
+    case dtype::f16:
+      convert(f16{});
+      break;
+    case dtype::bf16:
+      convert(bf16{});
+      break;
+    case dtype::f8_e4m3:
+      convert(f8_e4m3{});
+      break;
+    case dtype::f8_e5m2:
+      convert(f8_e5m2{});
+      break;
+    default:
+      t.fail("expected a floating-point type, got " + std::string(dtype_name(t.dtype)));
+  }
+  return values;
+}
+
+// The same, and where the checkpoint holds NAME_scale_inv [ceil(rows/128), ceil(columns/128)], every 128×128 block of the
+// matrix is multiplied by its scale. Throws format_error when the scales do not fit or an fp8 matrix has none.
+inline buffer<float> read_float(const checkpoint& files, const tensor_ref& t) {
+  constexpr std::size_t block = 128;
+  buffer<float> values = read_float(t);
+  const std::string scale_name = t.name + "_scale_inv";
+  if (!files.contains(scale_name)) {
+    if (dtype_size(t.dtype) == 1) t.fail("an fp8 tensor needs its scales, " + scale_name);
+    return values;
+  }
+  if (t.shape.size() != 2) t.fail("expected a matrix, since it has block scales");
+  const std::size_t rows = t.shape[0], columns = t.shape[1], across = (columns + block - 1) / block;
+  const std::size_t shape[] = {(rows + block - 1) / block, across};
+  const buffer<float> scale = read_float(files.tensor(scale_name, shape));
+  for (std::size_t i = 0; i < rows; ++i) {
+    for (std::size_t j = 0; j < columns; ++j) values[i * columns + j] *= scale[i / block * across + j / block];
+  }
+  return values;
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/io/tokenizer/added_tokens.hpp
+// Tokens that are found in the text as they stand, before anything else: the `added_tokens` of a tokenizer.json.
+
+#include <unordered_map>
+
+// ---- mote/io/tokenizer/pattern.hpp
+// The regular expressions of tokenizer files, on PCRE2.
+//
+// Published files write Oniguruma's dialect. Where PCRE2 reads the same text differently it is translated (\s includes
+// U+0085, \w marks; ^ and $ match at lines) or refused (\h, && in a class).
+
+#ifndef PCRE2_CODE_UNIT_WIDTH
+#define PCRE2_CODE_UNIT_WIDTH 8
+#endif
+#include <pcre2.h>
+
+#include <cctype>
+
+MOTE_BEGIN_NAMESPACE
+
+class pattern {
+ public:
+  // Throws format_error, naming `where`, for an expression that is malformed or uses what is not supported.
+  pattern(const std::string& expression, std::string where) : where_(std::move(where)) {
+    const std::string translated = translate(expression);
+    int problem = 0;
+    PCRE2_SIZE offset = 0;
+    code_.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
+                              PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE, &problem, &offset, nullptr));
+    if (!code_) {
+      PCRE2_UCHAR message[256] = {};
+      pcre2_get_error_message(problem, message, sizeof message);
+      raise<format_error>(where_ + ": malformed pattern: " + reinterpret_cast<const char*>(message));
+    }
+    pcre2_jit_compile(code_.get(), PCRE2_JIT_COMPLETE);  // optional: matching works without
+    match_.reset(pcre2_match_data_create_from_pattern(code_.get(), nullptr));
+    context_.reset(pcre2_match_context_create(nullptr));
+    stack_.reset(pcre2_jit_stack_create(std::size_t{32} << 10, std::size_t{8} << 20, nullptr));
+    if (!match_ || !context_ || !stack_) raise<format_error>(where_ + ": not enough memory for the pattern");
+    pcre2_jit_stack_assign(context_.get(), nullptr, stack_.get());
+    pcre2_set_match_limit(context_.get(), 20'000'000);
+    pcre2_set_depth_limit(context_.get(), 100'000);
+  }
+
+  // The first match in well-formed UTF-8 at or after `from`, as [begin, end). Throws format_error when the pattern takes
+  // more steps than any sensible one would.
+  std::optional<std::pair<std::size_t, std::size_t>> find(std::string_view text, std::size_t from) const {
+    const int found = pcre2_match(code_.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), from,
+                                  PCRE2_NO_UTF_CHECK, match_.get(), context_.get());
+    if (found == PCRE2_ERROR_NOMATCH) return std::nullopt;
+    if (found < 0) {
+      PCRE2_UCHAR message[256] = {};
+      pcre2_get_error_message(found, message, sizeof message);
+      raise<format_error>(where_ + ": pattern failed: " + reinterpret_cast<const char*>(message));
+    }
+    const PCRE2_SIZE* range = pcre2_get_ovector_pointer(match_.get());
+    if (range[1] < range[0]) raise<format_error>(where_ + ": \\K is not supported");
+    return std::pair{static_cast<std::size_t>(range[0]), static_cast<std::size_t>(range[1])};
+  }
+
+  // The expression that matches `literal` itself.
+  static std::string quote(std::string_view literal) {
+    std::string expression;
+    for (const char c : literal) {
+      if (static_cast<unsigned char>(c) < 0x80 && !std::isalnum(static_cast<unsigned char>(c))) expression += '\\';
+      expression += c;
+    }
+    return expression;
+  }
+
+ private:
+  std::string translate(const std::string& expression) const {
+    const std::string word = "\\p{L}\\p{M}\\p{Nd}\\p{Pc}";
+    std::string out;
+    int depth = 0;  // of character classes
+    for (std::size_t i = 0; i < expression.size(); ++i) {
+      const char c = expression[i];
+      const char next = i + 1 < expression.size() ? expression[i + 1] : '\0';
+      if (c == '\\') {
+        if (next == 's') {
+          out += depth > 0 ? "\\s\\x{85}" : "[\\s\\x{85}]";
+        } else if (next == 'S') {
+          if (depth > 0) raise<format_error>(where_ + ": \\S in a character class is not supported");
+          out += "[^\\s\\x{85}]";
+        } else if (next == 'w') {
+          out += depth > 0 ? word : "[" + word + "]";
+        } else if (next == 'W') {
+          if (depth > 0) raise<format_error>(where_ + ": \\W in a character class is not supported");
+          out += "[^" + word + "]";
+        } else if (next == 'h' || next == 'H') {
+          raise<format_error>(where_ + ": \\h is not supported");
+        } else {
+          out += c;
+          if (next != '\0') out += next;
+        }
+        ++i;
+        continue;
+      }
+      if (c == '[') {
+        if (depth > 0 && next != ':') raise<format_error>(where_ + ": nested character classes are not supported");
+        if (depth > 0) {
+          const std::size_t end = expression.find(":]", i);
+          if (end == std::string::npos) raise<format_error>(where_ + ": malformed pattern: unclosed [:");
+          out.append(expression, i, end + 2 - i);
+          i = end + 1;
+          continue;
+        }
+        ++depth;
+        out += c;
+        if (next == '^') {
+          out += next;
+          ++i;
+        }
+        if (i + 1 < expression.size() && expression[i + 1] == ']') {  // a literal ] in first place
+          out += "\\]";
+          ++i;
+        }
+        continue;
+      }
+      if (c == ']' && depth > 0) --depth;
+      if (c == '&' && next == '&' && depth > 0)
+        raise<format_error>(where_ + ": && in a character class is not supported");
+      out += c;
+    }
+    return out;
+  }
+
+  struct free_pcre2 {
+    void operator()(pcre2_code* p) const { pcre2_code_free(p); }
+    void operator()(pcre2_match_data* p) const { pcre2_match_data_free(p); }
+    void operator()(pcre2_match_context* p) const { pcre2_match_context_free(p); }
+    void operator()(pcre2_jit_stack* p) const { pcre2_jit_stack_free(p); }
+  };
+
+  std::string where_;
+  std::unique_ptr<pcre2_code, free_pcre2> code_;
+  std::unique_ptr<pcre2_match_data, free_pcre2> match_;
+  std::unique_ptr<pcre2_match_context, free_pcre2> context_;
+  std::unique_ptr<pcre2_jit_stack, free_pcre2> stack_;
+};
+
+MOTE_END_NAMESPACE
+
+// ---- mote/io/tokenizer/utf8.hpp
+// UTF-8: how long a well-formed character is, and the byte-level alphabet of GPT-2.
+
+#include <array>
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+inline bool is_continuation(char c) { return (static_cast<unsigned char>(c) & 0xC0u) == 0x80u; }
+
+// Bytes of the well-formed character at the start of `text`; 0 if there is none. Overlong forms, surrogates and values
+// above U+10FFFF are not well-formed.
+inline std::size_t utf8_length(std::string_view text) {
+  if (text.empty()) return 0;
+  const auto at = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
+  const unsigned char first = at(0);
+  if (first < 0x80) return 1;
+  const std::size_t length = first >= 0xF0 ? 4 : first >= 0xE0 ? 3 : 2;
+  if (first < 0xC2 || first > 0xF4 || text.size() < length) return 0;
+  for (std::size_t i = 1; i < length; ++i) {
+    if (!is_continuation(text[i])) return 0;
+  }
+  if (first == 0xE0 && at(1) < 0xA0) return 0;
+  if (first == 0xED && at(1) > 0x9F) return 0;
+  if (first == 0xF0 && at(1) < 0x90) return 0;
+  if (first == 0xF4 && at(1) > 0x8F) return 0;
+  return length;
+}
+
+// Whether `text`, not well-formed as it stands, is the beginning of a well-formed character.
+inline bool utf8_incomplete(std::string_view text) {
+  if (text.empty() || text.size() > 3) return false;
+  for (const std::string_view tail : {"\x80\x80\x80", "\x90\x80\x80", "\xBF\xBF\xBF", "\xA0\x80\x80"}) {
+    for (std::size_t more = 1; text.size() + more <= 4; ++more) {
+      if (utf8_length(std::string(text) + std::string(tail.substr(0, more))) == text.size() + more) return true;
+    }
+  }
+  return false;
+}
+
+// GPT-2 writes every byte as one printable character: itself where it is printable Latin-1, else U+0100 and up.
+class byte_alphabet {
+ public:
+  byte_alphabet() {
+    std::uint32_t next = 0x100;
+    for (std::uint32_t b = 0; b < 256; ++b) {
+      const bool printable = (b >= 0x21 && b <= 0x7E) || (b >= 0xA1 && b <= 0xAC) || b >= 0xAE;
+      const std::uint32_t code = printable ? b : next++;
+      to_byte_.emplace(code, static_cast<char>(b));
+    }
+  }
+
+  // The bytes that a token spells, or nothing when a character is outside the alphabet.
+  std::optional<std::string> decode(std::string_view token) const {
+    std::string bytes;
+    for (std::size_t i = 0; i < token.size();) {
+      const std::size_t length = utf8_length(token.substr(i));
+      if (length == 0 || length > 2) return std::nullopt;
+      const auto at = [&](std::size_t j) {
+        return static_cast<std::uint32_t>(static_cast<unsigned char>(token[i + j]));
+      };
+      const std::uint32_t code = length == 1 ? at(0) : ((at(0) & 0x1Fu) << 6) | (at(1) & 0x3Fu);
+      const auto it = to_byte_.find(code);
+      if (it == to_byte_.end()) return std::nullopt;
+      bytes += it->second;
+      i += length;
+    }
+    return bytes;
+  }
+
+ private:
+  std::unordered_map<std::uint32_t, char> to_byte_;
+};
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
+// ---- mote/io/tokenizer/added_tokens.hpp
+MOTE_BEGIN_NAMESPACE
+
+struct added_token {
+  std::string content;
+  std::int32_t id = 0;
+  bool special = false, single_word = false, lstrip = false, rstrip = false;
+};
+
+class added_tokens {
+ public:
+  struct match {
+    std::size_t begin, end;  // with the white space that lstrip and rstrip take
+    const added_token* token;
+  };
+
+  added_tokens() = default;
+
+  // Throws format_error naming the entry that is malformed.
+  explicit added_tokens(const json_object& json) {
+    if (!json.has_value("added_tokens")) return;
+    std::size_t i = 0;
+    for (const nlohmann::json& entry : json.array("added_tokens")) {
+      const json_object t(entry, json.where() + ": added_tokens[" + std::to_string(i++) + "]");
+      added_token token;
+      token.content = t.string("content");
+      token.id = static_cast<std::int32_t>(t.integer("id", 0, std::numeric_limits<std::int32_t>::max()));
+      token.special = t.boolean_or("special", false);
+      token.single_word = t.boolean_or("single_word", false);
+      token.lstrip = t.boolean_or("lstrip", false);
+      token.rstrip = t.boolean_or("rstrip", false);
+      if (token.content.empty()) t.fail("content", "is empty");
+      tokens_.push_back(std::move(token));
+    }
+    // Candidates by first byte, the longest first.
+    for (std::size_t t = 0; t < tokens_.size(); ++t) {
+      by_first_byte_[static_cast<unsigned char>(tokens_[t].content[0])].push_back(t);
+    }
+    for (auto& [byte, list] : by_first_byte_) {
+      std::stable_sort(list.begin(), list.end(), [&](std::size_t a, std::size_t b) {
+        return tokens_[a].content.size() > tokens_[b].content.size();
+      });
+    }
+  }
+
+  const std::vector<added_token>& tokens() const { return tokens_; }
+
+  // The leftmost, then longest, token at or after `from`; white space is not taken from before `from`.
+  std::optional<match> find(std::string_view text, std::size_t from) const {
+    if (tokens_.empty()) return std::nullopt;
+    for (std::size_t i = from; i < text.size(); ++i) {
+      const auto list = by_first_byte_.find(static_cast<unsigned char>(text[i]));
+      if (list == by_first_byte_.end()) continue;
+      for (const std::size_t t : list->second) {
+        const added_token& token = tokens_[t];
+        if (text.substr(i, token.content.size()) != token.content) continue;
+        std::size_t begin = i, end = i + token.content.size();
+        if (token.single_word && (word_before(text, begin) || word_after(text, end))) break;
+        if (token.lstrip) begin = space_before(text, begin, from);
+        if (token.rstrip) end = space_after(text, end);
+        return match{begin, end, &token};
+      }
+    }
+    return std::nullopt;
+  }
+
+ private:
+  static bool matches_at(const char* expression, std::string_view character) {
+    return pattern(expression, "added_tokens").find(character, 0).has_value();
+  }
+
+  static std::string_view character_before(std::string_view text, std::size_t end) {
+    std::size_t begin = end;
+    while (begin > 0 && detail::is_continuation(text[begin - 1]) && end - begin < 3) --begin;
+    if (begin > 0) --begin;
+    const std::string_view character = text.substr(begin, end - begin);
+    return detail::utf8_length(character) == character.size() ? character : std::string_view();
+  }
+  static std::string_view character_at(std::string_view text, std::size_t begin) {
+    return text.substr(begin, detail::utf8_length(text.substr(begin)));
+  }
+
+  static bool word_before(std::string_view text, std::size_t i) {
+    const auto c = character_before(text, i);
+    return !c.empty() && matches_at("[\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{200C}\\x{200D}]", c);
+  }
+  static bool word_after(std::string_view text, std::size_t i) {
+    const auto c = character_at(text, i);
+    return !c.empty() && matches_at("[\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{200C}\\x{200D}]", c);
+  }
+  static std::size_t space_before(std::string_view text, std::size_t i, std::size_t from) {
+    for (auto c = character_before(text, i); !c.empty() && i - c.size() >= from && matches_at("\\s", c);
+         c = character_before(text, i)) {
+      i -= c.size();
+    }
+    return i;
+  }
+  static std::size_t space_after(std::string_view text, std::size_t i) {
+    for (auto c = character_at(text, i); !c.empty() && matches_at("\\s", c); c = character_at(text, i)) i += c.size();
+    return i;
+  }
+
+  std::vector<added_token> tokens_;
+  std::unordered_map<unsigned char, std::vector<std::size_t>> by_first_byte_;
+};
+
+MOTE_END_NAMESPACE
+
+// ---- mote/io/tokenizer/bpe.hpp
+// Byte-pair encoding: the `model` of a tokenizer.json, over bytes.
+//
+// A piece starts as single bytes; the adjacent pair with the lowest merge rank is joined, leftmost first, until none is
+// left. Source: Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units" (2016); Radford et al.,
+// "Language Models are Unsupervised Multitask Learners" (2019) for the byte alphabet.
+
+#include <functional>
+#include <queue>
+
+MOTE_BEGIN_NAMESPACE
+
+class bpe {
+ public:
+  // Throws format_error naming the field that is missing, malformed, contradictory or not supported.
+  explicit bpe(const json_object& json) {
+    if (json.string_or("type", "BPE") != "BPE")
+      json.fail("type", "expected \"BPE\", got \"" + json.string("type") + "\"");
+    for (const char* field : {"continuing_subword_prefix", "end_of_word_suffix"}) {
+      if (!json.string_or(field, "").empty()) json.fail(field, "is not supported");
+    }
+    if (json.number_or("dropout", 0.0) != 0.0) json.fail("dropout", "is not supported");
+    if (json.boolean_or("byte_fallback", false))
+      json.fail("byte_fallback", "is not supported: expected a byte-level vocabulary");
+    ignore_merges_ = json.boolean_or("ignore_merges", false);
+    read_vocab(json.object("vocab"));
+    read_merges(json);
+    if (json.has_value("unk_token")) {
+      unknown_ = find(json.string("unk_token"));
+      if (!unknown_) json.fail("unk_token", "is not in the vocabulary");
+    }
+  }
+
+  // Calls f(bytes, id) for every token of the vocabulary.
+  template <class F>
+  void for_each(F&& f) const {
+    for (const auto& [bytes, id] : ids_) f(bytes, id);
+    for (const auto& [text, id] : others_) f(text, id);
+  }
+
+  // The id of a token as the vocabulary spells it.
+  std::optional<std::int32_t> find(const std::string& token) const {
+    const auto bytes = alphabet_.decode(token);
+    const auto& table = bytes ? ids_ : others_;
+    const auto it = table.find(bytes ? *bytes : token);
+    return it == table.end() ? std::nullopt : std::optional(it->second);
+  }
+
+  // Appends the ids of one piece. Bytes that the vocabulary lacks become the unknown token, or nothing where it has none.
+  void encode(const std::string& piece, std::vector<std::int32_t>& out) const {
+    if (ignore_merges_) {
+      if (const auto it = ids_.find(piece); it != ids_.end()) {
+        out.push_back(it->second);
+        return;
+      }
+    }
+    merge(piece, out);
+  }
+
+ private:
+  static constexpr std::int32_t none = -1;
+
+  struct merge_result {
+    std::uint32_t rank;
+    std::int32_t id;
+  };
+
+  static std::uint64_t pair_key(std::int32_t left, std::int32_t right) {
+    return static_cast<std::uint64_t>(static_cast<std::uint32_t>(left)) << 32 | static_cast<std::uint32_t>(right);
+  }
+
+  void read_vocab(const json_object& vocab) {
+    std::unordered_set<std::int32_t> seen;
+    for (const auto& [token, entry] : vocab.value().items()) {
+      const auto id = static_cast<std::int32_t>(vocab.integer(token, 0, std::numeric_limits<std::int32_t>::max()));
+      if (!seen.insert(id).second) vocab.fail(token, "the id " + std::to_string(id) + " is given twice");
+      const auto bytes = alphabet_.decode(token);
+      (bytes ? ids_ : others_).emplace(bytes ? *bytes : token, id);
+    }
+    if (ids_.empty()) raise<format_error>(vocab.where() + ": is empty");
+    bytes_.fill(none);
+    for (std::size_t b = 0; b < 256; ++b) {
+      if (const auto it = ids_.find(std::string(1, static_cast<char>(b))); it != ids_.end()) bytes_[b] = it->second;
+    }
+  }
+
+  // "left right" in older files, ["left", "right"] in newer ones.
+  void read_merges(const json_object& json) {
+    std::uint32_t rank = 0;
+    for (const nlohmann::json& entry : json.array("merges")) {
+      const auto fail = [&](const std::string& message) { json.fail("merges[" + std::to_string(rank) + "]", message); };
+      std::string left, right;
+      if (entry.is_string()) {
+        const std::string& text = entry.get_ref<const std::string&>();
+        const std::size_t space = text.find(' ');
+        if (space == std::string::npos || text.find(' ', space + 1) != std::string::npos)
+          fail("expected \"left right\"");
+        left = text.substr(0, space);
+        right = text.substr(space + 1);
+      } else if (entry.is_array() && entry.size() == 2 && entry[0].is_string() && entry[1].is_string()) {
+        left = entry[0].get<std::string>();
+        right = entry[1].get<std::string>();
+      } else {
+        fail("expected \"left right\" or [\"left\", \"right\"]");
+      }
+      const auto id_of = [&](const std::string& token) {
+        const auto id = find(token);
+        if (!id) fail("\"" + left + " " + right + "\" names a token that the vocabulary lacks");
+        return *id;
+      };
+      merges_.insert_or_assign(pair_key(id_of(left), id_of(right)), merge_result{rank, id_of(left + right)});
+      ++rank;
+    }
+  }
+
+  void merge(const std::string& piece, std::vector<std::int32_t>& out) const {
+    struct symbol {
+      std::int32_t id;
+      std::uint32_t previous, next;
+    };
+    struct candidate {
+      std::uint32_t rank, position;
+      std::int32_t left, right, id;
+      bool operator>(const candidate& o) const { return rank != o.rank ? rank > o.rank : position > o.position; }
+    };
+    constexpr std::uint32_t end = std::numeric_limits<std::uint32_t>::max();
+    if (piece.size() >= end) raise<format_error>("tokenizer: a piece of text of 4 GiB or more");
+    std::vector<symbol> symbols;
+    symbols.reserve(piece.size());
+    for (const char c : piece) {
+      std::int32_t id = bytes_[static_cast<unsigned char>(c)];
+      if (id == none) {
+        if (!unknown_) continue;
+        id = *unknown_;
+      }
+      const auto i = static_cast<std::uint32_t>(symbols.size());
+      symbols.push_back({id, i == 0 ? end : i - 1, i + 1});
+    }
+    if (symbols.empty()) return;
+    symbols.back().next = end;
+
+    std::priority_queue<candidate, std::vector<candidate>, std::greater<>> queue;
+    const auto consider = [&](std::uint32_t left) {
+      const std::uint32_t right = symbols[left].next;
+      if (right == end) return;
+      const auto it = merges_.find(pair_key(symbols[left].id, symbols[right].id));
+      if (it == merges_.end()) return;
+      queue.push({it->second.rank, left, symbols[left].id, symbols[right].id, it->second.id});
+    };
+    for (std::uint32_t i = 0; i + 1 < symbols.size(); ++i) consider(i);
+    while (!queue.empty()) {
+      const candidate c = queue.top();
+      queue.pop();
+      symbol& left = symbols[c.position];
+      if (left.id != c.left || left.next == end || symbols[left.next].id != c.right) continue;  // out of date
+      symbol& right = symbols[left.next];
+      left.id = c.id;
+      right.id = none;
+      left.next = right.next;
+      if (right.next != end) symbols[right.next].previous = c.position;
+      if (left.previous != end) consider(left.previous);
+      consider(c.position);
+    }
+    for (std::uint32_t i = 0; i != end; i = symbols[i].next) out.push_back(symbols[i].id);
+  }
+
+  detail::byte_alphabet alphabet_;
+  std::unordered_map<std::string, std::int32_t> ids_;     // by bytes
+  std::unordered_map<std::string, std::int32_t> others_;  // tokens outside the byte alphabet, by their text
+  std::array<std::int32_t, 256> bytes_{};
+  std::unordered_map<std::uint64_t, merge_result> merges_;
+  std::optional<std::int32_t> unknown_;
+  bool ignore_merges_ = false;
+};
+
+MOTE_END_NAMESPACE
+
+// ---- mote/io/tokenizer/pre_tokenizer.hpp
+// Cutting text into the pieces within which byte-pair encoding merges: the `pre_tokenizer` of a tokenizer.json.
+//
+// Supported: Sequence, Split (Regex and String patterns, every behavior, invert), Digits, ByteLevel (last). Each step cuts
+// the pieces of the step before; a pattern sees one piece at a time.
+
+MOTE_BEGIN_NAMESPACE
+
+class pre_tokenizer {
+ public:
+  // Throws format_error naming the field of what is missing, malformed or not supported.
+  explicit pre_tokenizer(const json_object& json) {
+    add(json, 0);
+    if (!byte_level_) json.fail("type", "only byte-level tokenizers are supported: expected a ByteLevel step");
+  }
+
+  // The pieces of well-formed UTF-8, in order. With add_prefix_space the first byte of a piece may be a space that the text
+  // lacks, so pieces are strings of their own.
+  std::vector<std::string> split(std::string_view text) const {
+    std::vector<std::string> pieces, next;
+    if (!text.empty()) pieces.emplace_back(text);
+    for (const step& s : steps_) {
+      next.clear();
+      for (std::string& piece : pieces) {
+        if (s.prefix_space && piece.front() != ' ') piece.insert(piece.begin(), ' ');
+        if (s.expression) {
+          apply(s, piece, next);
+        } else {
+          next.push_back(std::move(piece));
+        }
+      }
+      std::swap(pieces, next);
+    }
+    return pieces;
+  }
+
+ private:
+  enum class behavior { removed, isolated, merged_with_previous, merged_with_next, contiguous };
+
+  struct step {
+    std::unique_ptr<pattern> expression;  // none: no cut
+    behavior what = behavior::isolated;
+    bool invert = false;
+    bool prefix_space = false;
+  };
+
+  void add(const json_object& json, int depth) {
+    const std::string type = json.string("type");
+    if (byte_level_) json.fail("type", "nothing may follow the ByteLevel step");
+    if (depth > 8) json.fail("type", "nested too deeply");
+    if (type == "Sequence") {
+      std::size_t i = 0;
+      for (const nlohmann::json& entry : json.array("pretokenizers")) {
+        add(json_object(entry, json.where() + ": pretokenizers[" + std::to_string(i++) + "]"), depth + 1);
+      }
+    } else if (type == "Split") {
+      const json_object expression = json.object("pattern");
+      const bool literal = expression.contains("String");
+      const std::string text = expression.string(literal ? "String" : "Regex");
+      steps_.push_back({std::make_unique<pattern>(literal ? pattern::quote(text) : text, json.where() + ": pattern"),
+                        read_behavior(json), json.boolean_or("invert", false), false});
+    } else if (type == "Digits") {
+      steps_.push_back({std::make_unique<pattern>("\\p{N}", json.where()),
+                        json.boolean_or("individual_digits", false) ? behavior::isolated : behavior::contiguous, false,
+                        false});
+    } else if (type == "ByteLevel") {
+      byte_level_ = true;
+      step s;
+      s.prefix_space = json.boolean_or("add_prefix_space", true);
+      if (json.boolean_or("use_regex", true)) {
+        s.expression = std::make_unique<pattern>(
+            R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)", json.where());
+      }
+      steps_.push_back(std::move(s));
+    } else {
+      json.fail("type", "\"" + type + "\" is not supported: expected Sequence, Split, Digits or ByteLevel");
+    }
+  }
+
+  static behavior read_behavior(const json_object& json) {
+    const std::string name = json.string("behavior");
+    if (name == "Removed") return behavior::removed;
+    if (name == "Isolated") return behavior::isolated;
+    if (name == "MergedWithPrevious") return behavior::merged_with_previous;
+    if (name == "MergedWithNext") return behavior::merged_with_next;
+    if (name == "Contiguous") return behavior::contiguous;
+    json.fail("behavior",
+              "expected Removed, Isolated, MergedWithPrevious, MergedWithNext or Contiguous, got \"" + name + "\"");
+  }
+
+  struct part {
+    std::size_t begin, end;
+    bool match;
+  };
+
+  // Matches and what lies between them, in order.
+  static std::vector<part> find_parts(const step& s, std::string_view text) {
+    std::vector<part> parts;
+    std::size_t done = 0, from = 0;
+    while (from <= text.size()) {
+      const auto match = s.expression->find(text, from);
+      if (!match) break;
+      const auto [begin, end] = *match;
+      if (done < begin) parts.push_back({done, begin, s.invert});
+      if (begin < end) parts.push_back({begin, end, !s.invert});
+      done = end;
+      from = end;
+      if (begin == end) {  // an empty match: look on from the next character
+        ++from;
+        while (from < text.size() && detail::is_continuation(text[from])) ++from;
+      }
+    }
+    if (done < text.size()) parts.push_back({done, text.size(), s.invert});
+    return parts;
+  }
+
+  static void apply(const step& s, std::string_view text, std::vector<std::string>& out) {
+    const std::vector<part> parts = find_parts(s, text);
+    std::vector<part> merged;
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+      const part& p = parts[i];
+      bool join = false;  // with the part before
+      switch (s.what) {
+        case behavior::removed:
+          if (p.match) continue;
+          break;
+        case behavior::isolated:
+          break;
+        case behavior::contiguous:
+          join = i > 0 && parts[i - 1].match == p.match;
+          break;
+        case behavior::merged_with_previous:
+          join = p.match && i > 0 && !parts[i - 1].match;
+          break;
+        case behavior::merged_with_next:
+          join = !p.match && i > 0 && parts[i - 1].match;
+          break;
+      }
+      if (join) {
+        merged.back().end = p.end;
+      } else {
+        merged.push_back(p);
+      }
+    }
+    for (const part& p : merged) out.emplace_back(text.substr(p.begin, p.end - p.begin));
+  }
+
+  std::vector<step> steps_;
+  bool byte_level_ = false;
+};
+
+MOTE_END_NAMESPACE
+
+// ---- mote/io/tokenizer.hpp
+// Byte-level BPE tokenizers in the published form, tokenizer.json.
+//
+// Text is searched for added tokens first; what lies between is cut into pieces (pre_tokenizer) and merged (bpe); the
+// post-processor adds tokens such as begin-of-sentence. The same ids as the `tokenizers` package gives. Bytes that are not
+// UTF-8, which that package does not accept, are encoded byte by byte as pieces of their own, so that decoding gives the
+// same bytes back.
+//
+// Supported parts are those of byte-level models (GPT-2, Llama 3, DeepSeek): see tokenizer/*.hpp. Anything else in a file
+// is refused with its name, never passed over.
+
+MOTE_BEGIN_NAMESPACE
+
+class tokenizer {
+ public:
+  // Reads DIR/tokenizer.json, and DIR/tokenizer_config.json where there is one for the names of the begin- and
+  // end-of-sentence tokens. Throws format_error naming the file and the field at fault.
+  explicit tokenizer(const std::string& directory) : tokenizer(json_file(directory + "/tokenizer.json")) {
+    const std::string path = directory + "/tokenizer_config.json";
+    std::error_code ignored;
+    if (!std::filesystem::exists(path, ignored)) return;
+    const json_file config(path);
+    bos_ = named_token(config.root(), "bos_token");
+    eos_ = named_token(config.root(), "eos_token");
+  }
+
+  explicit tokenizer(const json_file& file)
+      : model_(file.root().object("model")), added_(file.root()), pre_tokenizer_(file.root().object("pre_tokenizer")) {
+    const json_object root = file.root();
+    check_normalizer(root);
+    if (root.has_value("decoder")) {
+      const json_object decoder = root.object("decoder");
+      if (decoder.string("type") != "ByteLevel") decoder.fail("type", "expected ByteLevel");
+    }
+    model_.for_each([&](const std::string& bytes, std::int32_t id) { tokens_.emplace(id, entry{bytes, false}); });
+    const detail::byte_alphabet alphabet;
+    for (const added_token& token : added_.tokens()) {
+      const std::string bytes = alphabet.decode(token.content).value_or(token.content);
+      const auto in_vocab = model_.find(token.content);
+      if ((in_vocab && *in_vocab != token.id) || (!in_vocab && tokens_.contains(token.id))) {
+        root.fail("added_tokens",
+                  "the id " + std::to_string(token.id) + " of \"" + token.content + "\" contradicts the vocabulary");
+      }
+      tokens_.insert_or_assign(token.id, entry{bytes, token.special});
+    }
+    if (root.has_value("post_processor")) read_post_processor(root.object("post_processor"), 0);
+  }
+
+  // One more than the largest id.
+  std::size_t vocab_size() const {
+    std::int32_t largest = -1;
+    for (const auto& [id, token] : tokens_) largest = std::max(largest, id);
+    return static_cast<std::size_t>(largest) + 1;
+  }
+
+  std::optional<std::int32_t> bos_id() const { return bos_; }
+  std::optional<std::int32_t> eos_id() const { return eos_; }
+
+  std::optional<std::int32_t> token_to_id(const std::string& token) const {
+    for (const added_token& t : added_.tokens()) {
+      if (t.content == token) return t.id;
+    }
+    return model_.find(token);
+  }
+
+  // With `special`, the tokens that the post-processor puts around a text are added.
+  std::vector<std::int32_t> encode(std::string_view text, bool special = true) const {
+    std::vector<std::int32_t> ids;
+    if (special) ids = prefix_;
+    std::size_t done = 0;
+    while (const auto match = added_.find(text, done)) {
+      encode_ordinary(text.substr(done, match->begin - done), ids);
+      ids.push_back(match->token->id);
+      done = match->end;
+    }
+    encode_ordinary(text.substr(done), ids);
+    if (special) ids.insert(ids.end(), suffix_.begin(), suffix_.end());
+    return ids;
+  }
+
+  // The bytes of the tokens; special tokens are left out if asked. Throws format_error for an id that no token has.
+  std::string decode(std::span<const std::int32_t> ids, bool skip_special = true) const {
+    std::string text;
+    for (const std::int32_t id : ids) {
+      const auto it = tokens_.find(id);
+      if (it == tokens_.end()) raise<format_error>("tokenizer: no token has the id " + std::to_string(id));
+      if (!(skip_special && it->second.special)) text += it->second.bytes;
+    }
+    return text;
+  }
+
+ private:
+  struct entry {
+    std::string bytes;
+    bool special;
+  };
+
+  static void check_normalizer(const json_object& root) {
+    if (!root.has_value("normalizer")) return;
+    const json_object normalizer = root.object("normalizer");
+    if (normalizer.string("type") == "Sequence" && normalizer.array("normalizers").empty()) return;
+    normalizer.fail("type", "\"" + normalizer.string("type") + "\" is not supported: expected no normalizer");
+  }
+
+  // TemplateProcessing adds special tokens before and after the text; ByteLevel changes offsets only.
+  void read_post_processor(const json_object& json, int depth) {
+    const std::string type = json.string("type");
+    if (depth > 8) json.fail("type", "nested too deeply");
+    if (type == "ByteLevel") return;
+    if (type == "Sequence") {
+      std::size_t i = 0;
+      for (const nlohmann::json& part : json.array("processors")) {
+        read_post_processor(json_object(part, json.where() + ": processors[" + std::to_string(i++) + "]"), depth + 1);
+      }
+      return;
+    }
+    if (type != "TemplateProcessing") {
+      json.fail("type", "\"" + type + "\" is not supported: expected TemplateProcessing, ByteLevel or Sequence");
+    }
+    const json_object special = json.object("special_tokens");
+    bool text_seen = false;
+    for (const nlohmann::json& part : json.array("single")) {
+      const json_object item(part, json.where() + ": single");
+      if (item.contains("Sequence")) {
+        text_seen = true;
+        continue;
+      }
+      const std::string name = item.object("SpecialToken").string("id");
+      for (const nlohmann::json& id : special.object(name).array("ids")) {
+        if (!id.is_number_unsigned() || !tokens_.contains(id.get<std::int32_t>())) {
+          special.fail(name, "names an id that no token has");
+        }
+        (text_seen ? suffix_ : prefix_).push_back(id.get<std::int32_t>());
+      }
+    }
+  }
+
+  // A token named by a string or by an object with `content`.
+  std::optional<std::int32_t> named_token(const json_object& config, const std::string& field) const {
+    if (!config.has_value(field)) return std::nullopt;
+    const bool plain = config.at(field).is_string();
+    const std::string name = plain ? config.string(field) : config.object(field).string("content");
+    const auto id = token_to_id(name);
+    if (!id) config.fail(field, "\"" + name + "\" is not a token of tokenizer.json");
+    return id;
+  }
+
+  void encode_ordinary(std::string_view text, std::vector<std::int32_t>& ids) const {
+    for (std::size_t i = 0; i < text.size();) {
+      std::size_t valid = i;
+      for (std::size_t n; valid < text.size() && (n = detail::utf8_length(text.substr(valid))) > 0;) valid += n;
+      if (valid > i) {
+        for (const std::string& piece : pre_tokenizer_.split(text.substr(i, valid - i))) model_.encode(piece, ids);
+      }
+      std::size_t bad = valid;
+      while (bad < text.size() && detail::utf8_length(text.substr(bad)) == 0) ++bad;
+      if (bad > valid) model_.encode(std::string(text.substr(valid, bad - valid)), ids);
+      i = bad;
+    }
+  }
+
+  bpe model_;
+  added_tokens added_;
+  pre_tokenizer pre_tokenizer_;
+  std::unordered_map<std::int32_t, entry> tokens_;
+  std::vector<std::int32_t> prefix_, suffix_;
+  std::optional<std::int32_t> bos_, eos_;
+};
+
+// Text of tokens as they come: a character is given out when its last byte has arrived.
+class token_stream {
+ public:
+  explicit token_stream(const tokenizer& t, bool skip_special = true) : tokenizer_(t), skip_special_(skip_special) {}
+
+  // Appends a token; gives the text that is now complete. Throws like tokenizer::decode.
+  std::string push(std::int32_t id) {
+    pending_ += tokenizer_.decode({&id, 1}, skip_special_);
+    std::size_t keep = 0;  // bytes at the end that may still become a character
+    for (std::size_t n = 1; n <= 3 && n <= pending_.size(); ++n) {
+      if (detail::utf8_incomplete(std::string_view(pending_).substr(pending_.size() - n))) keep = n;
+    }
+    std::string text = pending_.substr(0, pending_.size() - keep);
+    pending_.erase(0, pending_.size() - keep);
+    return text;
+  }
+
+  // What is left, complete or not.
+  std::string finish() { return std::exchange(pending_, {}); }
+
+ private:
+  const tokenizer& tokenizer_;
+  bool skip_special_;
+  std::string pending_;
+};
+
+MOTE_END_NAMESPACE
