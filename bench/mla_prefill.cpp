@@ -1,0 +1,28 @@
+#include <mote/ops/mla_prefill/mla_prefill.hpp>
+
+#include <benchmark/benchmark.h>
+
+#include "support/bench.hpp"
+
+namespace {
+
+// 16 heads of 128 + 64 channels, values of 128; the tokens are the last ones of the context.
+void mla_prefill(benchmark::State& state) {
+  const auto tokens = static_cast<std::size_t>(state.range(0)), context = static_cast<std::size_t>(state.range(1));
+  const std::size_t heads = 16, nope = 128, rope = 64;
+  const auto q_nope = bench::random_floats(tokens * heads * nope), q_rope = bench::random_floats(tokens * heads * rope);
+  const auto k_nope = bench::random_floats(context * heads * nope), k_rope = bench::random_floats(context * rope);
+  const auto v = bench::random_floats(context * heads * nope);
+  mote::buffer<float> y(tokens * heads * nope);
+  mote::simd<> be;
+  for (auto _ : state) {
+    mote::mla_prefill(be, q_nope.as(tokens, heads, nope), q_rope.as(tokens, heads, rope),
+                      k_nope.as(context, heads, nope), k_rope.as(context, rope), v.as(context, heads, nope), 0.07f,
+                      y.as(tokens, heads, nope));
+  }
+  const double pairs = static_cast<double>(tokens * (context - tokens) + tokens * (tokens + 1) / 2);
+  bench::of_fma_limit(state, 2.0 * pairs * static_cast<double>(heads * (2 * nope + rope)));
+}
+BENCHMARK(mla_prefill)->Name("mla_prefill")->Args({512, 512})->Args({128, 2048});
+
+}  // namespace

@@ -1,0 +1,32 @@
+#include <mote/ops/softmax/softmax.hpp>
+
+#include <benchmark/benchmark.h>
+
+#include "support/bench.hpp"
+
+namespace {
+
+// In place, beyond the last-level cache. A row is read from memory once; the second and third pass find it in the cache.
+void softmax_memory(benchmark::State& state) {
+  const auto n = static_cast<std::size_t>(state.range(0));
+  const std::size_t rows = bench::beyond_cache / sizeof(float) / n;
+  auto x = bench::random_floats(rows * n);
+  const auto y = x.as(rows, n);
+  mote::simd<> be;
+  for (auto _ : state) mote::softmax(be, y, y);
+  bench::of_update_limit(state, 2 * rows * n * sizeof(float));
+}
+BENCHMARK(softmax_memory)->Name("softmax/memory")->Arg(1024)->Arg(8192);
+
+void softmax_512(benchmark::State& state) {
+  const std::size_t rows = 512, n = 256;
+  const auto x = bench::random_floats(rows * n);
+  mote::buffer<float> y(rows * n);
+  mote::simd<> be;
+  for (auto _ : state) mote::softmax(be, x.as(rows, n), y.as(rows, n));
+  bench::of_update_limit(state, 2 * rows * n * sizeof(float));
+  bench::vs_peer(state, "softmax/512x256");
+}
+BENCHMARK(softmax_512)->Name("softmax/512x256");
+
+}  // namespace

@@ -1,0 +1,106 @@
+// What the op benchmarks share: limits measured in this run, peers, and data.
+//
+//   of_limit   the share of the limit that was reached: time at the limit / time taken
+//   vs_peer    the peer's time / time taken, where MOTE_PEERS_JSON names a file {"benchmark": seconds, …}
+#pragma once
+
+#include <benchmark/benchmark.h>
+
+#include <chrono>
+#include <cstddef>
+#include <cstdlib>
+#include <fstream>
+#include <random>
+#include <string>
+
+#include <mote/core/buffer.hpp>
+#include <mote/core/simd.hpp>
+
+#include <nlohmann/json.hpp>
+
+namespace bench {
+
+// Bytes of a working set that no last-level cache of a desktop or of a server's slice holds.
+inline constexpr std::size_t beyond_cache = std::size_t{1} << 28;
+
+inline mote::buffer<float> random_floats(std::size_t size, float scale = 1.0f) {
+  std::minstd_rand engine(static_cast<unsigned>(size));
+  std::uniform_real_distribution<float> distribution(-1.7f * scale, 1.7f * scale);
+  mote::buffer<float> x(size);
+  for (float& v : x) v = distribution(engine);
+  return x;
+}
+
+// The shortest of several runs, in seconds.
+template <class F>
+double shortest(int runs, F&& f) {
+  double best = 1e300;
+  for (int i = 0; i < runs; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    f();
+    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+    best = taken.count() < best ? taken.count() : best;
+  }
+  return best;
+}
+
+// Bytes a second, read and written together, of multiplying a large array in place on one thread.
+inline double update_bandwidth() {
+  static const double measured = [] {
+    using vector = mote::batch<float, mote::default_arch>;
+    const std::size_t n = beyond_cache / sizeof(float);
+    mote::buffer<float> x(n);
+    const double seconds = shortest(12, [&] {
+      for (std::size_t i = 0; i < n; i += vector::size) {
+        (vector::load_unaligned(x.data() + i) * vector(0.5f)).store_unaligned(x.data() + i);
+      }
+      benchmark::DoNotOptimize(x.data());
+      benchmark::ClobberMemory();
+    });
+    return 2.0 * static_cast<double>(beyond_cache) / seconds;
+  }();
+  return measured;
+}
+
+// float32 operations a second of independent multiply-adds on one thread.
+inline double fma_rate() {
+  static const double measured = [] {
+    using vector = mote::batch<float, mote::default_arch>;
+    constexpr int steps = 100000, chains = 12;
+    const double seconds = shortest(50, [&] {
+      vector sums[chains];
+      for (auto& s : sums) s = vector(1.0f);
+      const vector a(0.5f), b(0.25f);
+      for (int i = 0; i < steps; ++i) {
+        for (auto& s : sums) s = xsimd::fma(s, a, b);
+      }
+      for (auto& s : sums) benchmark::DoNotOptimize(s);
+    });
+    return 2.0 * steps * chains * vector::size / seconds;
+  }();
+  return measured;
+}
+
+inline void set_ratio(benchmark::State& state, const char* counter, double seconds) {
+  state.counters[counter] = benchmark::Counter(seconds, benchmark::Counter::kIsIterationInvariantRate);
+}
+
+// The limit: `bytes` read and written at the update bandwidth.
+inline void of_update_limit(benchmark::State& state, std::size_t bytes) {
+  set_ratio(state, "of_limit", static_cast<double>(bytes) / update_bandwidth());
+}
+
+// The limit: `operations` (a multiply-add is two) at the multiply-add rate.
+inline void of_fma_limit(benchmark::State& state, double operations) {
+  set_ratio(state, "of_limit", operations / fma_rate());
+}
+
+inline void vs_peer(benchmark::State& state, const std::string& name) {
+  const char* path = std::getenv("MOTE_PEERS_JSON");
+  if (path == nullptr) return;
+  std::ifstream file(path);
+  const auto peers = nlohmann::json::parse(file, nullptr, false);
+  if (peers.is_object() && peers.contains(name)) set_ratio(state, "vs_peer", peers[name].get<double>());
+}
+
+}  // namespace bench
