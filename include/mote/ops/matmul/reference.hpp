@@ -12,7 +12,8 @@
 MOTE_BEGIN_NAMESPACE
 
 template <class T>
-void matmul_impl(reference&, view<const float, 2> x, const view<const T, 2>& w, view<float, 2> y, output mode) noexcept {
+void matmul_impl(reference&, view<const float, 2> x, const view<const T, 2>& w, view<float, 2> y,
+                 output mode) noexcept {
   for (std::size_t t = 0; t < x.extent(0); ++t) {
     for (std::size_t n = 0; n < w.extent(0); ++n) {
       float sum = 0.0f;

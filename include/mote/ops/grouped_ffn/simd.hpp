@@ -1,0 +1,115 @@
+// Work is shared out as (expert, panel of rows): an expert with few tokens is a short item, an expert with many is many,
+// so threads stay busy however uneven the routing is. Each chosen expert's weights are read once for all its tokens.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <variant>
+
+#include "../../core/output.hpp"
+#include "../matmul/panel.hpp"
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+// silu(gate) · up over a panel's results, into one row of activations for each token.
+template <class Arch, class Target>
+void swiglu_panel(const float* gate, const float* up, std::size_t rows, std::size_t tokens, Target&& target) noexcept {
+  using vector = batch<float, Arch>;
+  for (std::size_t t = 0; t < tokens; ++t) {
+    const float *g = gate + t * panel_rows, *u = up + t * panel_rows;
+    float* y = target(t);
+    for_each_vector<Arch>(rows, [&](std::size_t i, auto load, auto store) {
+      const vector a = load(g + i);
+      store(y + i, a / (vector(1.0f) + exp_vector<Arch>(-a)) * load(u + i));
+    });
+  }
+}
+
+inline bool any_reads_codes(std::span<const ffn_weights> experts, weight ffn_weights::*which) {
+  return std::any_of(experts.begin(), experts.end(),
+                     [&](const ffn_weights& e) { return std::holds_alternative<int8_matrix>(e.*which); });
+}
+
+}  // namespace detail
+
+template <class Arch, class Executor>
+void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<const float, 2> weights,
+                      std::span<const ffn_weights> experts, view<const std::int32_t, 1> offsets,
+                      view<const std::int32_t, 1> slots, view<float, 2> y, output mode) {
+  using detail::activation, detail::panel_rows, detail::panel_tokens;
+  const std::size_t tokens = x.extent(0), hidden = x.extent(1), top_k = weights.extent(1);
+  const std::size_t intermediate = out_features(experts[0].gate);
+  auto scope = be.scope();
+  const auto inner = scope.template tensor<float>(slots.size(), intermediate);  // silu(gate) · up, a row a slot
+  const auto outer = scope.template tensor<float>(slots.size(), hidden);        // down, a row a slot
+
+  // Tokens are quantized once, before the experts.
+  const auto prepare = [&](std::size_t count, std::size_t n, bool codes, auto&& row) {
+    return codes ? detail::prepare_rows<Arch, int8_matrix>(be, scope, count, n, row)
+                 : detail::prepare_rows<Arch, view<const float, 2>>(be, scope, count, n, row);
+  };
+  const bool code_input =
+      detail::any_reads_codes(experts, &ffn_weights::gate) || detail::any_reads_codes(experts, &ffn_weights::up);
+  const auto inputs = prepare(tokens, hidden, code_input, [&](std::size_t t) { return x.row(t); });
+
+  // Calls f(expert, first row of the panel, rows, its slots) for every panel of every expert that has tokens.
+  const auto for_each_panel = [&](std::size_t out, auto&& f) {
+    const std::size_t panels = (out + panel_rows - 1) / panel_rows;
+    be.parallel_for(experts.size() * panels, 1, [&](std::size_t begin, std::size_t end) {
+      for (std::size_t i = begin; i < end; ++i) {
+        const std::size_t e = i / panels, n = i % panels * panel_rows;
+        const auto first = static_cast<std::size_t>(offsets(e)), last = static_cast<std::size_t>(offsets(e + 1));
+        for (std::size_t s = first; s < last; s += panel_tokens) {
+          f(experts[e], n, std::min(panel_rows, out - n), slots.slice(0, s, std::min(panel_tokens, last - s)));
+        }
+      }
+    });
+  };
+  const auto product = [&](const weight& w, std::size_t n, std::size_t rows, const activation* in, std::size_t count,
+                           float* out) {
+    std::visit([&](const auto& matrix) { detail::panel_product<Arch>(matrix, n, rows, in, count, out); }, w);
+  };
+
+  for_each_panel(intermediate, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, auto group) {
+    activation in[panel_tokens];
+    float gate[panel_rows * panel_tokens], up[panel_rows * panel_tokens];
+    const auto slot = [&](std::size_t i) { return static_cast<std::size_t>(group(i)); };
+    for (std::size_t i = 0; i < group.size(); ++i) in[i] = inputs(slot(i) / top_k);
+    product(expert.gate, n, rows, in, group.size(), gate);
+    product(expert.up, n, rows, in, group.size(), up);
+    detail::swiglu_panel<Arch>(gate, up, rows, group.size(), [&](std::size_t i) { return inner.row(slot(i)) + n; });
+  });
+
+  const auto between = prepare(slots.size(), intermediate, detail::any_reads_codes(experts, &ffn_weights::down),
+                               [&](std::size_t i) { return inner.row(i); });
+
+  for_each_panel(hidden, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, auto group) {
+    activation in[panel_tokens];
+    float down[panel_rows * panel_tokens];
+    for (std::size_t i = 0; i < group.size(); ++i) in[i] = between(static_cast<std::size_t>(group(i)));
+    product(expert.down, n, rows, in, group.size(), down);
+    for (std::size_t i = 0; i < group.size(); ++i) {
+      std::copy_n(down + i * panel_rows, rows, outer.row(static_cast<std::size_t>(group(i))) + n);
+    }
+  });
+
+  be.parallel_for(tokens, 1 + 4096 / (hidden * top_k + 1), [&](std::size_t begin, std::size_t end) {
+    using vector = batch<float, Arch>;
+    for (std::size_t t = begin; t < end; ++t) {
+      float* row = y.row(t);
+      detail::for_each_vector<Arch>(hidden, [&](std::size_t i, auto load, auto store) {
+        vector total(0.0f);
+        for (std::size_t k = 0; k < top_k; ++k) {
+          total = xsimd::fma(vector(weights(t, k)), load(outer.row(t * top_k + k) + i), total);
+        }
+        store(row + i, mode == output::accumulate ? load(row + i) + total : total);
+      });
+    }
+  });
+}
+
+MOTE_END_NAMESPACE

@@ -1,0 +1,165 @@
+// The inner loop of int8 products: exact int32 sums of int8 codes, vectors along k.
+//
+// x86's dot product multiplies unsigned by signed bytes, so there activations are kept as q + 128; the surplus,
+// 128 · Σ_k w, is known for each weight row and subtracted at the end (modulo 2^32, so it never matters that partial sums
+// wrap). Where the dot product is missing, codes are widened and multiplied as 16-bit integers.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+#include "../../core/simd.hpp"
+#include "../../core/vector_math.hpp"
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+// An accumulator of int32 lanes, how many codes one step takes and what is added to activations: by instruction set.
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+struct int8_lanes {
+  static constexpr std::size_t step = 64, tile_rows = 4, tile_tokens = 6;
+  static constexpr std::int32_t offset = 128;
+  using accumulator = __m512i;
+  static accumulator zero() { return _mm512_setzero_si512(); }
+  static accumulator dot(accumulator a, const std::uint8_t* x, const std::int8_t* w) {
+    return _mm512_dpbusd_epi32(a, _mm512_loadu_si512(x), _mm512_loadu_si512(w));
+  }
+  static std::int32_t sum(accumulator a) { return _mm512_reduce_add_epi32(a); }
+};
+#elif defined(__AVX2__)
+struct int8_lanes {
+  static constexpr std::size_t step = 32, tile_rows = 2, tile_tokens = 4;
+  static constexpr std::int32_t offset = 128;
+  using accumulator = __m256i;
+  static accumulator zero() { return _mm256_setzero_si256(); }
+  static accumulator dot(accumulator a, const std::uint8_t* x, const std::int8_t* w) {
+    const __m256i xs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+    const __m256i ws = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
+#if defined(__AVXVNNI__)
+    return _mm256_dpbusd_avx_epi32(a, xs, ws);
+#else
+    // maddubs would saturate: 255 · 127 · 2 exceeds 16 bits.
+    const __m256i low = _mm256_madd_epi16(_mm256_cvtepu8_epi16(_mm256_castsi256_si128(xs)),
+                                          _mm256_cvtepi8_epi16(_mm256_castsi256_si128(ws)));
+    const __m256i high = _mm256_madd_epi16(_mm256_cvtepu8_epi16(_mm256_extracti128_si256(xs, 1)),
+                                           _mm256_cvtepi8_epi16(_mm256_extracti128_si256(ws, 1)));
+    return _mm256_add_epi32(a, _mm256_add_epi32(low, high));
+#endif
+  }
+  static std::int32_t sum(accumulator a) {
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4E));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0xB1));
+    return _mm_cvtsi128_si32(s);
+  }
+};
+#elif defined(__SSE2__)
+struct int8_lanes {
+  static constexpr std::size_t step = 16, tile_rows = 2, tile_tokens = 4;
+  static constexpr std::int32_t offset = 128;
+  using accumulator = __m128i;
+  static accumulator zero() { return _mm_setzero_si128(); }
+  static accumulator dot(accumulator a, const std::uint8_t* x, const std::int8_t* w) {
+    const __m128i xs = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x)), none = _mm_setzero_si128();
+    const __m128i ws = _mm_loadu_si128(reinterpret_cast<const __m128i*>(w));
+    const __m128i sign = _mm_cmpgt_epi8(none, ws);
+    const __m128i low = _mm_madd_epi16(_mm_unpacklo_epi8(xs, none), _mm_unpacklo_epi8(ws, sign));
+    const __m128i high = _mm_madd_epi16(_mm_unpackhi_epi8(xs, none), _mm_unpackhi_epi8(ws, sign));
+    return _mm_add_epi32(a, _mm_add_epi32(low, high));
+  }
+  static std::int32_t sum(accumulator a) {
+    a = _mm_add_epi32(a, _mm_shuffle_epi32(a, 0x4E));
+    a = _mm_add_epi32(a, _mm_shuffle_epi32(a, 0xB1));
+    return _mm_cvtsi128_si32(a);
+  }
+};
+#elif defined(__ARM_NEON)
+struct int8_lanes {
+  static constexpr std::size_t step = 16, tile_rows = 4, tile_tokens = 4;
+  static constexpr std::int32_t offset = 0;
+  using accumulator = int32x4_t;
+  static accumulator zero() { return vdupq_n_s32(0); }
+  static accumulator dot(accumulator a, const std::uint8_t* x, const std::int8_t* w) {
+    const int8x16_t ws = vld1q_s8(w), xs = vreinterpretq_s8_u8(vld1q_u8(x));
+#if defined(__ARM_FEATURE_DOTPROD)
+    return vdotq_s32(a, xs, ws);
+#else
+    a = vpadalq_s16(a, vmull_s8(vget_low_s8(xs), vget_low_s8(ws)));
+    return vpadalq_s16(a, vmull_s8(vget_high_s8(xs), vget_high_s8(ws)));
+#endif
+  }
+  static std::int32_t sum(accumulator a) { return vaddvq_s32(a); }
+};
+#else
+struct int8_lanes {
+  static constexpr std::size_t step = 1, tile_rows = 1, tile_tokens = 1;
+  static constexpr std::int32_t offset = 0;
+  using accumulator = std::int32_t;
+  static accumulator zero() { return 0; }
+  static accumulator dot(accumulator a, const std::uint8_t* x, const std::int8_t* w) {
+    return a + static_cast<std::int8_t>(*x) * *w;
+  }
+  static std::int32_t sum(accumulator a) { return a; }
+};
+#endif
+
+// One row of activations to codes round(x / s) + offset, s = amax / 127: the codes of quantize_int8_row. Returns s.
+template <class Arch>
+float quantize_activations(const float* x, std::size_t n, std::uint8_t* codes) noexcept {
+  using vector = batch<float, Arch>;
+  vector largest(0.0f);
+  for_each_vector<Arch>(
+      n, [&](std::size_t i, auto load, auto) { largest = xsimd::max(largest, xsimd::abs(load(x + i))); });
+  float lanes[vector::size], amax = 0.0f;
+  largest.store_unaligned(lanes);
+  for (const float lane : lanes) amax = lane > amax ? lane : amax;
+  const float scale = amax > 0.0f ? amax / 127.0f : 1.0f;
+  // Adding 1.5 · 2^23 rounds to a whole number, ties to even, and leaves it in the low bits.
+  const vector divisor(scale), magic(12582912.0f);
+  for_each_vector<Arch>(n, [&](std::size_t i, auto load, auto) {
+    const vector q = xsimd::min(xsimd::max(load(x + i) / divisor, vector(-127.0f)), vector(127.0f));
+    std::int32_t rounded[vector::size];
+    bits_as<std::int32_t>(q + magic).store_unaligned(rounded);
+    for (std::size_t j = 0; j < vector::size && i + j < n; ++j) {
+      codes[i + j] = static_cast<std::uint8_t>(rounded[j] + int8_lanes::offset);
+    }
+  });
+  return scale;
+}
+
+// R weight rows by C tokens over k codes: out[r + c · out_stride] = Σ_k (x + offset) w, modulo 2^32.
+template <std::size_t R, std::size_t C>
+void dot_tile_int8(const std::int8_t* const* w, const std::uint8_t* const* x, std::size_t k, std::int32_t* out,
+                   std::size_t out_stride) noexcept {
+  int8_lanes::accumulator acc[R][C];
+  for (auto& row : acc) {
+    for (auto& a : row) a = int8_lanes::zero();
+  }
+  const std::size_t whole = k / int8_lanes::step * int8_lanes::step;
+  for (std::size_t i = 0; i < whole; i += int8_lanes::step) {
+    for (std::size_t c = 0; c < C; ++c) {
+      for (std::size_t r = 0; r < R; ++r) acc[r][c] = int8_lanes::dot(acc[r][c], x[c] + i, w[r] + i);
+    }
+  }
+  for (std::size_t r = 0; r < R; ++r) {
+    for (std::size_t c = 0; c < C; ++c) {
+      auto total = static_cast<std::uint32_t>(int8_lanes::sum(acc[r][c]));
+      for (std::size_t i = whole; i < k; ++i) {
+        const std::int32_t code = int8_lanes::offset == 0 ? static_cast<std::int8_t>(x[c][i]) : x[c][i];
+        total += static_cast<std::uint32_t>(code * w[r][i]);
+      }
+      out[r + c * out_stride] = static_cast<std::int32_t>(total);
+    }
+  }
+}
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE

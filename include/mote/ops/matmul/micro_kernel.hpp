@@ -1,0 +1,157 @@
+// The inner loops of every matrix product: a tile of R weight rows by C tokens, vectors along k.
+//
+// Weights stay row-major as checkpoints store them. Each output has one accumulator vector, walked along k in the same
+// steps whatever the tile's shape, and summed across lanes in one order at the end: a token's result has the same bits
+// alone and in a batch. 4 rows by 6 tokens keep 24 accumulators in 32 registers, 10 loads for 24 multiply-adds.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+#include "../../core/simd.hpp"
+#include "../../core/types.hpp"
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+// Registers decide the tile: 32 of them with AVX-512 and on ARM, 16 elsewhere.
+template <class Arch>
+inline constexpr bool many_registers = batch<float, Arch>::size == 16
+#if defined(__aarch64__)
+                                       || true
+#endif
+    ;
+template <class Arch>
+inline constexpr std::size_t tile_rows = many_registers<Arch> ? 4 : 3;
+template <class Arch>
+inline constexpr std::size_t tile_tokens = many_registers<Arch> ? 6 : 4;
+
+template <class Arch>
+batch<float, Arch> load_weights(const float* p) {
+  return batch<float, Arch>::load_unaligned(p);
+}
+
+// bf16 is the upper half of a float32, so widening is exact.
+template <class Arch>
+batch<float, Arch> load_weights(const bf16* p) {
+  using vector = batch<float, Arch>;
+  if constexpr (vector::size == 16) {
+#if defined(__AVX512F__)
+    const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return vector(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16)));
+#endif
+  } else if constexpr (vector::size == 8) {
+#if defined(__AVX2__)
+    const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return vector(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(narrow), 16)));
+#elif defined(__AVX__)
+    const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), zero = _mm_setzero_si128();
+    const __m128 low = _mm_castsi128_ps(_mm_unpacklo_epi16(zero, narrow));
+    const __m128 high = _mm_castsi128_ps(_mm_unpackhi_epi16(zero, narrow));
+    return vector(_mm256_insertf128_ps(_mm256_castps128_ps256(low), high, 1));
+#endif
+  } else {
+#if defined(__SSE2__)
+    const __m128i narrow = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return vector(_mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), narrow)));
+#elif defined(__ARM_NEON)
+    const uint16x4_t narrow = vld1_u16(reinterpret_cast<const std::uint16_t*>(p));
+    return vector(vreinterpretq_f32_u32(vshll_n_u16(narrow, 16)));
+#endif
+  }
+}
+
+// The last n < size elements of a row, zeros behind them; reads nothing past them.
+template <class Arch, class T>
+batch<float, Arch> load_tail(const T* p, std::size_t n) {
+  float lanes[batch<float, Arch>::size] = {};
+  for (std::size_t i = 0; i < n; ++i) lanes[i] = static_cast<float>(p[i]);
+  return batch<float, Arch>::load_unaligned(lanes);
+}
+
+// f(0), f(1) … f(N - 1), always unrolled: the accumulators below must become registers.
+template <std::size_t N, class F>
+[[gnu::always_inline]] inline void unroll(F&& f) {
+  [&]<std::size_t... I>(std::index_sequence<I...>) __attribute__((always_inline)) { (f(I), ...); }
+  (std::make_index_sequence<N>{});
+}
+
+// Keeps a loaded vector in its register: g++ would otherwise load it again for every product that uses it.
+template <class Arch>
+[[gnu::always_inline]] inline void keep_in_register([[maybe_unused]] batch<float, Arch>& x) {
+#if defined(__x86_64__)
+  if constexpr (sizeof(x.data) == 64) {
+    asm("" : "+v"(x.data));
+  } else {
+    asm("" : "+x"(x.data));
+  }
+#elif defined(__aarch64__)
+  asm("" : "+w"(x.data));
+#endif
+}
+
+// One tile over k elements. k may come in blocks: `state` holds the R·C accumulators between them (`resume`: there is a
+// block before this one). After the last block, where `out` is given, the sums go to out[r + c · out_stride].
+template <class Arch, std::size_t R, std::size_t C, class T>
+void dot_tile(const T* const* w, const float* const* x, std::size_t k, bool resume, float* state, float* out,
+              std::size_t out_stride) noexcept {
+  using vector = batch<float, Arch>;
+  vector acc[R][C];
+  const T* row[R];
+  const float* token[C];
+  unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+    row[r] = w[r];
+    unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
+      acc[r][c] = resume ? vector::load_aligned(state + (r * C + c) * vector::size) : vector(0.0f);
+    });
+  });
+  unroll<C>([&](std::size_t c) __attribute__((always_inline)) { token[c] = x[c]; });
+
+  // With few tokens memory is the limit: ask for the same place of the rows that the next tile will read.
+  [[maybe_unused]] const std::ptrdiff_t ahead =
+      (row[R - 1] - row[0]) / (R > 1 ? R - 1 : 1) * static_cast<std::ptrdiff_t>(R);
+  const std::size_t whole = k / vector::size * vector::size;
+  for (std::size_t i = 0; i < whole; i += vector::size) {
+    vector weights[R];
+    unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+      weights[r] = load_weights<Arch>(row[r] + i);
+      if constexpr (C <= 2 && R > 1) __builtin_prefetch(row[r] + static_cast<std::ptrdiff_t>(i) + ahead, 0, 2);
+    });
+    unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
+      vector values = vector::load_unaligned(token[c] + i);
+      keep_in_register<Arch>(values);
+      unroll<R>([&](std::size_t r)
+                    __attribute__((always_inline)) { acc[r][c] = xsimd::fma(weights[r], values, acc[r][c]); });
+    });
+  }
+  if (whole != k) {
+    unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
+      const vector values = load_tail<Arch>(token[c] + whole, k - whole);
+      unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+        acc[r][c] = xsimd::fma(load_tail<Arch>(row[r] + whole, k - whole), values, acc[r][c]);
+      });
+    });
+  }
+
+  unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+    unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
+      if (out != nullptr) {
+        out[r + c * out_stride] = sum<Arch>(acc[r][c]);
+      } else {
+        acc[r][c].store_aligned(state + (r * C + c) * vector::size);
+      }
+    });
+  });
+}
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE

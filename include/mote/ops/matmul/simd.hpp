@@ -1,0 +1,48 @@
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+
+#include "../../core/output.hpp"
+#include "../../core/simd.hpp"
+#include "panel.hpp"
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+// One panel of weight rows for all tokens; `target(t)` is the row of y.
+template <class Arch, class Matrix, class Target>
+void matmul_panel(const Matrix& w, std::size_t first, std::size_t rows, const activation* x, std::size_t tokens,
+                  output mode, Target&& target) noexcept {
+  float out[panel_rows * panel_tokens];
+  for (std::size_t t = 0; t < tokens; t += panel_tokens) {
+    const std::size_t count = std::min(panel_tokens, tokens - t);
+    panel_product<Arch>(w, first, rows, x + t, count, out);
+    for (std::size_t c = 0; c < count; ++c) {
+      float* y = target(t + c) + first;
+      for (std::size_t n = 0; n < rows; ++n) {
+        y[n] = mode == output::accumulate ? y[n] + out[n + c * panel_rows] : out[n + c * panel_rows];
+      }
+    }
+  }
+}
+
+}  // namespace detail
+
+template <class Arch, class Executor, class Matrix>
+void matmul_impl(simd<Arch, Executor>& be, view<const float, 2> x, const Matrix& w, view<float, 2> y, output mode) {
+  const std::size_t tokens = x.extent(0), out = out_features(w);
+  if (tokens == 0 || out == 0) return;
+  auto scope = be.scope();
+  const auto rows =
+      detail::prepare_rows<Arch, Matrix>(be, scope, tokens, x.extent(1), [&](std::size_t t) { return x.row(t); });
+  be.parallel_for(out, detail::panel_rows, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t n = begin; n < end; n += detail::panel_rows) {
+      detail::matmul_panel<Arch>(w, n, std::min(detail::panel_rows, end - n), rows.data(), tokens, mode,
+                                 [&](std::size_t t) { return y.row(t); });
+    }
+  });
+}
+
+MOTE_END_NAMESPACE
