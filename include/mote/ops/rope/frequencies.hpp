@@ -40,9 +40,9 @@ struct yarn_scaling {
 };
 
 struct rope_frequencies {
-  std::vector<float> inv_freq;       // [dim / 2], θ_i
-  float attention_factor = 1.0f;     // multiplies cos and sin
-  float softmax_multiplier = 1.0f;   // multiplies the softmax scale of MLA
+  std::vector<float> inv_freq;      // [dim / 2], θ_i
+  float attention_factor = 1.0f;    // multiplies cos and sin
+  float softmax_multiplier = 1.0f;  // multiplies the softmax scale of MLA
 };
 
 // Frequencies for `dim` rotated channels. Throws shape_error when dim is odd or zero or base is not above 1.
