@@ -1,0 +1,86 @@
+// Weights in every format whose rows lie apart and whose memory ends with the last row, for tests of matrix products.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include <mote/quant/int8.hpp>
+#include <mote/quant/weight.hpp>
+
+namespace test {
+
+enum class weight_format { f32, bf16, int8 };
+
+inline constexpr weight_format weight_formats[] = {weight_format::f32, weight_format::bf16, weight_format::int8};
+
+inline std::string name(weight_format f) {
+  return f == weight_format::f32 ? "f32" : f == weight_format::bf16 ? "bf16" : "int8";
+}
+
+// Between rows there is NaN, or in codes a number that would be noticed.
+class strided_weight {
+ public:
+  strided_weight(weight_format format, std::size_t out, std::size_t in, const std::vector<float>& values,
+                 std::size_t gap = 3)
+      : out_(out), in_(in), stride_(in + gap) {
+    const std::size_t size = out == 0 ? 0 : (out - 1) * stride_ + in;
+    const mote::view<const float, 2> source(values.data(), out, in);
+    if (format == weight_format::f32) {
+      floats_.assign(size, std::numeric_limits<float>::quiet_NaN());
+      copy(source, floats_);
+      weight_ = rows_of<const float>(floats_.data());
+    } else if (format == weight_format::bf16) {
+      halves_.assign(size, mote::bf16(std::numeric_limits<float>::quiet_NaN()));
+      copy(source, halves_);
+      weight_ = rows_of<const mote::bf16>(halves_.data());
+    } else {
+      codes_.assign(size, std::int8_t{77});
+      scale_.resize(out);
+      sum_.resize(out);
+      mote::quantize_int8(source, rows_of<std::int8_t>(codes_.data()), {scale_.data(), out}, {sum_.data(), out});
+      weight_ = mote::int8_matrix{rows_of<const std::int8_t>(codes_.data()), {scale_.data(), out}, {sum_.data(), out}};
+    }
+  }
+  strided_weight(const strided_weight&) = delete;
+  strided_weight& operator=(const strided_weight&) = delete;
+
+  const mote::weight& get() const { return weight_; }
+
+  // What the stored format holds, as float32.
+  std::vector<float> values() const {
+    std::vector<float> all;
+    for (std::size_t n = 0; n < out_; ++n) {
+      for (std::size_t k = 0; k < in_; ++k) {
+        all.push_back(std::visit([&](const auto& m) { return mote::dequantize(m, n, k); }, weight_));
+      }
+    }
+    return all;
+  }
+
+ private:
+  template <class T>
+  mote::view<T, 2> rows_of(T* data) const {
+    return {data, {out_, in_}, {stride_, 1}};
+  }
+  template <class T>
+  void copy(mote::view<const float, 2> source, std::vector<T>& target) {
+    const auto rows = rows_of<T>(target.data());
+    for (std::size_t n = 0; n < out_; ++n) {
+      for (std::size_t k = 0; k < in_; ++k) rows(n, k) = T(source(n, k));
+    }
+  }
+
+  std::size_t out_, in_, stride_;
+  std::vector<float> floats_, scale_;
+  std::vector<mote::bf16> halves_;
+  std::vector<std::int8_t> codes_;
+  std::vector<std::int32_t> sum_;
+  mote::weight weight_;
+};
+
+}  // namespace test
