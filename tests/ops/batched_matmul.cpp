@@ -10,8 +10,9 @@ TEST_CASE("batched_matmul: each entry has the bits of its own matmul, heads stri
   struct shape {
     std::size_t entries, tokens, out, in;
   };
-  for (const auto& [entries, tokens, out, in] : std::vector<shape>{
+  for (const auto& s : std::vector<shape>{
            {1, 1, 1, 1}, {3, 0, 4, 5}, {3, 2, 0, 5}, {2, 3, 4, 0}, {4, 1, 33, 67}, {3, 7, 35, 130}, {2, 27, 64, 16}}) {
+    const std::size_t entries = s.entries, tokens = s.tokens, out = s.out, in = s.in;
     for (const auto format : test::weight_formats) {
       CAPTURE(entries, tokens, out, in, test::name(format));
       const auto values = random.normal(entries * tokens * in);
@@ -19,9 +20,9 @@ TEST_CASE("batched_matmul: each entry has the bits of its own matmul, heads stri
       const auto check = [&](auto& be) {
         // Stored [tokens, batch, features], seen as [batch, tokens, features].
         test::framed x(tokens, entries * in, values), y(tokens, entries * out, 5), want(tokens, entries * out, 2);
-        const auto by_entry = [&, t = tokens, e = entries](test::framed& m, std::size_t n) {
+        const auto by_entry = [&](test::framed& m, std::size_t n) {
           const auto rows = m.view();
-          return mote::view<float, 3>(rows.data(), {e, t, n}, {n, rows.stride(0), 1});
+          return mote::view<float, 3>(rows.data(), {entries, tokens, n}, {n, rows.stride(0), 1});
         };
         mote::batched_matmul(be, by_entry(x, in), w.get(), by_entry(y, out));
         for (std::size_t b = 0; b < entries; ++b) {

@@ -1,6 +1,7 @@
 #include <mote/ops/group_by_expert/group_by_expert.hpp>
 
 #include <algorithm>
+#include <array>
 #include <numeric>
 
 #include "support/backends.hpp"
@@ -8,8 +9,9 @@
 
 TEST_CASE("group_by_expert: a stable sort of the slots by expert") {
   test::random_source random(1);
-  for (const auto& [tokens, top_k, experts] : std::vector<std::array<std::size_t, 3>>{
+  for (const auto& s : std::vector<std::array<std::size_t, 3>>{
            {0, 2, 3}, {3, 0, 4}, {1, 1, 1}, {7, 2, 5}, {40, 6, 64}, {65, 8, 256}, {9, 4, 2}}) {
+    const std::size_t tokens = s[0], top_k = s[1], experts = s[2];
     CAPTURE(tokens, top_k, experts);
     // Rows lie apart, and what is between them is no expert.
     const std::size_t stride = top_k + 2;

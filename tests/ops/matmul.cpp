@@ -43,7 +43,8 @@ std::vector<float> run(auto& be, const std::vector<float>& x, std::size_t tokens
 
 TEST_CASE("matmul: f32 and bf16 equal the sum in double precision, strided rows, set and added") {
   test::random_source random(1);
-  for (const auto& [tokens, out, in] : shapes) {
+  for (const auto& s : shapes) {
+    const std::size_t tokens = s.tokens, out = s.out, in = s.in;
     for (const auto format : {weight_format::f32, weight_format::bf16}) {
       CAPTURE(tokens, out, in, test::name(format));
       const auto x = random.normal(tokens * in), before = random.normal(tokens * out);
@@ -66,7 +67,8 @@ TEST_CASE("matmul: f32 and bf16 equal the sum in double precision, strided rows,
 
 TEST_CASE("matmul: int8 equals the reference bit for bit") {
   test::random_source random(2);
-  for (const auto& [tokens, out, in] : shapes) {
+  for (const auto& s : shapes) {
+    const std::size_t tokens = s.tokens, out = s.out, in = s.in;
     CAPTURE(tokens, out, in);
     const auto x = random.normal(tokens * in, 3.0f);
     const strided_weight w(weight_format::int8, out, in, random.normal(out * in));
@@ -104,7 +106,8 @@ TEST_CASE("matmul: int8 is exact at the largest codes, of zero rows and at ties"
 
 TEST_CASE("matmul: bf16 weights give the bits of the same weights in float32") {
   test::random_source random(3);
-  for (const auto& [tokens, out, in] : shapes) {
+  for (const auto& s : shapes) {
+    const std::size_t tokens = s.tokens, out = s.out, in = s.in;
     CAPTURE(tokens, out, in);
     const auto x = random.normal(tokens * in);
     const strided_weight narrow(weight_format::bf16, out, in, random.normal(out * in), 1);
@@ -117,8 +120,8 @@ TEST_CASE("matmul: bf16 weights give the bits of the same weights in float32") {
 TEST_CASE("matmul: a token's bits do not depend on the batch, its place in it, nor on threads") {
   test::random_source random(4);
   for (const auto format : test::weight_formats) {
-    for (const auto& [out, in] : {std::pair<std::size_t, std::size_t>{131, 2113}, {64, 1024}, {7, 67}}) {
-      const std::size_t tokens = 67;
+    for (const auto& s : {product_shape{67, 131, 2113}, {67, 64, 1024}, {67, 7, 67}}) {
+      const std::size_t tokens = s.tokens, out = s.out, in = s.in;
       CAPTURE(test::name(format), out, in);
       const auto x = random.normal(tokens * in);
       const strided_weight w(format, out, in, random.normal(out * in));
