@@ -1,0 +1,127 @@
+// What the benchmarks of matrix products share: random weights in every format, limits of several threads, and the check
+// that goes before the clock.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include <mote/ops/matmul/matmul.hpp>
+#include <mote/quant/int8.hpp>
+
+#include "support/bench.hpp"
+
+namespace bench {
+
+enum class format { f32, bf16, int8 };
+
+inline const char* name(format f) { return f == format::f32 ? "f32" : f == format::bf16 ? "bf16" : "int8"; }
+
+// A random matrix [out, in] and its memory.
+class random_weight {
+ public:
+  random_weight(format f, std::size_t out, std::size_t in) : out_(out), in_(in) {
+    auto values = random_floats(out * in, 1.0f / std::sqrt(static_cast<float>(in)));
+    if (f == format::f32) {
+      floats_ = std::move(values);
+    } else if (f == format::bf16) {
+      halves_ = mote::buffer<mote::bf16>(values.size());
+      std::transform(values.begin(), values.end(), halves_.begin(), [](float v) { return mote::bf16(v); });
+    } else {
+      codes_ = mote::buffer<std::int8_t>(values.size());
+      floats_ = mote::buffer<float>(out);
+      sums_ = mote::buffer<std::int32_t>(out);
+      mote::quantize_int8(values.as(out, in), codes_.as(out, in), floats_.as(out), sums_.as(out));
+    }
+  }
+
+  mote::weight get() const {
+    if (!halves_.empty()) return halves_.as(out_, in_);
+    if (codes_.empty()) return floats_.as(out_, in_);
+    return mote::int8_matrix{codes_.as(out_, in_), floats_.as(out_), sums_.as(out_)};
+  }
+
+ private:
+  std::size_t out_, in_;
+  mote::buffer<float> floats_;
+  mote::buffer<mote::bf16> halves_;
+  mote::buffer<std::int8_t> codes_;
+  mote::buffer<std::int32_t> sums_;
+};
+
+// As many matrices as no last-level cache holds together, to be used in turn.
+inline std::vector<random_weight> rotated_weights(format f, std::size_t out, std::size_t in) {
+  const std::size_t element = f == format::f32 ? 4 : f == format::bf16 ? 2 : 1;
+  std::vector<random_weight> all;
+  for (std::size_t bytes = 0; bytes < beyond_cache; bytes += out * in * element) all.emplace_back(f, out, in);
+  return all;
+}
+
+// Bytes a second that `threads` threads read from memory.
+inline double read_bandwidth(std::size_t threads) {
+  static std::map<std::size_t, double> measured;
+  if (const auto known = measured.find(threads); known != measured.end()) return known->second;
+  using vector = mote::batch<float, mote::default_arch>;
+  constexpr std::size_t chains = 8;
+  const std::size_t n = beyond_cache / sizeof(float), piece = std::size_t{1} << 16;
+  const mote::buffer<float> x(n);
+  std::vector<float> sums(n / piece);
+  mote::simd<> be{mote::threads{threads}};
+  const double seconds = shortest(12, [&] {
+    be.parallel_for(n, piece, [&](std::size_t begin, std::size_t end) {
+      vector total[chains];
+      for (auto& t : total) t = vector(0.0f);
+      for (std::size_t i = begin; i < end; i += chains * vector::size) {
+        for (std::size_t c = 0; c < chains; ++c) total[c] += vector::load_unaligned(x.data() + i + c * vector::size);
+      }
+      for (std::size_t c = 1; c < chains; ++c) total[0] += total[c];
+      sums[begin / piece] = mote::sum<mote::default_arch>(total[0]);
+    });
+    benchmark::DoNotOptimize(sums.data());
+  });
+  return measured[threads] = static_cast<double>(beyond_cache) / seconds;
+}
+
+// Operations a second (a multiply-add is two) of independent int8 dot products on one thread.
+inline double int8_rate() {
+  static const double measured = [] {
+    using lanes = mote::detail::int8_lanes;
+    constexpr std::size_t steps = 100000, chains = 12;
+    std::uint8_t x[lanes::step] = {};
+    std::int8_t w[lanes::step] = {};
+    const double seconds = shortest(50, [&] {
+      lanes::accumulator sums[chains];
+      for (auto& s : sums) s = lanes::zero();
+      for (std::size_t i = 0; i < steps; ++i) {
+        for (auto& s : sums) s = lanes::dot(s, x, w);
+        benchmark::ClobberMemory();
+      }
+      for (auto& s : sums) benchmark::DoNotOptimize(s);
+    });
+    return 2.0 * static_cast<double>(steps * chains * lanes::step) / seconds;
+  }();
+  return measured;
+}
+
+// The limit of a product: the longer of reading `bytes` of weights and of computing `operations`.
+inline void of_product_limit(benchmark::State& state, format f, std::size_t threads, std::size_t bytes,
+                             double operations) {
+  const double rate = static_cast<double>(threads) * (f == format::int8 ? int8_rate() : fma_rate());
+  set_ratio(state, "of_limit", std::max(static_cast<double>(bytes) / read_bandwidth(threads), operations / rate));
+}
+
+// Whether the first and the last token's results are those of the reference, to rounding.
+inline bool same_product(mote::view<const float, 2> got, mote::view<const float, 2> want) {
+  for (std::size_t t = 0; t < want.extent(0); ++t) {
+    for (std::size_t n = 0; n < want.extent(1); ++n) {
+      if (!(std::abs(got(t, n) - want(t, n)) <= 0.01f + 0.001f * std::abs(want(t, n)))) return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace bench
