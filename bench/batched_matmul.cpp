@@ -27,7 +27,7 @@ void batched_matmul(benchmark::State& state, bench::format f) {
   bench::of_product_limit(state, f, 1, mote::bytes(all[0].get()), 2.0 * static_cast<double>(heads * tokens * out * in));
   bench::vs_peer(state, std::string("batched_matmul/") + bench::name(f) + "/tokens:" + std::to_string(tokens));
 }
-BENCHMARK_CAPTURE(batched_matmul, f32, bench::format::f32)->ArgName("tokens")->Arg(1)->Arg(64);
-BENCHMARK_CAPTURE(batched_matmul, bf16, bench::format::bf16)->ArgName("tokens")->Arg(1)->Arg(64);
+BENCHMARK_CAPTURE(batched_matmul, f32, bench::format::f32)->ArgName("tokens")->Arg(1)->Arg(64)->UseRealTime();
+BENCHMARK_CAPTURE(batched_matmul, bf16, bench::format::bf16)->ArgName("tokens")->Arg(1)->Arg(64)->UseRealTime();
 
 }  // namespace

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -61,6 +62,20 @@ inline std::vector<random_weight> rotated_weights(format f, std::size_t out, std
   return all;
 }
 
+// The shortest of several runs, in seconds on the wall: processor time would add up what several threads do at once. For
+// benchmarks with UseRealTime().
+template <class F>
+double shortest_real(int runs, F&& f) {
+  double best = 1e300;
+  for (int i = 0; i < runs; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    f();
+    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+    best = std::min(best, taken.count());
+  }
+  return best;
+}
+
 // Bytes a second that `threads` threads read from memory.
 inline double read_bandwidth(std::size_t threads) {
   static std::map<std::size_t, double> measured;
@@ -71,7 +86,7 @@ inline double read_bandwidth(std::size_t threads) {
   const mote::buffer<float> x(n);
   std::vector<float> sums(n / piece);
   mote::simd<> be{mote::threads{threads}};
-  const double seconds = shortest(12, [&] {
+  const double seconds = shortest_real(12, [&] {
     be.parallel_for(n, piece, [&](std::size_t begin, std::size_t end) {
       vector total[chains];
       for (auto& t : total) t = vector(0.0f);
