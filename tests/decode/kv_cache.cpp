@@ -15,7 +15,7 @@ TEST_CASE("kv_cache: sequences share the pool and give pages back") {
     CHECK_THROWS_AS(cache.resize(b, 4), mote::shape_error);
     CHECK(b.length == 3);
     CHECK(b.block_table.size() == 1);
-    cache.resize(a, 9);   // the last page has room
+    cache.resize(a, 9);  // the last page has room
     CHECK(a.length == 9);
   }
   SECTION("shrinking frees whole pages only") {

@@ -42,9 +42,9 @@ TEST_CASE("sampler: draws follow the filtered distribution") {
   check_distribution({.temperature = 2.0f, .seed = 2}, expected({0, 1, 2, 3, 4}, 2.0));
   check_distribution({.top_k = 2, .seed = 3}, expected({2, 3}));
   check_distribution({.top_k = 99, .seed = 3}, expected({0, 1, 2, 3, 4}));
-  check_distribution({.top_p = 0.8f, .seed = 4}, expected({2, 3}));        // 0.636 + 0.234
+  check_distribution({.top_p = 0.8f, .seed = 4}, expected({2, 3}));  // 0.636 + 0.234
   check_distribution({.top_p = 0.6f, .seed = 5}, expected({3}));
-  check_distribution({.min_p = 0.1f, .seed = 6}, expected({1, 2, 3}));     // e^-2 = 0.135, e^-3 = 0.05
+  check_distribution({.min_p = 0.1f, .seed = 6}, expected({1, 2, 3}));  // e^-2 = 0.135, e^-3 = 0.05
   check_distribution({.top_k = 3, .top_p = 0.95f, .min_p = 0.2f, .seed = 7}, expected({2, 3}));
 }
 

@@ -22,16 +22,16 @@ struct decoder_config {
 };
 
 struct decoder_layer_weights {
-  view<const float, 1> input_layernorm;            // [hidden]
+  view<const float, 1> input_layernorm;  // [hidden]
   mla_weights attention;
-  view<const float, 1> post_attention_layernorm;   // [hidden]
+  view<const float, 1> post_attention_layernorm;  // [hidden]
   std::variant<ffn_weights, moe_weights> mlp;
 };
 
 // The tokens of one sequence that a forward step processes, and what depends on their positions only.
 struct step_context {
-  std::size_t position = 0;     // of the first token
-  view<const float, 2> cos;     // [tokens, qk_rope_head_dim / 2]
+  std::size_t position = 0;  // of the first token
+  view<const float, 2> cos;  // [tokens, qk_rope_head_dim / 2]
   view<const float, 2> sin;
 };
 

@@ -40,7 +40,7 @@ struct mla_config {
   std::size_t qk_nope_head_dim = 0;
   std::size_t qk_rope_head_dim = 0;
   std::size_t v_head_dim = 0;
-  float softmax_scale = 0.0f;                            // (nope + rope)^-1/2, times YaRN's multiplier
+  float softmax_scale = 0.0f;  // (nope + rope)^-1/2, times YaRN's multiplier
   rope_pairing pairing = rope_pairing::interleaved;
   mla_form form = mla_form::automatic;
 
@@ -58,9 +58,9 @@ struct mla_config {
 };
 
 struct mla_query_lora {
-  weight q_a_proj;                       // [q_lora_rank, hidden]
-  view<const float, 1> q_a_bias;         // [q_lora_rank], or empty
-  view<const float, 1> q_a_layernorm;    // [q_lora_rank]
+  weight q_a_proj;                     // [q_lora_rank, hidden]
+  view<const float, 1> q_a_bias;       // [q_lora_rank], or empty
+  view<const float, 1> q_a_layernorm;  // [q_lora_rank]
 };
 
 struct mla_weights {

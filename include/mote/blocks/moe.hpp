@@ -22,17 +22,17 @@
 MOTE_BEGIN_NAMESPACE
 
 struct moe_weights {
-  view<const float, 2> gate;              // [experts, hidden]
-  view<const float, 1> bias;              // [experts], selection bias, or empty
-  std::span<const ffn_weights> experts;   // routed experts
-  std::optional<ffn_weights> shared;      // the shared experts as one network
+  view<const float, 2> gate;             // [experts, hidden]
+  view<const float, 1> bias;             // [experts], selection bias, or empty
+  std::span<const ffn_weights> experts;  // routed experts
+  std::optional<ffn_weights> shared;     // the shared experts as one network
 };
 
 // What a router decided for each token.
 struct routing {
-  view<const float, 2> logits;           // [tokens, experts]
-  view<const std::int32_t, 2> indices;   // [tokens, num_experts_per_tok]
-  view<const float, 2> weights;          // [tokens, num_experts_per_tok]
+  view<const float, 2> logits;          // [tokens, experts]
+  view<const std::int32_t, 2> indices;  // [tokens, num_experts_per_tok]
+  view<const float, 2> weights;         // [tokens, num_experts_per_tok]
 };
 
 struct ignore_routing {

@@ -19,13 +19,13 @@
 MOTE_BEGIN_NAMESPACE
 
 struct mtp_weights {
-  weight embed_tokens;                     // [vocab, hidden]
-  view<const float, 1> enorm;              // [hidden]
-  view<const float, 1> hnorm;              // [hidden]
-  weight eh_proj;                          // [hidden, 2 hidden]
+  weight embed_tokens;         // [vocab, hidden]
+  view<const float, 1> enorm;  // [hidden]
+  view<const float, 1> hnorm;  // [hidden]
+  weight eh_proj;              // [hidden, 2 hidden]
   decoder_layer_weights layer;
-  view<const float, 1> shared_head_norm;   // [hidden]
-  weight shared_head;                      // [vocab, hidden]
+  view<const float, 1> shared_head_norm;  // [hidden]
+  weight shared_head;                     // [vocab, hidden]
 };
 
 // next: [tokens], token t+1 of each row; hidden: [tokens, hidden], h_t; cache: the module's own, as in mla;

@@ -8,7 +8,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <numeric>
 #include <string>
 #include <vector>
 
@@ -31,12 +30,12 @@ class kv_cache {
       : pages_(pages), page_size_(page_size), width_(width) {
     check(layers > 0 && pages > 0 && page_size > 0 && width > 0, "kv_cache", "sizes: must be positive");
     const std::size_t limit = static_cast<std::size_t>(1) << 46;
+    check(pages <= std::size_t{0x7FFFFFFF}, "kv_cache", "pages: too many to number");
     check(layers < limit && pages < limit / layers && page_size < limit / layers / pages &&
               width < limit / layers / pages / page_size,
           "kv_cache", "sizes: their product overflows memory");
     storage_ = buffer<float>(layers * pages * page_size * width);
-    free_.resize(pages);
-    std::iota(free_.rbegin(), free_.rend(), 0);
+    for (std::size_t page = pages; page-- > 0;) free_.push_back(static_cast<std::int32_t>(page));
   }
 
   std::size_t page_size() const { return page_size_; }

@@ -24,7 +24,7 @@ MOTE_BEGIN_NAMESPACE
 
 struct sampling_config {
   float temperature = 1.0f;
-  std::size_t top_k = 0;              // 0: no limit
+  std::size_t top_k = 0;  // 0: no limit
   float top_p = 1.0f;
   float min_p = 0.0f;
   float repetition_penalty = 1.0f;
@@ -59,7 +59,7 @@ class uniform_source {
 class sampler {
  public:
   sampler(const sampling_config& config, std::size_t vocab_size)
-      : config_(config), uniform_(config.seed), scores_(vocab_size), seen_(vocab_size, 0) {
+      : config_(config), uniform_(config.seed), scores_(vocab_size), seen_(vocab_size) {
     check_sampling(config);
     check(vocab_size > 0, "sampling", "vocab_size: must be positive");
     candidates_.reserve(vocab_size);
@@ -68,7 +68,7 @@ class sampler {
   // Counts a token as seen, for the repetition penalty.
   void observe(std::int32_t token) {
     check(token >= 0 && static_cast<std::size_t>(token) < seen_.size(), "sampling", "token: outside the vocabulary");
-    seen_[static_cast<std::size_t>(token)] = 1;
+    seen_[static_cast<std::size_t>(token)] = true;
   }
 
   // The next token for logits [vocab]. Throws shape_error for another size or when no logit is a number.
@@ -77,7 +77,7 @@ class sampler {
     std::size_t best = scores_.size();
     for (std::size_t i = 0; i < scores_.size(); ++i) {
       float l = logits[i];
-      if (seen_[i] != 0) l = l > 0.0f ? l / config_.repetition_penalty : l * config_.repetition_penalty;
+      if (seen_[i]) l = l > 0.0f ? l / config_.repetition_penalty : l * config_.repetition_penalty;
       scores_[i] = l;
       if (!std::isnan(l) && (best == scores_.size() || l > scores_[best])) best = i;
     }
@@ -156,7 +156,7 @@ class sampler {
   sampling_config config_;
   uniform_source uniform_;
   std::vector<float> scores_;
-  std::vector<std::uint8_t> seen_;
+  std::vector<bool> seen_;
   std::vector<candidate> candidates_;
 };
 

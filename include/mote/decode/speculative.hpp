@@ -17,8 +17,8 @@
 MOTE_BEGIN_NAMESPACE
 
 struct verification {
-  std::size_t accepted = 0;      // drafts kept
-  std::int32_t next_token = 0;   // the token after them
+  std::size_t accepted = 0;     // drafts kept
+  std::int32_t next_token = 0;  // the token after them
 };
 
 // draft: [n] tokens; draft_probs: [n, vocab], q; target_probs: [n + 1, vocab], p; uniforms: [n]; residual_uniforms: [n + 1],

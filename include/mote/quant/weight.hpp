@@ -16,9 +16,9 @@ MOTE_BEGIN_NAMESPACE
 // int8 symmetric per output channel: W[n, k] = scale[n] · codes[n, k], codes in [-127, 127], sum[n] = Σ_k codes[n, k]
 // (kept because unsigned×signed dot products need it). Made by quantize_int8 (quant/int8.hpp).
 struct int8_matrix {
-  view<const std::int8_t, 2> codes;   // [out, in]
-  view<const float, 1> scale;         // [out]
-  view<const std::int32_t, 1> sum;    // [out]
+  view<const std::int8_t, 2> codes;  // [out, in]
+  view<const float, 1> scale;        // [out]
+  view<const std::int32_t, 1> sum;   // [out]
 };
 
 using weight = std::variant<view<const float, 2>, view<const bf16, 2>, int8_matrix>;

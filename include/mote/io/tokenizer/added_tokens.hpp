@@ -99,11 +99,11 @@ class added_tokens {
 
   static bool word_before(std::string_view text, std::size_t i) {
     const auto c = character_before(text, i);
-    return !c.empty() && matches_at("\\w", c);
+    return !c.empty() && matches_at("[\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{200C}\\x{200D}]", c);
   }
   static bool word_after(std::string_view text, std::size_t i) {
     const auto c = character_at(text, i);
-    return !c.empty() && matches_at("\\w", c);
+    return !c.empty() && matches_at("[\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{200C}\\x{200D}]", c);
   }
   static std::size_t space_before(std::string_view text, std::size_t i, std::size_t from) {
     for (auto c = character_before(text, i); !c.empty() && i - c.size() >= from && matches_at("\\s", c);

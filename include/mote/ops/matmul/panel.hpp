@@ -82,8 +82,8 @@ void panel_product(const view<const T, 2>& w, std::size_t first, std::size_t row
     float* accumulators = state;
     for_each_tile<kernel>(rows, tokens,
                           [&](std::size_t n, std::size_t row_count, std::size_t t, std::size_t token_count) {
-                            const T* row[kernel::rows];
-                            const float* token[kernel::tokens];
+                            const T* row[kernel::rows] = {};
+                            const float* token[kernel::tokens] = {};
                             for (std::size_t r = 0; r < row_count; ++r) row[r] = w.row(first + n + r) + begin;
                             for (std::size_t c = 0; c < token_count; ++c) token[c] = x[t + c].values + begin;
                             tile_function<kernel>(row_count, token_count)(row, token, depth, begin != 0, accumulators,
@@ -98,8 +98,8 @@ void panel_product(const int8_matrix& w, std::size_t first, std::size_t rows, co
                    float* out) noexcept {
   for_each_tile<int8_kernel>(
       rows, tokens, [&](std::size_t n, std::size_t row_count, std::size_t t, std::size_t token_count) {
-        const std::int8_t* row[int8_kernel::rows];
-        const std::uint8_t* token[int8_kernel::tokens];
+        const std::int8_t* row[int8_kernel::rows] = {};
+        const std::uint8_t* token[int8_kernel::tokens] = {};
         std::int32_t sums[int8_kernel::rows * int8_kernel::tokens];
         for (std::size_t r = 0; r < row_count; ++r) row[r] = w.codes.row(first + n + r);
         for (std::size_t c = 0; c < token_count; ++c) token[c] = x[t + c].codes;

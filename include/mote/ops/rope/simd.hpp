@@ -40,7 +40,7 @@ void rope_interleaved(view<const float, 2> x, const float* cos, const float* sin
   const std::size_t heads = x.extent(0), dim = x.extent(1);
   for (std::size_t first = 0; first < dim; first += run) {
     const std::size_t n = dim - first < run ? dim - first : run;
-    float c[run], s[run];
+    float c[run] = {}, s[run] = {};
     for (std::size_t i = 0; i < n / 2; ++i) {
       c[2 * i] = c[2 * i + 1] = cos[first / 2 + i];
       s[2 * i + 1] = sin[first / 2 + i];

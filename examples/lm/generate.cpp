@@ -1,0 +1,72 @@
+// mote-lm generate: continues a text.
+#include <chrono>
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <fmt/core.h>
+#include <mote/io/tokenizer.hpp>
+
+#include "commands.hpp"
+#include "generation.hpp"
+#include "memory.hpp"
+#include "options.hpp"
+
+namespace lm {
+namespace {
+
+struct generate_options {
+  engine_options engine;
+  generation_options generation;
+  std::string prompt;
+};
+
+void report(const generation_result& r, const engine& e, std::size_t threads) {
+  const double peak = static_cast<double>(peak_memory());
+  const std::size_t read = active_weight_bytes(e.config(), e.weights()) + cache_bytes(e.config(), e.length());
+  fmt::print(stderr, "\nprefill      {} tokens, {:.1f} tokens/s\n", r.prompt_tokens,
+             static_cast<double>(r.prompt_tokens) / r.prefill_seconds);
+  if (r.decode_steps > 0) {
+    const double tokens = static_cast<double>(r.tokens - 1);
+    fmt::print(stderr, "decode       {} tokens, {:.1f} tokens/s\n", r.tokens - 1, tokens / r.decode_seconds);
+    if (r.drafted > 0) {
+      fmt::print(stderr, "drafts       {} of {} accepted\n", r.accepted, r.drafted);
+    } else {
+      const double bandwidth = memory_bandwidth(threads);
+      fmt::print(stderr, "read         {:.2f} MB a token, {:.1f} % of the measured {:.1f} GB/s\n",
+                 static_cast<double>(read) * 1e-6,
+                 100.0 * static_cast<double>(read) * tokens / r.decode_seconds / bandwidth, bandwidth * 1e-9);
+    }
+  }
+  fmt::print(stderr, "peak memory  {:.1f} MB\n", peak * 1e-6);
+}
+
+void run(generate_options o) {
+  o.generation.speculative = o.engine.speculative;
+  const mote::tokenizer tokenizer(o.engine.model);
+  const auto engine = make_engine(o.engine);
+  const auto prompt = tokenizer.encode(o.prompt, true);
+  fmt::print("{}", o.prompt);
+  const auto result = generate(*engine, tokenizer, prompt, o.generation, [](std::string_view text) {
+    std::fwrite(text.data(), 1, text.size(), stdout);
+    std::fflush(stdout);
+  });
+  fmt::print("\n");
+  report(result, *engine, o.engine.threads);
+}
+
+}  // namespace
+
+void add_generate(CLI::App& program) {
+  auto o = std::make_shared<generate_options>();
+  CLI::App* command = program.add_subcommand("generate", "Continues a text; figures go to standard error");
+  add_engine_options(*command, o->engine);
+  add_generation_options(*command, o->generation);
+  command->add_option("--prompt", o->prompt, "The text to continue")->required();
+  command->add_flag("--speculative", o->engine.speculative,
+                    "Draft with the multi-token-prediction module and verify two tokens at once");
+  command->callback([o] { run(*o); });
+}
+
+}  // namespace lm

@@ -1,0 +1,67 @@
+#include "options.hpp"
+
+#include <charconv>
+#include <fstream>
+#include <iterator>
+#include <limits>
+#include <map>
+#include <sstream>
+
+#include <mote/core/executors/thread_pool.hpp>
+
+namespace lm {
+
+void add_engine_options(CLI::App& command, engine_options& options) {
+  static const std::map<std::string, weight_format> formats = {
+      {"f32", weight_format::f32}, {"bf16", weight_format::bf16}, {"int8", weight_format::int8}};
+  static const std::map<std::string, backend_kind> backends = {{"reference", backend_kind::reference},
+                                                               {"simd", backend_kind::simd}};
+  options.threads = mote::threads::all().count;
+  command.add_option("--model", options.model, "Directory with config.json and the checkpoint")->required();
+  command
+      .add_option("--weights", options.weights,
+                  "Format of the matrices in memory: f32, bf16 or int8 (default: exactly what the checkpoint stores)")
+      ->transform(CLI::CheckedTransformer(formats))
+      ->type_name("FORMAT");
+  command.add_option("--backend", options.backend, "reference (plain loops) or simd (default)")
+      ->transform(CLI::CheckedTransformer(backends))
+      ->type_name("NAME");
+  command.add_option("--threads", options.threads, "Threads (default: one for each processor)")
+      ->check(CLI::Range(std::size_t{1}, std::size_t{1024}));
+  command.add_option("--context", options.context, "Most tokens of the sequence (default: the model's, at most 4096)")
+      ->check(CLI::Range(std::size_t{1}, std::size_t{1} << 24));
+  command.add_option("--chunk", options.chunk, "Most tokens of one prefill step (default: 512)")
+      ->check(CLI::Range(std::size_t{1}, std::size_t{1} << 16));
+}
+
+std::vector<std::int32_t> parse_ids(const std::string& text, const std::string& where) {
+  std::vector<std::int32_t> ids;
+  const auto separator = [](char c) { return c == ' ' || c == ',' || c == '\n' || c == '\t' || c == '\r'; };
+  for (const char *p = text.data(), *end = p + text.size(); p != end;) {
+    if (separator(*p)) {
+      ++p;
+      continue;
+    }
+    const char* last = p;
+    while (last != end && !separator(*last)) ++last;
+    std::int32_t id = 0;
+    const auto [stop, status] = std::from_chars(p, last, id);
+    if (status != std::errc() || stop != last) {
+      mote::raise<mote::format_error>(where + ": expected token ids separated by spaces, got \"" +
+                                      std::string(p, std::min(last, p + 40)) + "\"");
+    }
+    ids.push_back(id);
+    p = last;
+  }
+  return ids;
+}
+
+std::string read_file(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream text;
+  if (file) text << file.rdbuf();
+  if (!file || !text) mote::raise<mote::format_error>(path + ": cannot be read");
+  return text.str();
+}
+
+}  // namespace lm

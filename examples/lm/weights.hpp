@@ -1,0 +1,220 @@
+// Loads a DeepSeek V2 or V3 checkpoint into the weights that mote's blocks take.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include <mote/blocks/decoder_layer.hpp>
+#include <mote/blocks/mtp.hpp>
+#include <mote/core/buffer.hpp>
+#include <mote/io/safetensors.hpp>
+#include <mote/quant/int8.hpp>
+
+#include "config.hpp"
+
+namespace lm {
+
+// Format of the matrices in memory. `stored` keeps the checkpoint's numbers exactly: bf16 stays bf16, anything else becomes
+// float32. Norms, biases and router matrices are float32 always, the embedding is never quantized.
+enum class weight_format { stored, f32, bf16, int8 };
+
+// Everything a model reads. The views point into `checkpoint` (memory-mapped) or into the owned buffers.
+struct model_weights {
+  mote::weight embed_tokens;  // [vocab, hidden]
+  std::vector<mote::decoder_layer_weights> layers;
+  mote::view<const float, 1> norm;  // [hidden]
+  mote::weight lm_head;             // [vocab, hidden]
+  std::optional<mote::mtp_weights> mtp;
+
+  mote::checkpoint checkpoint;
+  std::vector<std::vector<mote::ffn_weights>> experts;
+  std::vector<mote::buffer<float>> floats;
+  std::vector<mote::buffer<mote::bf16>> halves;
+  std::vector<mote::buffer<std::int8_t>> codes;
+  std::vector<mote::buffer<std::int32_t>> sums;
+
+  explicit model_weights(mote::checkpoint files) : checkpoint(std::move(files)) {}
+};
+
+class weight_loader {
+ public:
+  weight_loader(const model_config& config, weight_format format, mote::checkpoint files)
+      : c_(config), format_(format), out_(std::move(files)) {}
+
+  // Throws format_error naming file and tensor when one is missing or has another shape or type.
+  model_weights load() && {
+    out_.embed_tokens = embedding("model.embed_tokens.weight");
+    for (std::size_t i = 0; i < c_.num_hidden_layers; ++i) out_.layers.push_back(layer(i));
+    out_.norm = vector("model.norm.weight", c_.hidden_size);
+    out_.lm_head = c_.tie_word_embeddings ? out_.embed_tokens : matrix("lm_head.weight", c_.vocab_size, c_.hidden_size);
+    if (c_.num_nextn_predict_layers > 0 && out_.checkpoint.contains(prefix(c_.num_hidden_layers) + "eh_proj.weight")) {
+      out_.mtp = mtp();
+    }
+    return std::move(out_);
+  }
+
+ private:
+  static std::string prefix(std::size_t i) { return "model.layers." + std::to_string(i) + "."; }
+
+  mote::decoder_layer_weights layer(std::size_t i) {
+    const std::string p = prefix(i);
+    mote::decoder_layer_weights w;
+    w.input_layernorm = vector(p + "input_layernorm.weight", c_.hidden_size);
+    w.attention = attention(p + "self_attn.");
+    w.post_attention_layernorm = vector(p + "post_attention_layernorm.weight", c_.hidden_size);
+    if (c_.is_moe_layer(i)) {
+      w.mlp = moe(p + "mlp.");
+    } else {
+      w.mlp = ffn(p + "mlp.", c_.intermediate_size);
+    }
+    return w;
+  }
+
+  mote::mla_weights attention(const std::string& p) {
+    const mote::mla_config& a = c_.decoder.attention;
+    const std::size_t heads = a.num_attention_heads, q_rows = heads * a.qk_head_dim();
+    mote::mla_weights w;
+    if (c_.q_lora_rank > 0) {
+      w.q_lora = mote::mla_query_lora{matrix(p + "q_a_proj.weight", c_.q_lora_rank, c_.hidden_size),
+                                      bias(p + "q_a_proj.bias", c_.q_lora_rank),
+                                      vector(p + "q_a_layernorm.weight", c_.q_lora_rank)};
+      w.q_proj = matrix(p + "q_b_proj.weight", q_rows, c_.q_lora_rank);
+    } else {
+      w.q_proj = matrix(p + "q_proj.weight", q_rows, c_.hidden_size);
+    }
+    w.kv_a_proj = matrix(p + "kv_a_proj_with_mqa.weight", a.cache_width(), c_.hidden_size);
+    w.kv_a_bias = bias(p + "kv_a_proj_with_mqa.bias", a.cache_width());
+    w.kv_a_layernorm = vector(p + "kv_a_layernorm.weight", a.kv_lora_rank);
+    split_kv_b(p + "kv_b_proj.weight", w);
+    w.o_proj = matrix(p + "o_proj.weight", c_.hidden_size, heads * a.v_head_dim);
+    w.o_bias = bias(p + "o_proj.bias", c_.hidden_size);
+    return w;
+  }
+
+  // kv_b_proj holds for each head the rows of W_uk [nope, rank], then those of W_uv [v, rank].
+  void split_kv_b(const std::string& name, mote::mla_weights& w) {
+    const mote::mla_config& a = c_.decoder.attention;
+    const std::size_t heads = a.num_attention_heads, rank = a.kv_lora_rank;
+    const std::size_t nope = a.qk_nope_head_dim, v_dim = a.v_head_dim;
+    const mote::tensor_ref tensor = checked(name, {heads * (nope + v_dim), rank});
+    const mote::buffer<float> kv_b = mote::read_float(out_.checkpoint, tensor);
+    mote::buffer<float> k_up(heads * nope * rank), k_up_transposed(heads * rank * nope), v_up(heads * v_dim * rank);
+    for (std::size_t h = 0; h < heads; ++h) {
+      const float* head = kv_b.data() + h * (nope + v_dim) * rank;
+      std::copy(head, head + nope * rank, k_up.data() + h * nope * rank);
+      std::copy(head + nope * rank, head + (nope + v_dim) * rank, v_up.data() + h * v_dim * rank);
+      for (std::size_t i = 0; i < nope; ++i) {
+        for (std::size_t j = 0; j < rank; ++j) k_up_transposed[(h * rank + j) * nope + i] = head[i * rank + j];
+      }
+    }
+    const bool exact_bf16 = tensor.dtype == mote::dtype::bf16;
+    w.k_up = store(std::move(k_up), heads * nope, rank, exact_bf16);
+    w.k_up_transposed = store(std::move(k_up_transposed), heads * rank, nope, exact_bf16);
+    w.v_up = store(std::move(v_up), heads * v_dim, rank, exact_bf16);
+  }
+
+  mote::ffn_weights ffn(const std::string& p, std::size_t intermediate) {
+    return {matrix(p + "gate_proj.weight", intermediate, c_.hidden_size),
+            matrix(p + "up_proj.weight", intermediate, c_.hidden_size),
+            matrix(p + "down_proj.weight", c_.hidden_size, intermediate)};
+  }
+
+  mote::moe_weights moe(const std::string& p) {
+    mote::moe_weights w;
+    w.gate = floats(p + "gate.weight", {c_.n_routed_experts, c_.hidden_size}).as(c_.n_routed_experts, c_.hidden_size);
+    if (c_.decoder.router.method == mote::topk_method::noaux_tc) {
+      w.bias = vector(p + "gate.e_score_correction_bias", c_.n_routed_experts);
+    }
+    std::vector<mote::ffn_weights> experts;
+    for (std::size_t e = 0; e < c_.n_routed_experts; ++e) {
+      experts.push_back(ffn(p + "experts." + std::to_string(e) + ".", c_.moe_intermediate_size));
+    }
+    out_.experts.push_back(std::move(experts));
+    w.experts = out_.experts.back();
+    if (c_.n_shared_experts > 0) w.shared = ffn(p + "shared_experts.", c_.n_shared_experts * c_.moe_intermediate_size);
+    return w;
+  }
+
+  mote::mtp_weights mtp() {
+    const std::string p = prefix(c_.num_hidden_layers);
+    mote::mtp_weights w;
+    w.embed_tokens =
+        out_.checkpoint.contains(p + "embed_tokens.weight") ? embedding(p + "embed_tokens.weight") : out_.embed_tokens;
+    w.enorm = vector(p + "enorm.weight", c_.hidden_size);
+    w.hnorm = vector(p + "hnorm.weight", c_.hidden_size);
+    w.eh_proj = matrix(p + "eh_proj.weight", c_.hidden_size, 2 * c_.hidden_size);
+    w.layer = layer(c_.num_hidden_layers);
+    w.shared_head_norm = vector(p + "shared_head.norm.weight", c_.hidden_size);
+    w.shared_head = out_.checkpoint.contains(p + "shared_head.head.weight")
+                        ? matrix(p + "shared_head.head.weight", c_.vocab_size, c_.hidden_size)
+                        : out_.lm_head;
+    return w;
+  }
+
+  mote::tensor_ref checked(const std::string& name, std::vector<std::size_t> shape) {
+    return out_.checkpoint.tensor(name, shape);
+  }
+
+  const mote::buffer<float>& floats(const std::string& name, std::vector<std::size_t> shape) {
+    return out_.floats.emplace_back(mote::read_float(out_.checkpoint, checked(name, std::move(shape))));
+  }
+
+  mote::view<const float, 1> vector(const std::string& name, std::size_t size) { return floats(name, {size}).as(size); }
+
+  mote::view<const float, 1> bias(const std::string& name, std::size_t size) {
+    return c_.attention_bias ? vector(name, size) : mote::view<const float, 1>();
+  }
+
+  mote::weight embedding(const std::string& name) {
+    const weight_format format =
+        std::exchange(format_, format_ == weight_format::int8 ? weight_format::stored : format_);
+    const mote::weight w = matrix(name, c_.vocab_size, c_.hidden_size);
+    format_ = format;
+    return w;
+  }
+
+  // A matrix in the chosen format, straight from the mapped file where it already has it.
+  mote::weight matrix(const std::string& name, std::size_t rows, std::size_t columns) {
+    const mote::tensor_ref tensor = checked(name, {rows, columns});
+    const bool keep = format_ == weight_format::stored;
+    if (tensor.dtype == mote::dtype::bf16 && (keep || format_ == weight_format::bf16)) {
+      if (const auto mapped = mote::mapped_view<mote::bf16>(tensor)) return mapped->reshaped(rows, columns);
+    }
+    if (tensor.dtype == mote::dtype::f32 && (keep || format_ == weight_format::f32)) {
+      if (const auto mapped = mote::mapped_view<float>(tensor)) return mapped->reshaped(rows, columns);
+    }
+    return store(mote::read_float(out_.checkpoint, tensor), rows, columns, tensor.dtype == mote::dtype::bf16);
+  }
+
+  mote::weight store(mote::buffer<float> values, std::size_t rows, std::size_t columns, bool exact_bf16) {
+    if (format_ == weight_format::int8) {
+      auto& codes = out_.codes.emplace_back(rows * columns);
+      auto& scale = out_.floats.emplace_back(rows);
+      auto& sum = out_.sums.emplace_back(rows);
+      mote::quantize_int8(values.as(rows, columns), codes.as(rows, columns), scale.as(rows), sum.as(rows));
+      return mote::int8_matrix{std::as_const(codes).as(rows, columns), std::as_const(scale).as(rows),
+                               std::as_const(sum).as(rows)};
+    }
+    if (format_ == weight_format::bf16 || (format_ == weight_format::stored && exact_bf16)) {
+      auto& narrow = out_.halves.emplace_back(values.size());
+      for (std::size_t i = 0; i < values.size(); ++i) narrow[i] = mote::bf16(values[i]);
+      return std::as_const(narrow).as(rows, columns);
+    }
+    return std::as_const(out_.floats.emplace_back(std::move(values))).as(rows, columns);
+  }
+
+  const model_config& c_;
+  weight_format format_;
+  model_weights out_;
+};
+
+inline model_weights load_weights(const model_config& config, weight_format format, mote::checkpoint files) {
+  return weight_loader(config, format, std::move(files)).load();
+}
+
+}  // namespace lm

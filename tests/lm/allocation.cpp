@@ -1,0 +1,69 @@
+// A decode step allocates no heap memory after the first.
+#include <atomic>
+#include <cstddef>
+#include <cstdlib>
+#include <new>
+#include <vector>
+
+#include <lm/engine.hpp>
+#include <mote/decode/sampler.hpp>
+
+#include "lm/support.hpp"
+
+namespace {
+std::atomic<std::size_t> allocations{0};
+
+void* count_and_allocate(std::size_t size, std::size_t alignment) {
+  ++allocations;
+  size = (size + alignment - 1) / alignment * alignment;
+  if (void* p = std::aligned_alloc(alignment, size == 0 ? alignment : size)) return p;
+  throw std::bad_alloc();
+}
+}  // namespace
+
+// Every form of new of this program counts.
+void* operator new(std::size_t size) { return count_and_allocate(size, alignof(std::max_align_t)); }
+void* operator new[](std::size_t size) { return count_and_allocate(size, alignof(std::max_align_t)); }
+void* operator new(std::size_t size, std::align_val_t a) {
+  return count_and_allocate(size, static_cast<std::size_t>(a));
+}
+void* operator new[](std::size_t size, std::align_val_t a) {
+  return count_and_allocate(size, static_cast<std::size_t>(a));
+}
+void operator delete(void* p) noexcept { std::free(p); }
+void operator delete[](void* p) noexcept { std::free(p); }
+void operator delete(void* p, std::size_t) noexcept { std::free(p); }
+void operator delete[](void* p, std::size_t) noexcept { std::free(p); }
+void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
+void operator delete[](void* p, std::align_val_t) noexcept { std::free(p); }
+void operator delete(void* p, std::size_t, std::align_val_t) noexcept { std::free(p); }
+void operator delete[](void* p, std::size_t, std::align_val_t) noexcept { std::free(p); }
+
+TEST_CASE("decode: a step allocates nothing after the first") {
+  CHECK(allocations > 0);  // the counter counts
+  for (const auto backend : {lm::backend_kind::reference, lm::backend_kind::simd}) {
+    for (const auto format : {lm::weight_format::stored, lm::weight_format::f32, lm::weight_format::int8}) {
+      for (const bool speculative : {false, true}) {
+        const auto e = lm::make_engine({.model = MOTE_MODEL_DIR,
+                                        .weights = format,
+                                        .backend = backend,
+                                        .threads = 2,
+                                        .context = 200,
+                                        .chunk = 16,
+                                        .speculative = speculative});
+        const std::size_t vocab = e->config().vocab_size;
+        mote::sampler sampler({.temperature = 0.7f, .top_k = 40, .top_p = 0.95f, .repetition_penalty = 1.1f}, vocab);
+        const std::vector<std::int32_t> prompt = {0, 632, 280, 889, 1077};
+        std::int32_t token = sampler.sample({e->forward(prompt, 1).row(0), vocab});
+        std::size_t before = 0;
+        for (int step = 0; step < 80; ++step) {  // crosses a page of the cache
+          if (step == 1) before = allocations;
+          if (speculative) e->draft(token);
+          token = sampler.sample({e->forward({&token, 1}, 1).row(0), vocab});
+          sampler.observe(token);
+        }
+        CHECK(allocations == before);
+      }
+    }
+  }
+}
