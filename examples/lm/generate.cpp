@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <fmt/core.h>
@@ -47,8 +48,9 @@ void run(generate_options o) {
   const mote::tokenizer tokenizer(o.engine.model);
   const auto engine = make_engine(o.engine);
   const auto prompt = tokenizer.encode(o.prompt, true);
-  fmt::print("{}", o.prompt);
-  const auto result = generate(*engine, tokenizer, prompt, o.generation, [](std::string_view text) {
+  bool started = false;
+  const auto result = generate(*engine, tokenizer, prompt, o.generation, [&](std::string_view text) {
+    if (!std::exchange(started, true)) fmt::print("{}", o.prompt);
     std::fwrite(text.data(), 1, text.size(), stdout);
     std::fflush(stdout);
   });

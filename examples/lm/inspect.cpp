@@ -35,9 +35,7 @@ parameter_count count_parameters(const mote::checkpoint& files, const model_conf
       continue;
     }
     count.total += n;
-    if (tensor.name == "model.embed_tokens.weight") {
-      if (c.tie_word_embeddings) count.active += n;  // read as the head
-    } else if (is_routed(tensor.name)) {
+    if (is_routed(tensor.name)) {
       routed += n;
     } else {
       count.active += n;
