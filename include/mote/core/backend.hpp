@@ -58,7 +58,7 @@ concept backend = requires(B& be) {
 // A back end whose memory is the host's: reference and simd.
 template <class B>
 concept host = backend<B> && requires(B& be) {
-  be.parallel_for(std::size_t{1}, std::size_t{1}, [](std::size_t, std::size_t) {});
+  be.parallel_for(std::size_t{1}, std::size_t{1}, std::declval<void (*)(std::size_t, std::size_t)>());
 };
 
 MOTE_END_NAMESPACE

@@ -29,8 +29,8 @@ inline bool cpuid_bit(unsigned leaf, unsigned subleaf, char reg, unsigned bit) {
 // Whether the operating system saves the registers named by `mask` (bits of XCR0).
 inline bool os_saves(std::uint32_t mask) {
   if (!cpuid_bit(1, 0, 'c', 27)) return false;
-  std::uint32_t low = 0, high = 0;
-  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  std::uint32_t low = 0;
+  asm volatile("xgetbv" : "=a"(low) : "c"(0) : "edx");
   return (low & mask) == mask;
 }
 

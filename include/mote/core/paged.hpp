@@ -6,6 +6,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 
 #include "config.hpp"
 #include "error.hpp"
@@ -25,7 +26,10 @@ struct paged_rows {
   T* row(std::size_t i) const {
     return &pages(static_cast<std::size_t>(block_table[i / page_size()]), i % page_size(), std::size_t{0});
   }
-  operator paged_rows<const T>() const requires(!std::is_const_v<T>) { return {pages, block_table, length}; }
+
+  template <class U = T>
+    requires(!std::is_const_v<U>)
+  operator paged_rows<const U>() const { return {pages, block_table, length}; }
 };
 
 // Throws shape_error "op: argument: …" unless the block table covers the length.

@@ -12,7 +12,6 @@
 // Source: OCP Microscaling Formats (MX) v1.0 and OCP 8-bit Floating Point v1.0 specifications; IEEE 754.
 #pragma once
 
-#include <bit>
 #include <cstdint>
 
 #include "config.hpp"
@@ -20,6 +19,12 @@
 MOTE_BEGIN_NAMESPACE
 
 namespace detail {
+
+// std::bit_cast, which CUDA kernels cannot call.
+template <class To, class From>
+MOTE_HD constexpr To bit_cast(From x) {
+  return __builtin_bit_cast(To, x);
+}
 
 // |x| rounded to a format with `MantissaBits` and `Bias`, as the unsigned code exponent:mantissa. The code keeps
 // counting past the format's largest value: the caller compares with its own largest code.
@@ -57,7 +62,7 @@ MOTE_HD constexpr float expand_magnitude(std::uint32_t code) {
   }
   const std::uint32_t bits =
       (static_cast<std::uint32_t>(exponent + 127 - Bias) << 23) | (mantissa << (23 - MantissaBits));
-  return std::bit_cast<float>(bits);
+  return detail::bit_cast<float>(bits);
 }
 
 inline constexpr std::uint32_t float_infinity_bits = 0x7F800000u;
@@ -70,7 +75,7 @@ struct bf16 {
 
   bf16() = default;
   MOTE_HD constexpr explicit bf16(float x) {
-    const std::uint32_t u = std::bit_cast<std::uint32_t>(x);
+    const std::uint32_t u = detail::bit_cast<std::uint32_t>(x);
     if ((u & 0x7FFFFFFFu) > detail::float_infinity_bits) {
       bits = static_cast<std::uint16_t>((u >> 16) | 0x40u);
     } else {
@@ -78,7 +83,7 @@ struct bf16 {
     }
   }
   MOTE_HD constexpr explicit operator float() const {
-    return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
+    return detail::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
   }
   MOTE_HD static constexpr bf16 from_bits(std::uint16_t b) {
     bf16 y;
@@ -92,7 +97,7 @@ struct f16 {
 
   f16() = default;
   MOTE_HD constexpr explicit f16(float x) {
-    const std::uint32_t u = std::bit_cast<std::uint32_t>(x), magnitude = u & 0x7FFFFFFFu;
+    const std::uint32_t u = detail::bit_cast<std::uint32_t>(x), magnitude = u & 0x7FFFFFFFu;
     std::uint32_t code = 0x7E00u;
     if (magnitude <= detail::float_infinity_bits) {
       code = detail::round_magnitude<10, 15>(magnitude);
@@ -103,9 +108,9 @@ struct f16 {
   MOTE_HD constexpr explicit operator float() const {
     const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x8000u) << 16, code = bits & 0x7FFFu;
     if (code >= 0x7C00u) {
-      return std::bit_cast<float>(sign | detail::float_infinity_bits | ((code & 0x3FFu) << 13));
+      return detail::bit_cast<float>(sign | detail::float_infinity_bits | ((code & 0x3FFu) << 13));
     }
-    return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(detail::expand_magnitude<10, 15>(code)));
+    return detail::bit_cast<float>(sign | detail::bit_cast<std::uint32_t>(detail::expand_magnitude<10, 15>(code)));
   }
   MOTE_HD static constexpr f16 from_bits(std::uint16_t b) {
     f16 y;
@@ -122,7 +127,7 @@ struct f8_e4m3 {
 
   f8_e4m3() = default;
   MOTE_HD constexpr explicit f8_e4m3(float x, overflow mode = overflow::saturate) {
-    const std::uint32_t u = std::bit_cast<std::uint32_t>(x), magnitude = u & 0x7FFFFFFFu;
+    const std::uint32_t u = detail::bit_cast<std::uint32_t>(x), magnitude = u & 0x7FFFFFFFu;
     std::uint32_t code = 0x7Fu;
     if (magnitude <= detail::float_infinity_bits) {
       code = detail::round_magnitude<3, 7>(magnitude);
@@ -132,8 +137,8 @@ struct f8_e4m3 {
   }
   MOTE_HD constexpr explicit operator float() const {
     const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x80u) << 24, code = bits & 0x7Fu;
-    if (code == 0x7Fu) return std::bit_cast<float>(sign | detail::float_nan_bits);
-    return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(detail::expand_magnitude<3, 7>(code)));
+    if (code == 0x7Fu) return detail::bit_cast<float>(sign | detail::float_nan_bits);
+    return detail::bit_cast<float>(sign | detail::bit_cast<std::uint32_t>(detail::expand_magnitude<3, 7>(code)));
   }
   MOTE_HD static constexpr f8_e4m3 from_bits(std::uint8_t b) {
     f8_e4m3 y;
@@ -147,7 +152,7 @@ struct f8_e5m2 {
 
   f8_e5m2() = default;
   MOTE_HD constexpr explicit f8_e5m2(float x, overflow mode = overflow::saturate) {
-    const std::uint32_t u = std::bit_cast<std::uint32_t>(x), magnitude = u & 0x7FFFFFFFu;
+    const std::uint32_t u = detail::bit_cast<std::uint32_t>(x), magnitude = u & 0x7FFFFFFFu;
     std::uint32_t code = 0x7Eu;
     if (magnitude <= detail::float_infinity_bits) {
       code = detail::round_magnitude<2, 15>(magnitude);
@@ -158,9 +163,9 @@ struct f8_e5m2 {
   MOTE_HD constexpr explicit operator float() const {
     const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x80u) << 24, code = bits & 0x7Fu;
     if (code >= 0x7Cu) {
-      return std::bit_cast<float>(sign | detail::float_infinity_bits | ((code & 3u) << 21));
+      return detail::bit_cast<float>(sign | detail::float_infinity_bits | ((code & 3u) << 21));
     }
-    return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(detail::expand_magnitude<2, 15>(code)));
+    return detail::bit_cast<float>(sign | detail::bit_cast<std::uint32_t>(detail::expand_magnitude<2, 15>(code)));
   }
   MOTE_HD static constexpr f8_e5m2 from_bits(std::uint8_t b) {
     f8_e5m2 y;
@@ -177,7 +182,7 @@ struct f8_e8m0 {
 
   f8_e8m0() = default;
   MOTE_HD constexpr explicit f8_e8m0(float x, exponent_rounding mode = exponent_rounding::floor) {
-    const std::uint32_t u = std::bit_cast<std::uint32_t>(x), magnitude = u & 0x7FFFFFFFu;
+    const std::uint32_t u = detail::bit_cast<std::uint32_t>(x), magnitude = u & 0x7FFFFFFFu;
     if (magnitude > detail::float_infinity_bits) {
       bits = 255;
       return;
@@ -194,8 +199,8 @@ struct f8_e8m0 {
     bits = static_cast<std::uint8_t>(code > 254u ? 254u : code);
   }
   MOTE_HD constexpr explicit operator float() const {
-    if (bits == 255) return std::bit_cast<float>(detail::float_nan_bits);
-    return std::bit_cast<float>(bits == 0 ? 0x400000u : static_cast<std::uint32_t>(bits) << 23);
+    if (bits == 255) return detail::bit_cast<float>(detail::float_nan_bits);
+    return detail::bit_cast<float>(bits == 0 ? 0x400000u : static_cast<std::uint32_t>(bits) << 23);
   }
   MOTE_HD static constexpr f8_e8m0 from_bits(std::uint8_t b) {
     f8_e8m0 y;
@@ -210,7 +215,7 @@ struct f4_e2m1 {
 
   f4_e2m1() = default;
   MOTE_HD constexpr explicit f4_e2m1(float x) {
-    const std::uint32_t u = std::bit_cast<std::uint32_t>(x), magnitude = u & 0x7FFFFFFFu;
+    const std::uint32_t u = detail::bit_cast<std::uint32_t>(x), magnitude = u & 0x7FFFFFFFu;
     std::uint32_t code = 7u;  // NaN has no code: the largest value by convention
     if (magnitude <= detail::float_infinity_bits) {
       code = detail::round_magnitude<1, 1>(magnitude);

@@ -56,6 +56,26 @@ concept mdspan_of = (M::rank() == Rank) && requires(M& m) {
   m.stride(0);
 };
 
+// One number for each dimension: std::array, whose members CUDA kernels cannot call.
+template <std::size_t Rank>
+struct dimensions {
+  std::size_t values[Rank];
+
+  MOTE_HD constexpr std::size_t& operator[](std::size_t i) { return values[i]; }
+  MOTE_HD constexpr const std::size_t& operator[](std::size_t i) const { return values[i]; }
+  MOTE_HD static constexpr std::size_t size() { return Rank; }
+  MOTE_HD constexpr const std::size_t* data() const { return values; }
+  MOTE_HD constexpr const std::size_t* begin() const { return values; }
+  MOTE_HD constexpr const std::size_t* end() const { return values + Rank; }
+  friend constexpr bool operator==(const dimensions&, const dimensions&) = default;
+  friend constexpr bool operator==(const dimensions& a, const std::array<std::size_t, Rank>& b) {
+    for (std::size_t i = 0; i < Rank; ++i) {
+      if (a[i] != b[i]) return false;
+    }
+    return true;
+  }
+};
+
 }  // namespace detail
 
 template <class T, std::size_t Rank>
@@ -66,7 +86,7 @@ class view {
   using element_type = T;
   using value_type = std::remove_cv_t<T>;
   static constexpr std::size_t rank = Rank;
-  using extents_type = std::array<std::size_t, Rank>;
+  using extents_type = detail::dimensions<Rank>;
 
   constexpr view() = default;
 
@@ -144,7 +164,7 @@ class view {
     if constexpr (Rank == 1) {
       return (data_[i * strides_[0]]);
     } else {
-      std::array<std::size_t, Rank - 1> extents{}, strides{};
+      detail::dimensions<Rank - 1> extents{}, strides{};
       for (std::size_t d = 1; d < Rank; ++d) {
         extents[d - 1] = extents_[d];
         strides[d - 1] = strides_[d];

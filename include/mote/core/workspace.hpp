@@ -10,6 +10,22 @@
 
 MOTE_BEGIN_NAMESPACE
 
+namespace detail {
+
+// Bytes of a tensor; throws shape_error if they overflow memory.
+template <class T, class... Extents>
+std::size_t tensor_bytes(Extents... extents) {
+  std::size_t count = 1;
+  for (const std::size_t extent : {static_cast<std::size_t>(extents)...}) {
+    check(extent == 0 || count <= std::numeric_limits<std::size_t>::max() / 4 / sizeof(T) / extent, "workspace",
+          "size overflows memory");
+    count *= extent;
+  }
+  return count * sizeof(T);
+}
+
+}  // namespace detail
+
 // A stack of 64-byte aligned allocations. It grows by further blocks, which never move what was handed out; when it is
 // empty again the blocks are merged into one, so that the next round of the same work allocates nothing.
 class workspace {
@@ -71,13 +87,8 @@ class workspace_scope {
 
   template <class T, class... Extents>
   view<T, sizeof...(Extents)> tensor(Extents... extents) {
-    std::size_t count = 1;
-    for (const std::size_t extent : {static_cast<std::size_t>(extents)...}) {
-      check(extent == 0 || count <= std::numeric_limits<std::size_t>::max() / 4 / sizeof(T) / extent, "workspace",
-            "size overflows memory");
-      count *= extent;
-    }
-    T* data = executor_.single([&] { return static_cast<T*>(arena_.allocate(count * sizeof(T))); });
+    const std::size_t bytes = detail::tensor_bytes<T>(extents...);
+    T* data = executor_.single([&] { return static_cast<T*>(arena_.allocate(bytes)); });
     return view<T, sizeof...(Extents)>(data, static_cast<std::size_t>(extents)...);
   }
 

@@ -19,7 +19,7 @@ MOTE_BEGIN_NAMESPACE
 template <class E>
 concept executor = requires(E& e) {
   { e.concurrency() } -> std::convertible_to<std::size_t>;
-  e.parallel_for(std::size_t{1}, std::size_t{1}, [](std::size_t, std::size_t) {});
+  e.parallel_for(std::size_t{1}, std::size_t{1}, std::declval<void (*)(std::size_t, std::size_t)>());
   { e.single(std::declval<int (*)()>()) } -> std::same_as<int>;
 };
 
