@@ -49,7 +49,8 @@ T wait_for_change(const std::atomic<T>& a, T old) {
 
 class thread_pool {
  public:
-  explicit thread_pool(threads n = {}) {
+  // Delegates so that the workers already there are stopped if starting another one throws.
+  explicit thread_pool(threads n = {}) : thread_pool(no_workers{}) {
     for (std::size_t i = 1; i < n.count; ++i) workers_.emplace_back([this] { work(); });
   }
   ~thread_pool() {
@@ -90,12 +91,16 @@ class thread_pool {
   }
 
  private:
+  struct no_workers {};
+  explicit thread_pool(no_workers) {}
+
   void publish() {
     generation_.fetch_add(1, std::memory_order_release);
     generation_.notify_all();
   }
 
-  void run() {
+  // A function that throws ends the program: workers may still be calling it.
+  void run() noexcept {
     for (;;) {
       const std::size_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
       if (begin >= count_) return;
