@@ -61,14 +61,14 @@ inline constexpr unsigned warp_size = 32;
 
 inline constexpr std::size_t most_blocks = 0x7FFFFFFF;
 
-struct plus {
+struct take_sum {
   template <class T>
   MOTE_DEVICE T operator()(T a, T b) const {
     return a + b;
   }
 };
 
-struct maximum {
+struct take_larger {
   MOTE_DEVICE float operator()(float a, float b) const { return a < b ? b : a; }
 };
 

@@ -33,17 +33,17 @@ template <class Arch>
 batch<float, Arch> exp_vector(const batch<float, Arch>& x) {
   using vector = batch<float, Arch>;
   const vector magic(12582912.0f);
-  const vector shifted = xsimd::fma(x, vector(1.44269504088896341f), magic);
+  const vector shifted = fused_multiply_add(x, vector(1.44269504088896341f), magic);
   const vector n = shifted - magic;
-  vector r = xsimd::fma(n, vector(-0.693359375f), x);
-  r = xsimd::fma(n, vector(2.12194440e-4f), r);
+  vector r = fused_multiply_add(n, vector(-0.693359375f), x);
+  r = fused_multiply_add(n, vector(2.12194440e-4f), r);
   vector p(1.9875691500e-4f);
-  p = xsimd::fma(p, r, vector(1.3981999507e-3f));
-  p = xsimd::fma(p, r, vector(8.3334519073e-3f));
-  p = xsimd::fma(p, r, vector(4.1665795894e-2f));
-  p = xsimd::fma(p, r, vector(1.6666665459e-1f));
-  p = xsimd::fma(p, r, vector(5.0000001201e-1f));
-  p = xsimd::fma(p, r * r, r + vector(1.0f));
+  p = fused_multiply_add(p, r, vector(1.3981999507e-3f));
+  p = fused_multiply_add(p, r, vector(8.3334519073e-3f));
+  p = fused_multiply_add(p, r, vector(4.1665795894e-2f));
+  p = fused_multiply_add(p, r, vector(1.6666665459e-1f));
+  p = fused_multiply_add(p, r, vector(5.0000001201e-1f));
+  p = fused_multiply_add(p, r * r, r + vector(1.0f));
   const vector y = bits_as<float>(bits_as<std::int32_t>(p) + (bits_as<std::int32_t>(shifted) << 23));
   const vector infinity(std::numeric_limits<float>::infinity());
   return xsimd::select(x < vector(-87.3f), vector(0.0f), xsimd::select(x <= vector(88.72f), y, x * infinity));

@@ -132,7 +132,7 @@ class attention_block {
       for (std::size_t v = 0; v < Vectors; ++v) q[v] = vector::load_unaligned(queries + k * lanes + v * vector::size);
       for (std::size_t r = 0; r < keys_at_once; ++r) {
         const vector x(key[r][k]);
-        for (std::size_t v = 0; v < Vectors; ++v) sums[r][v] = xsimd::fma(x, q[v], sums[r][v]);
+        for (std::size_t v = 0; v < Vectors; ++v) sums[r][v] = fused_multiply_add(x, q[v], sums[r][v]);
       }
     }
   }
@@ -186,7 +186,7 @@ class attention_block {
         v[j] = vector::load_unaligned(keys.value[c] + column + j * vector::size);
       for (std::size_t r = 0; r < Rows; ++r) {
         const vector x(p[r]);
-        for (std::size_t j = 0; j < Columns; ++j) sums[r][j] = xsimd::fma(x, v[j], sums[r][j]);
+        for (std::size_t j = 0; j < Columns; ++j) sums[r][j] = fused_multiply_add(x, v[j], sums[r][j]);
       }
     }
     for (std::size_t r = 0; r < Rows; ++r) {
@@ -199,7 +199,8 @@ class attention_block {
     for (std::size_t v = 0; v < Vectors && v * vector::size < count_; ++v) {
       vector s(0.0f);
       for (std::size_t c = 0; c < keys.count; ++c) {
-        s = xsimd::fma(vector::load_aligned(scores_ + c * lanes + v * vector::size), vector(keys.value[c][column]), s);
+        s = fused_multiply_add(vector::load_aligned(scores_ + c * lanes + v * vector::size),
+                               vector(keys.value[c][column]), s);
       }
       float sums[vector::size];
       s.store_unaligned(sums);

@@ -104,7 +104,7 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
       detail::for_each_vector<Arch>(hidden, [&](std::size_t i, auto load, auto store) {
         vector total(0.0f);
         for (std::size_t k = 0; k < top_k; ++k) {
-          total = xsimd::fma(vector(weights(t, k)), load(outer.row(t * top_k + k) + i), total);
+          total = fused_multiply_add(vector(weights(t, k)), load(outer.row(t * top_k + k) + i), total);
         }
         store(row + i, mode == output::accumulate ? load(row + i) + total : total);
       });

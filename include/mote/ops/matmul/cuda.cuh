@@ -77,7 +77,7 @@ struct matmul_kernel {
     for (unsigned r = 0; r < R; ++r) {
       MOTE_UNROLL
       for (unsigned c = 0; c < C; ++c) {
-        const sum_type sum = warp_reduce(ctx, sums[r][c], plus{});
+        const sum_type sum = warp_reduce(ctx, sums[r][c], take_sum{});
         const std::size_t t = token + c, n = row + r;
         if (ctx.lane() != (r * C + c) % warp_size || t >= x.extent(0) || n >= w.extent(0)) continue;
         float value = static_cast<float>(sum);
@@ -104,7 +104,7 @@ struct quantize_tokens_kernel {
     const float* in = x.row(ctx.block());
     float largest = 0.0f;
     for (std::size_t i = ctx.thread(); i < x.extent(1); i += threads) largest = std::fmax(largest, std::fabs(in[i]));
-    largest = block_reduce(ctx, largest, memory.largest, maximum{});
+    largest = block_reduce(ctx, largest, memory.largest, take_larger{});
     const float s = largest > 0.0f ? largest / 127.0f : 1.0f;
     if (ctx.thread() == 0) scale(ctx.block()) = s;
     for (std::size_t i = ctx.thread(); i < x.extent(1); i += threads) {

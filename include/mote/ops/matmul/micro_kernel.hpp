@@ -117,7 +117,7 @@ void dot_tile(const T* const* w, const float* const* x, std::size_t k, bool resu
 
   // With few tokens memory is the limit: ask for the same place of the rows that the next tile will read.
   [[maybe_unused]] const std::ptrdiff_t ahead =
-      (row[R - 1] - row[0]) / (R > 1 ? R - 1 : 1) * static_cast<std::ptrdiff_t>(R);
+      (row[R - 1] - row[0]) / static_cast<std::ptrdiff_t>(R > 1 ? R - 1 : 1) * static_cast<std::ptrdiff_t>(R);
   const std::size_t whole = k / vector::size * vector::size;
   for (std::size_t i = 0; i < whole; i += vector::size) {
     vector weights[R];
@@ -129,14 +129,14 @@ void dot_tile(const T* const* w, const float* const* x, std::size_t k, bool resu
       vector values = vector::load_unaligned(token[c] + i);
       keep_in_register<Arch>(values);
       unroll<R>([&](std::size_t r)
-                    __attribute__((always_inline)) { acc[r][c] = xsimd::fma(weights[r], values, acc[r][c]); });
+                    __attribute__((always_inline)) { acc[r][c] = fused_multiply_add(weights[r], values, acc[r][c]); });
     });
   }
   if (whole != k) {
     unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
       const vector values = load_tail<Arch>(token[c] + whole, k - whole);
       unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
-        acc[r][c] = xsimd::fma(load_tail<Arch>(row[r] + whole, k - whole), values, acc[r][c]);
+        acc[r][c] = fused_multiply_add(load_tail<Arch>(row[r] + whole, k - whole), values, acc[r][c]);
       });
     });
   }

@@ -117,7 +117,7 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
         for_each_vector<Arch>(rank, [&](std::size_t i, auto load, auto store) {
           vector o(0.0f);
           for (std::size_t p = 0; p < own_parts; ++p) {
-            o = xsimd::fma(vector(factor[p]), load(&partial(item, p, i)), o);
+            o = fused_multiply_add(vector(factor[p]), load(&partial(item, p, i)), o);
           }
           store(out + i, o * inverse);
         });

@@ -40,7 +40,7 @@ struct rms_norm_kernel {
       for (const float v : q.values) squares += v * v;
     }
     if (const std::size_t i = whole + ctx.thread(); i < n) squares += in[i] * in[i];
-    squares = block_reduce(ctx, squares, memory.squares, plus{});
+    squares = block_reduce(ctx, squares, memory.squares, take_sum{});
     const float scale = 1.0f / std::sqrt(squares / static_cast<float>(n) + eps);
 
     const auto store = [&](std::size_t i, float v) { out[i] = v * scale * (gain.empty() ? 1.0f : gain(i)); };

@@ -20,12 +20,12 @@ float sum_of_squares(const float* x, std::size_t n) {
   for (; i + 4 * vector::size <= n; i += 4 * vector::size) {
     for (std::size_t j = 0; j < 4; ++j) {
       const vector v = vector::load_unaligned(x + i + j * vector::size);
-      sums[j] = xsimd::fma(v, v, sums[j]);
+      sums[j] = fused_multiply_add(v, v, sums[j]);
     }
   }
   for_each_vector<Arch>(n - i, [&](std::size_t k, auto load, auto) {
     const vector v = load(x + i + k);
-    sums[0] = xsimd::fma(v, v, sums[0]);
+    sums[0] = fused_multiply_add(v, v, sums[0]);
   });
   return sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }

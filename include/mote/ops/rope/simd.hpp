@@ -51,7 +51,7 @@ void rope_interleaved(view<const float, 2> x, const float* cos, const float* sin
       float* out = y.row(h) + first;
       for_each_vector<Arch>(n, [&](std::size_t i, auto load, auto store) {
         const vector v = load(in + i);
-        store(out + i, xsimd::fma(v, load(c + i), swap_pairs<Arch>(v) * load(s + i)));
+        store(out + i, fused_multiply_add(v, load(c + i), swap_pairs<Arch>(v) * load(s + i)));
       });
     }
   }
@@ -66,8 +66,8 @@ void rope_half_split(view<const float, 2> x, const float* cos, const float* sin,
     float* out = y.row(h);
     for_each_vector<Arch>(half, [&](std::size_t i, auto load, auto store) {
       const vector a = load(in + i), b = load(in + half + i), c = load(cos + i), s = load(sin + i);
-      store(out + i, xsimd::fma(a, c, -(b * s)));
-      store(out + half + i, xsimd::fma(b, c, a * s));
+      store(out + i, fused_multiply_add(a, c, -(b * s)));
+      store(out + half + i, fused_multiply_add(b, c, a * s));
     });
   }
 }
