@@ -23,8 +23,8 @@ struct sums {
   void operator()(const Context& ctx, shared_memory& memory) const {
     const int x = static_cast<int>(ctx.thread() * (ctx.block() + 1));
     const unsigned i = ctx.block() * threads + ctx.thread();
-    warp_sums[i] = mote::detail::warp_reduce(ctx, x, mote::detail::plus{});
-    block_sums[i] = mote::detail::block_reduce(ctx, x, memory.partial, mote::detail::plus{});
+    warp_sums[i] = mote::detail::warp_reduce(ctx, x, mote::detail::take_sum{});
+    block_sums[i] = mote::detail::block_reduce(ctx, x, memory.partial, mote::detail::take_sum{});
   }
 };
 
