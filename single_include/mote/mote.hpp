@@ -268,6 +268,26 @@ concept mdspan_of = (M::rank() == Rank) && requires(M& m) {
   m.stride(0);
 };
 
+// One number for each dimension: std::array, whose members CUDA kernels cannot call.
+template <std::size_t Rank>
+struct dimensions {
+  std::size_t values[Rank];
+
+  MOTE_HD constexpr std::size_t& operator[](std::size_t i) { return values[i]; }
+  MOTE_HD constexpr const std::size_t& operator[](std::size_t i) const { return values[i]; }
+  MOTE_HD static constexpr std::size_t size() { return Rank; }
+  MOTE_HD constexpr const std::size_t* data() const { return values; }
+  MOTE_HD constexpr const std::size_t* begin() const { return values; }
+  MOTE_HD constexpr const std::size_t* end() const { return values + Rank; }
+  friend constexpr bool operator==(const dimensions&, const dimensions&) = default;
+  friend constexpr bool operator==(const dimensions& a, const std::array<std::size_t, Rank>& b) {
+    for (std::size_t i = 0; i < Rank; ++i) {
+      if (a[i] != b[i]) return false;
+    }
+    return true;
+  }
+};
+
 }  // namespace detail
 
 template <class T, std::size_t Rank>
@@ -278,7 +298,7 @@ class view {
   using element_type = T;
   using value_type = std::remove_cv_t<T>;
   static constexpr std::size_t rank = Rank;
-  using extents_type = std::array<std::size_t, Rank>;
+  using extents_type = detail::dimensions<Rank>;
 
   constexpr view() = default;
 
@@ -356,7 +376,7 @@ class view {
     if constexpr (Rank == 1) {
       return (data_[i * strides_[0]]);
     } else {
-      std::array<std::size_t, Rank - 1> extents{}, strides{};
+      detail::dimensions<Rank - 1> extents{}, strides{};
       for (std::size_t d = 1; d < Rank; ++d) {
         extents[d - 1] = extents_[d];
         strides[d - 1] = strides_[d];
@@ -440,7 +460,7 @@ MOTE_BEGIN_NAMESPACE
 template <class E>
 concept executor = requires(E& e) {
   { e.concurrency() } -> std::convertible_to<std::size_t>;
-  e.parallel_for(std::size_t{1}, std::size_t{1}, [](std::size_t, std::size_t) {});
+  e.parallel_for(std::size_t{1}, std::size_t{1}, std::declval<void (*)(std::size_t, std::size_t)>());
   { e.single(std::declval<int (*)()>()) } -> std::same_as<int>;
 };
 
@@ -542,6 +562,22 @@ MOTE_END_NAMESPACE
 // ---- mote/core/workspace.hpp
 MOTE_BEGIN_NAMESPACE
 
+namespace detail {
+
+// Bytes of a tensor; throws shape_error if they overflow memory.
+template <class T, class... Extents>
+std::size_t tensor_bytes(Extents... extents) {
+  std::size_t count = 1;
+  for (const std::size_t extent : {static_cast<std::size_t>(extents)...}) {
+    check(extent == 0 || count <= std::numeric_limits<std::size_t>::max() / 4 / sizeof(T) / extent, "workspace",
+          "size overflows memory");
+    count *= extent;
+  }
+  return count * sizeof(T);
+}
+
+}  // namespace detail
+
 // A stack of 64-byte aligned allocations. It grows by further blocks, which never move what was handed out; when it is
 // empty again the blocks are merged into one, so that the next round of the same work allocates nothing.
 class workspace {
@@ -603,13 +639,8 @@ class workspace_scope {
 
   template <class T, class... Extents>
   view<T, sizeof...(Extents)> tensor(Extents... extents) {
-    std::size_t count = 1;
-    for (const std::size_t extent : {static_cast<std::size_t>(extents)...}) {
-      check(extent == 0 || count <= std::numeric_limits<std::size_t>::max() / 4 / sizeof(T) / extent, "workspace",
-            "size overflows memory");
-      count *= extent;
-    }
-    T* data = executor_.single([&] { return static_cast<T*>(arena_.allocate(count * sizeof(T))); });
+    const std::size_t bytes = detail::tensor_bytes<T>(extents...);
+    T* data = executor_.single([&] { return static_cast<T*>(arena_.allocate(bytes)); });
     return view<T, sizeof...(Extents)>(data, static_cast<std::size_t>(extents)...);
   }
 
@@ -670,7 +701,7 @@ concept backend = requires(B& be) {
 // A back end whose memory is the host's: reference and simd.
 template <class B>
 concept host = backend<B> && requires(B& be) {
-  be.parallel_for(std::size_t{1}, std::size_t{1}, [](std::size_t, std::size_t) {});
+  be.parallel_for(std::size_t{1}, std::size_t{1}, std::declval<void (*)(std::size_t, std::size_t)>());
 };
 
 MOTE_END_NAMESPACE
@@ -753,7 +784,8 @@ T wait_for_change(const std::atomic<T>& a, T old) {
 
 class thread_pool {
  public:
-  explicit thread_pool(threads n = {}) {
+  // Delegates so that the workers already there are stopped if starting another one throws.
+  explicit thread_pool(threads n = {}) : thread_pool(no_workers{}) {
     for (std::size_t i = 1; i < n.count; ++i) workers_.emplace_back([this] { work(); });
   }
   ~thread_pool() {
@@ -794,12 +826,16 @@ class thread_pool {
   }
 
  private:
+  struct no_workers {};
+  explicit thread_pool(no_workers) {}
+
   void publish() {
     generation_.fetch_add(1, std::memory_order_release);
     generation_.notify_all();
   }
 
-  void run() {
+  // A function that throws ends the program: workers may still be calling it.
+  void run() noexcept {
     for (;;) {
       const std::size_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
       if (begin >= count_) return;
@@ -845,6 +881,24 @@ class simd : public host_backend<Executor> {
 template <class T, class Arch>
 using batch = xsimd::batch<T, Arch>;
 
+// a · b + c, rounded once wherever this file's instruction set can. xsimd's tags below FMA spell a product and a sum, which
+// compilers may or may not join: bits would depend on where the code is inlined.
+template <class Arch>
+batch<float, Arch> fused_multiply_add(const batch<float, Arch>& a, const batch<float, Arch>& b,
+                                      const batch<float, Arch>& c) {
+#ifdef __FMA__
+  if constexpr (batch<float, Arch>::size == 8) {
+    return batch<float, Arch>(_mm256_fmadd_ps(a, b, c));
+  } else if constexpr (batch<float, Arch>::size == 4) {
+    return batch<float, Arch>(_mm_fmadd_ps(a, b, c));
+  } else {
+    return xsimd::fma(a, b, c);
+  }
+#else
+  return xsimd::fma(a, b, c);
+#endif
+}
+
 // Horizontal sum; xsimd 8 calls it hadd, later versions reduce_add.
 template <class Arch>
 float sum(const batch<float, Arch>& x) {
@@ -884,17 +938,17 @@ template <class Arch>
 batch<float, Arch> exp_vector(const batch<float, Arch>& x) {
   using vector = batch<float, Arch>;
   const vector magic(12582912.0f);
-  const vector shifted = xsimd::fma(x, vector(1.44269504088896341f), magic);
+  const vector shifted = fused_multiply_add(x, vector(1.44269504088896341f), magic);
   const vector n = shifted - magic;
-  vector r = xsimd::fma(n, vector(-0.693359375f), x);
-  r = xsimd::fma(n, vector(2.12194440e-4f), r);
+  vector r = fused_multiply_add(n, vector(-0.693359375f), x);
+  r = fused_multiply_add(n, vector(2.12194440e-4f), r);
   vector p(1.9875691500e-4f);
-  p = xsimd::fma(p, r, vector(1.3981999507e-3f));
-  p = xsimd::fma(p, r, vector(8.3334519073e-3f));
-  p = xsimd::fma(p, r, vector(4.1665795894e-2f));
-  p = xsimd::fma(p, r, vector(1.6666665459e-1f));
-  p = xsimd::fma(p, r, vector(5.0000001201e-1f));
-  p = xsimd::fma(p, r * r, r + vector(1.0f));
+  p = fused_multiply_add(p, r, vector(1.3981999507e-3f));
+  p = fused_multiply_add(p, r, vector(8.3334519073e-3f));
+  p = fused_multiply_add(p, r, vector(4.1665795894e-2f));
+  p = fused_multiply_add(p, r, vector(1.6666665459e-1f));
+  p = fused_multiply_add(p, r, vector(5.0000001201e-1f));
+  p = fused_multiply_add(p, r * r, r + vector(1.0f));
   const vector y = bits_as<float>(bits_as<std::int32_t>(p) + (bits_as<std::int32_t>(shifted) << 23));
   const vector infinity(std::numeric_limits<float>::infinity());
   return xsimd::select(x < vector(-87.3f), vector(0.0f), xsimd::select(x <= vector(88.72f), y, x * infinity));
@@ -996,12 +1050,12 @@ float sum_of_squares(const float* x, std::size_t n) {
   for (; i + 4 * vector::size <= n; i += 4 * vector::size) {
     for (std::size_t j = 0; j < 4; ++j) {
       const vector v = vector::load_unaligned(x + i + j * vector::size);
-      sums[j] = xsimd::fma(v, v, sums[j]);
+      sums[j] = fused_multiply_add(v, v, sums[j]);
     }
   }
   for_each_vector<Arch>(n - i, [&](std::size_t k, auto load, auto) {
     const vector v = load(x + i + k);
-    sums[0] = xsimd::fma(v, v, sums[0]);
+    sums[0] = fused_multiply_add(v, v, sums[0]);
   });
   return sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
@@ -1092,11 +1146,15 @@ MOTE_END_NAMESPACE
 //
 // Source: OCP Microscaling Formats (MX) v1.0 and OCP 8-bit Floating Point v1.0 specifications; IEEE 754.
 
-#include <bit>
-
 MOTE_BEGIN_NAMESPACE
 
 namespace detail {
+
+// std::bit_cast, which CUDA kernels cannot call.
+template <class To, class From>
+MOTE_HD constexpr To bit_cast(From x) {
+  return __builtin_bit_cast(To, x);
+}
 
 // |x| rounded to a format with `MantissaBits` and `Bias`, as the unsigned code exponent:mantissa. The code keeps
 // counting past the format's largest value: the caller compares with its own largest code.
@@ -1134,7 +1192,7 @@ MOTE_HD constexpr float expand_magnitude(std::uint32_t code) {
   }
   const std::uint32_t bits =
       (static_cast<std::uint32_t>(exponent + 127 - Bias) << 23) | (mantissa << (23 - MantissaBits));
-  return std::bit_cast<float>(bits);
+  return detail::bit_cast<float>(bits);
 }
 
 inline constexpr std::uint32_t float_infinity_bits = 0x7F800000u;
@@ -1147,7 +1205,7 @@ struct bf16 {
 
   bf16() = default;
   MOTE_HD constexpr explicit bf16(float x) {
-    const std::uint32_t u = std::bit_cast<std::uint32_t>(x);
+    const std::uint32_t u = detail::bit_cast<std::uint32_t>(x);
     if ((u & 0x7FFFFFFFu) > detail::float_infinity_bits) {
       bits = static_cast<std::uint16_t>((u >> 16) | 0x40u);
     } else {
@@ -1155,7 +1213,7 @@ struct bf16 {
     }
   }
   MOTE_HD constexpr explicit operator float() const {
-    return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
+    return detail::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
   }
   MOTE_HD static constexpr bf16 from_bits(std::uint16_t b) {
     bf16 y;
@@ -1169,7 +1227,7 @@ struct f16 {
 
   f16() = default;
   MOTE_HD constexpr explicit f16(float x) {
-    const std::uint32_t u = std::bit_cast<std::uint32_t>(x), magnitude = u & 0x7FFFFFFFu;
+    const std::uint32_t u = detail::bit_cast<std::uint32_t>(x), magnitude = u & 0x7FFFFFFFu;
     std::uint32_t code = 0x7E00u;
     if (magnitude <= detail::float_infinity_bits) {
       code = detail::round_magnitude<10, 15>(magnitude);
@@ -1180,9 +1238,9 @@ struct f16 {
   MOTE_HD constexpr explicit operator float() const {
     const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x8000u) << 16, code = bits & 0x7FFFu;
     if (code >= 0x7C00u) {
-      return std::bit_cast<float>(sign | detail::float_infinity_bits | ((code & 0x3FFu) << 13));
+      return detail::bit_cast<float>(sign | detail::float_infinity_bits | ((code & 0x3FFu) << 13));
     }
-    return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(detail::expand_magnitude<10, 15>(code)));
+    return detail::bit_cast<float>(sign | detail::bit_cast<std::uint32_t>(detail::expand_magnitude<10, 15>(code)));
   }
   MOTE_HD static constexpr f16 from_bits(std::uint16_t b) {
     f16 y;
@@ -1199,7 +1257,7 @@ struct f8_e4m3 {
 
   f8_e4m3() = default;
   MOTE_HD constexpr explicit f8_e4m3(float x, overflow mode = overflow::saturate) {
-    const std::uint32_t u = std::bit_cast<std::uint32_t>(x), magnitude = u & 0x7FFFFFFFu;
+    const std::uint32_t u = detail::bit_cast<std::uint32_t>(x), magnitude = u & 0x7FFFFFFFu;
     std::uint32_t code = 0x7Fu;
     if (magnitude <= detail::float_infinity_bits) {
       code = detail::round_magnitude<3, 7>(magnitude);
@@ -1209,8 +1267,8 @@ struct f8_e4m3 {
   }
   MOTE_HD constexpr explicit operator float() const {
     const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x80u) << 24, code = bits & 0x7Fu;
-    if (code == 0x7Fu) return std::bit_cast<float>(sign | detail::float_nan_bits);
-    return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(detail::expand_magnitude<3, 7>(code)));
+    if (code == 0x7Fu) return detail::bit_cast<float>(sign | detail::float_nan_bits);
+    return detail::bit_cast<float>(sign | detail::bit_cast<std::uint32_t>(detail::expand_magnitude<3, 7>(code)));
   }
   MOTE_HD static constexpr f8_e4m3 from_bits(std::uint8_t b) {
     f8_e4m3 y;
@@ -1224,7 +1282,7 @@ struct f8_e5m2 {
 
   f8_e5m2() = default;
   MOTE_HD constexpr explicit f8_e5m2(float x, overflow mode = overflow::saturate) {
-    const std::uint32_t u = std::bit_cast<std::uint32_t>(x), magnitude = u & 0x7FFFFFFFu;
+    const std::uint32_t u = detail::bit_cast<std::uint32_t>(x), magnitude = u & 0x7FFFFFFFu;
     std::uint32_t code = 0x7Eu;
     if (magnitude <= detail::float_infinity_bits) {
       code = detail::round_magnitude<2, 15>(magnitude);
@@ -1235,9 +1293,9 @@ struct f8_e5m2 {
   MOTE_HD constexpr explicit operator float() const {
     const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x80u) << 24, code = bits & 0x7Fu;
     if (code >= 0x7Cu) {
-      return std::bit_cast<float>(sign | detail::float_infinity_bits | ((code & 3u) << 21));
+      return detail::bit_cast<float>(sign | detail::float_infinity_bits | ((code & 3u) << 21));
     }
-    return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(detail::expand_magnitude<2, 15>(code)));
+    return detail::bit_cast<float>(sign | detail::bit_cast<std::uint32_t>(detail::expand_magnitude<2, 15>(code)));
   }
   MOTE_HD static constexpr f8_e5m2 from_bits(std::uint8_t b) {
     f8_e5m2 y;
@@ -1254,7 +1312,7 @@ struct f8_e8m0 {
 
   f8_e8m0() = default;
   MOTE_HD constexpr explicit f8_e8m0(float x, exponent_rounding mode = exponent_rounding::floor) {
-    const std::uint32_t u = std::bit_cast<std::uint32_t>(x), magnitude = u & 0x7FFFFFFFu;
+    const std::uint32_t u = detail::bit_cast<std::uint32_t>(x), magnitude = u & 0x7FFFFFFFu;
     if (magnitude > detail::float_infinity_bits) {
       bits = 255;
       return;
@@ -1271,8 +1329,8 @@ struct f8_e8m0 {
     bits = static_cast<std::uint8_t>(code > 254u ? 254u : code);
   }
   MOTE_HD constexpr explicit operator float() const {
-    if (bits == 255) return std::bit_cast<float>(detail::float_nan_bits);
-    return std::bit_cast<float>(bits == 0 ? 0x400000u : static_cast<std::uint32_t>(bits) << 23);
+    if (bits == 255) return detail::bit_cast<float>(detail::float_nan_bits);
+    return detail::bit_cast<float>(bits == 0 ? 0x400000u : static_cast<std::uint32_t>(bits) << 23);
   }
   MOTE_HD static constexpr f8_e8m0 from_bits(std::uint8_t b) {
     f8_e8m0 y;
@@ -1287,7 +1345,7 @@ struct f4_e2m1 {
 
   f4_e2m1() = default;
   MOTE_HD constexpr explicit f4_e2m1(float x) {
-    const std::uint32_t u = std::bit_cast<std::uint32_t>(x), magnitude = u & 0x7FFFFFFFu;
+    const std::uint32_t u = detail::bit_cast<std::uint32_t>(x), magnitude = u & 0x7FFFFFFFu;
     std::uint32_t code = 7u;  // NaN has no code: the largest value by convention
     if (magnitude <= detail::float_infinity_bits) {
       code = detail::round_magnitude<1, 1>(magnitude);
@@ -1315,9 +1373,9 @@ MOTE_BEGIN_NAMESPACE
 // int8 symmetric per output channel: W[n, k] = scale[n] · codes[n, k], codes in [-127, 127], sum[n] = Σ_k codes[n, k]
 // (kept because unsigned×signed dot products need it). Made by quantize_int8 (quant/int8.hpp).
 struct int8_matrix {
-  view<const std::int8_t, 2> codes;   // [out, in]
-  view<const float, 1> scale;         // [out]
-  view<const std::int32_t, 1> sum;    // [out]
+  view<const std::int8_t, 2> codes;  // [out, in]
+  view<const float, 1> scale;        // [out]
+  view<const std::int32_t, 1> sum;   // [out]
 };
 
 using weight = std::variant<view<const float, 2>, view<const bf16, 2>, int8_matrix>;
@@ -1415,7 +1473,8 @@ MOTE_END_NAMESPACE
 MOTE_BEGIN_NAMESPACE
 
 template <class T>
-void matmul_impl(reference&, view<const float, 2> x, const view<const T, 2>& w, view<float, 2> y, output mode) noexcept {
+void matmul_impl(reference&, view<const float, 2> x, const view<const T, 2>& w, view<float, 2> y,
+                 output mode) noexcept {
   for (std::size_t t = 0; t < x.extent(0); ++t) {
     for (std::size_t n = 0; n < w.extent(0); ++n) {
       float sum = 0.0f;
@@ -1560,7 +1619,8 @@ template <class Arch>
 float quantize_activations(const float* x, std::size_t n, std::uint8_t* codes) noexcept {
   using vector = batch<float, Arch>;
   vector largest(0.0f);
-  for_each_vector<Arch>(n, [&](std::size_t i, auto load, auto) { largest = xsimd::max(largest, xsimd::abs(load(x + i))); });
+  for_each_vector<Arch>(
+      n, [&](std::size_t i, auto load, auto) { largest = xsimd::max(largest, xsimd::abs(load(x + i))); });
   float lanes[vector::size], amax = 0.0f;
   largest.store_unaligned(lanes);
   for (const float lane : lanes) amax = lane > amax ? lane : amax;
@@ -1718,21 +1778,28 @@ void dot_tile(const T* const* w, const float* const* x, std::size_t k, bool resu
   });
   unroll<C>([&](std::size_t c) __attribute__((always_inline)) { token[c] = x[c]; });
 
+  // With few tokens memory is the limit: ask for the same place of the rows that the next tile will read.
+  [[maybe_unused]] const std::ptrdiff_t ahead =
+      (row[R - 1] - row[0]) / static_cast<std::ptrdiff_t>(R > 1 ? R - 1 : 1) * static_cast<std::ptrdiff_t>(R);
   const std::size_t whole = k / vector::size * vector::size;
   for (std::size_t i = 0; i < whole; i += vector::size) {
     vector weights[R];
-    unroll<R>([&](std::size_t r) __attribute__((always_inline)) { weights[r] = load_weights<Arch>(row[r] + i); if constexpr (C<=2) __builtin_prefetch(row[r] + i + (row[R-1]-row[0])*R/(R>1?R-1:1),0,2); });
+    unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+      weights[r] = load_weights<Arch>(row[r] + i);
+      if constexpr (C <= 2 && R > 1) __builtin_prefetch(row[r] + static_cast<std::ptrdiff_t>(i) + ahead, 0, 2);
+    });
     unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
       vector values = vector::load_unaligned(token[c] + i);
       keep_in_register<Arch>(values);
-      unroll<R>([&](std::size_t r) __attribute__((always_inline)) { acc[r][c] = xsimd::fma(weights[r], values, acc[r][c]); });
+      unroll<R>([&](std::size_t r)
+                    __attribute__((always_inline)) { acc[r][c] = fused_multiply_add(weights[r], values, acc[r][c]); });
     });
   }
   if (whole != k) {
     unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
       const vector values = load_tail<Arch>(token[c] + whole, k - whole);
       unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
-        acc[r][c] = xsimd::fma(load_tail<Arch>(row[r] + whole, k - whole), values, acc[r][c]);
+        acc[r][c] = fused_multiply_add(load_tail<Arch>(row[r] + whole, k - whole), values, acc[r][c]);
       });
     });
   }
@@ -1758,7 +1825,7 @@ MOTE_BEGIN_NAMESPACE
 namespace detail {
 
 inline constexpr std::size_t panel_rows = 32, panel_tokens = 24;
-inline constexpr std::size_t panel_depth = 1024;   // elements of k a block: a tile's rows and tokens fit 48 KiB
+inline constexpr std::size_t panel_depth = 1024;  // elements of k a block: a tile's rows and tokens fit 48 KiB
 
 // A row of activations in the form that a weight format multiplies: float32, or int8 codes with their scale.
 struct activation {
@@ -1771,7 +1838,8 @@ struct activation {
 template <class Kernel>
 inline constexpr auto tile_functions = []<std::size_t... I>(std::index_sequence<I...>) {
   return std::array{&Kernel::template tile<I / Kernel::tokens + 1, I % Kernel::tokens + 1>...};
-}(std::make_index_sequence<Kernel::rows * Kernel::tokens>{});
+}
+(std::make_index_sequence<Kernel::rows * Kernel::tokens>{});
 
 template <class Kernel>
 auto tile_function(std::size_t rows, std::size_t tokens) {
@@ -1792,7 +1860,8 @@ template <class Arch, class T>
 struct float_kernel {
   static constexpr std::size_t rows = tile_rows<Arch>, tokens = tile_tokens<Arch>;
   template <std::size_t R, std::size_t C>
-  static void tile(const T* const* w, const float* const* x, std::size_t k, bool resume, float* state, float* out) noexcept {
+  static void tile(const T* const* w, const float* const* x, std::size_t k, bool resume, float* state,
+                   float* out) noexcept {
     dot_tile<Arch, R, C>(w, x, k, resume, state, out, panel_rows);
   }
 };
@@ -1800,7 +1869,8 @@ struct float_kernel {
 struct int8_kernel {
   static constexpr std::size_t rows = int8_lanes::tile_rows, tokens = int8_lanes::tile_tokens;
   template <std::size_t R, std::size_t C>
-  static void tile(const std::int8_t* const* w, const std::uint8_t* const* x, std::size_t k, std::int32_t* out) noexcept {
+  static void tile(const std::int8_t* const* w, const std::uint8_t* const* x, std::size_t k,
+                   std::int32_t* out) noexcept {
     dot_tile_int8<R, C>(w, x, k, out, rows);
   }
 };
@@ -1817,36 +1887,39 @@ void panel_product(const view<const T, 2>& w, std::size_t first, std::size_t row
     const std::size_t depth = std::min(panel_depth, k - begin);
     const bool last = begin + depth == k;
     float* accumulators = state;
-    for_each_tile<kernel>(rows, tokens, [&](std::size_t n, std::size_t row_count, std::size_t t, std::size_t token_count) {
-      const T* row[kernel::rows];
-      const float* token[kernel::tokens];
-      for (std::size_t r = 0; r < row_count; ++r) row[r] = w.row(first + n + r) + begin;
-      for (std::size_t c = 0; c < token_count; ++c) token[c] = x[t + c].values + begin;
-      tile_function<kernel>(row_count, token_count)(row, token, depth, begin != 0, accumulators,
-                                                    last ? out + n + t * panel_rows : nullptr);
-      accumulators += row_count * token_count * lanes;
-    });
+    for_each_tile<kernel>(rows, tokens,
+                          [&](std::size_t n, std::size_t row_count, std::size_t t, std::size_t token_count) {
+                            const T* row[kernel::rows] = {};
+                            const float* token[kernel::tokens] = {};
+                            for (std::size_t r = 0; r < row_count; ++r) row[r] = w.row(first + n + r) + begin;
+                            for (std::size_t c = 0; c < token_count; ++c) token[c] = x[t + c].values + begin;
+                            tile_function<kernel>(row_count, token_count)(row, token, depth, begin != 0, accumulators,
+                                                                          last ? out + n + t * panel_rows : nullptr);
+                            accumulators += row_count * token_count * lanes;
+                          });
   }
 }
 
 template <class Arch>
 void panel_product(const int8_matrix& w, std::size_t first, std::size_t rows, const activation* x, std::size_t tokens,
                    float* out) noexcept {
-  for_each_tile<int8_kernel>(rows, tokens, [&](std::size_t n, std::size_t row_count, std::size_t t, std::size_t token_count) {
-    const std::int8_t* row[int8_kernel::rows];
-    const std::uint8_t* token[int8_kernel::tokens];
-    std::int32_t sums[int8_kernel::rows * int8_kernel::tokens];
-    for (std::size_t r = 0; r < row_count; ++r) row[r] = w.codes.row(first + n + r);
-    for (std::size_t c = 0; c < token_count; ++c) token[c] = x[t + c].codes;
-    tile_function<int8_kernel>(row_count, token_count)(row, token, w.codes.extent(1), sums);
-    for (std::size_t c = 0; c < token_count; ++c) {
-      for (std::size_t r = 0; r < row_count; ++r) {
-        const auto surplus = static_cast<std::uint32_t>(int8_lanes::offset * w.sum(first + n + r));
-        const auto exact = static_cast<std::int32_t>(static_cast<std::uint32_t>(sums[r + c * int8_kernel::rows]) - surplus);
-        out[n + r + (t + c) * panel_rows] = x[t + c].scale * w.scale(first + n + r) * static_cast<float>(exact);
-      }
-    }
-  });
+  for_each_tile<int8_kernel>(
+      rows, tokens, [&](std::size_t n, std::size_t row_count, std::size_t t, std::size_t token_count) {
+        const std::int8_t* row[int8_kernel::rows] = {};
+        const std::uint8_t* token[int8_kernel::tokens] = {};
+        std::int32_t sums[int8_kernel::rows * int8_kernel::tokens];
+        for (std::size_t r = 0; r < row_count; ++r) row[r] = w.codes.row(first + n + r);
+        for (std::size_t c = 0; c < token_count; ++c) token[c] = x[t + c].codes;
+        tile_function<int8_kernel>(row_count, token_count)(row, token, w.codes.extent(1), sums);
+        for (std::size_t c = 0; c < token_count; ++c) {
+          for (std::size_t r = 0; r < row_count; ++r) {
+            const auto surplus = static_cast<std::uint32_t>(int8_lanes::offset * w.sum(first + n + r));
+            const auto exact =
+                static_cast<std::int32_t>(static_cast<std::uint32_t>(sums[r + c * int8_kernel::rows]) - surplus);
+            out[n + r + (t + c) * panel_rows] = x[t + c].scale * w.scale(first + n + r) * static_cast<float>(exact);
+          }
+        }
+      });
 }
 
 // Rows of activations for one matrix format, made once for all the panels that read them.
@@ -1918,7 +1991,8 @@ void matmul_impl(simd<Arch, Executor>& be, view<const float, 2> x, const Matrix&
   const std::size_t tokens = x.extent(0), out = out_features(w);
   if (tokens == 0 || out == 0) return;
   auto scope = be.scope();
-  const auto rows = detail::prepare_rows<Arch, Matrix>(be, scope, tokens, x.extent(1), [&](std::size_t t) { return x.row(t); });
+  const auto rows =
+      detail::prepare_rows<Arch, Matrix>(be, scope, tokens, x.extent(1), [&](std::size_t t) { return x.row(t); });
   be.parallel_for(out, detail::panel_rows, [&](std::size_t begin, std::size_t end) {
     for (std::size_t n = begin; n < end; n += detail::panel_rows) {
       detail::matmul_panel<Arch>(w, n, std::min(detail::panel_rows, end - n), rows.data(), tokens, mode,
@@ -2045,7 +2119,10 @@ struct paged_rows {
   T* row(std::size_t i) const {
     return &pages(static_cast<std::size_t>(block_table[i / page_size()]), i % page_size(), std::size_t{0});
   }
-  operator paged_rows<const T>() const requires(!std::is_const_v<T>) { return {pages, block_table, length}; }
+
+  template <class U = T>
+    requires(!std::is_const_v<U>)
+  operator paged_rows<const U>() const { return {pages, block_table, length}; }
 };
 
 // Throws shape_error "op: argument: …" unless the block table covers the length.
@@ -2349,7 +2426,7 @@ class attention_block {
       for (std::size_t v = 0; v < Vectors; ++v) q[v] = vector::load_unaligned(queries + k * lanes + v * vector::size);
       for (std::size_t r = 0; r < keys_at_once; ++r) {
         const vector x(key[r][k]);
-        for (std::size_t v = 0; v < Vectors; ++v) sums[r][v] = xsimd::fma(x, q[v], sums[r][v]);
+        for (std::size_t v = 0; v < Vectors; ++v) sums[r][v] = fused_multiply_add(x, q[v], sums[r][v]);
       }
     }
   }
@@ -2403,7 +2480,7 @@ class attention_block {
         v[j] = vector::load_unaligned(keys.value[c] + column + j * vector::size);
       for (std::size_t r = 0; r < Rows; ++r) {
         const vector x(p[r]);
-        for (std::size_t j = 0; j < Columns; ++j) sums[r][j] = xsimd::fma(x, v[j], sums[r][j]);
+        for (std::size_t j = 0; j < Columns; ++j) sums[r][j] = fused_multiply_add(x, v[j], sums[r][j]);
       }
     }
     for (std::size_t r = 0; r < Rows; ++r) {
@@ -2416,7 +2493,8 @@ class attention_block {
     for (std::size_t v = 0; v < Vectors && v * vector::size < count_; ++v) {
       vector s(0.0f);
       for (std::size_t c = 0; c < keys.count; ++c) {
-        s = xsimd::fma(vector::load_aligned(scores_ + c * lanes + v * vector::size), vector(keys.value[c][column]), s);
+        s = fused_multiply_add(vector::load_aligned(scores_ + c * lanes + v * vector::size),
+                               vector(keys.value[c][column]), s);
       }
       float sums[vector::size];
       s.store_unaligned(sums);
@@ -2549,7 +2627,7 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
         for_each_vector<Arch>(rank, [&](std::size_t i, auto load, auto store) {
           vector o(0.0f);
           for (std::size_t p = 0; p < own_parts; ++p) {
-            o = xsimd::fma(vector(factor[p]), load(&partial(item, p, i)), o);
+            o = fused_multiply_add(vector(factor[p]), load(&partial(item, p, i)), o);
           }
           store(out + i, o * inverse);
         });
@@ -2866,9 +2944,9 @@ struct yarn_scaling {
 };
 
 struct rope_frequencies {
-  std::vector<float> inv_freq;       // [dim / 2], θ_i
-  float attention_factor = 1.0f;     // multiplies cos and sin
-  float softmax_multiplier = 1.0f;   // multiplies the softmax scale of MLA
+  std::vector<float> inv_freq;      // [dim / 2], θ_i
+  float attention_factor = 1.0f;    // multiplies cos and sin
+  float softmax_multiplier = 1.0f;  // multiplies the softmax scale of MLA
 };
 
 // Frequencies for `dim` rotated channels. Throws shape_error when dim is odd or zero or base is not above 1.
@@ -2998,7 +3076,7 @@ void rope_interleaved(view<const float, 2> x, const float* cos, const float* sin
   const std::size_t heads = x.extent(0), dim = x.extent(1);
   for (std::size_t first = 0; first < dim; first += run) {
     const std::size_t n = dim - first < run ? dim - first : run;
-    float c[run], s[run];
+    float c[run] = {}, s[run] = {};
     for (std::size_t i = 0; i < n / 2; ++i) {
       c[2 * i] = c[2 * i + 1] = cos[first / 2 + i];
       s[2 * i + 1] = sin[first / 2 + i];
@@ -3009,7 +3087,7 @@ void rope_interleaved(view<const float, 2> x, const float* cos, const float* sin
       float* out = y.row(h) + first;
       for_each_vector<Arch>(n, [&](std::size_t i, auto load, auto store) {
         const vector v = load(in + i);
-        store(out + i, xsimd::fma(v, load(c + i), swap_pairs<Arch>(v) * load(s + i)));
+        store(out + i, fused_multiply_add(v, load(c + i), swap_pairs<Arch>(v) * load(s + i)));
       });
     }
   }
@@ -3024,8 +3102,8 @@ void rope_half_split(view<const float, 2> x, const float* cos, const float* sin,
     float* out = y.row(h);
     for_each_vector<Arch>(half, [&](std::size_t i, auto load, auto store) {
       const vector a = load(in + i), b = load(in + half + i), c = load(cos + i), s = load(sin + i);
-      store(out + i, xsimd::fma(a, c, -(b * s)));
-      store(out + half + i, xsimd::fma(b, c, a * s));
+      store(out + i, fused_multiply_add(a, c, -(b * s)));
+      store(out + half + i, fused_multiply_add(b, c, a * s));
     });
   }
 }
@@ -3099,7 +3177,7 @@ struct mla_config {
   std::size_t qk_nope_head_dim = 0;
   std::size_t qk_rope_head_dim = 0;
   std::size_t v_head_dim = 0;
-  float softmax_scale = 0.0f;                            // (nope + rope)^-1/2, times YaRN's multiplier
+  float softmax_scale = 0.0f;  // (nope + rope)^-1/2, times YaRN's multiplier
   rope_pairing pairing = rope_pairing::interleaved;
   mla_form form = mla_form::automatic;
 
@@ -3117,9 +3195,9 @@ struct mla_config {
 };
 
 struct mla_query_lora {
-  weight q_a_proj;                       // [q_lora_rank, hidden]
-  view<const float, 1> q_a_bias;         // [q_lora_rank], or empty
-  view<const float, 1> q_a_layernorm;    // [q_lora_rank]
+  weight q_a_proj;                     // [q_lora_rank, hidden]
+  view<const float, 1> q_a_bias;       // [q_lora_rank], or empty
+  view<const float, 1> q_a_layernorm;  // [q_lora_rank]
 };
 
 struct mla_weights {
@@ -3363,16 +3441,16 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
   const std::size_t tokens = x.extent(0), hidden = x.extent(1), top_k = weights.extent(1);
   const std::size_t intermediate = out_features(experts[0].gate);
   auto scope = be.scope();
-  const auto inner = scope.template tensor<float>(slots.size(), intermediate);   // silu(gate) · up, a row a slot
-  const auto outer = scope.template tensor<float>(slots.size(), hidden);         // down, a row a slot
+  const auto inner = scope.template tensor<float>(slots.size(), intermediate);  // silu(gate) · up, a row a slot
+  const auto outer = scope.template tensor<float>(slots.size(), hidden);        // down, a row a slot
 
   // Tokens are quantized once, before the experts.
   const auto prepare = [&](std::size_t count, std::size_t n, bool codes, auto&& row) {
     return codes ? detail::prepare_rows<Arch, int8_matrix>(be, scope, count, n, row)
                  : detail::prepare_rows<Arch, view<const float, 2>>(be, scope, count, n, row);
   };
-  const bool code_input = detail::any_reads_codes(experts, &ffn_weights::gate) ||
-                          detail::any_reads_codes(experts, &ffn_weights::up);
+  const bool code_input =
+      detail::any_reads_codes(experts, &ffn_weights::gate) || detail::any_reads_codes(experts, &ffn_weights::up);
   const auto inputs = prepare(tokens, hidden, code_input, [&](std::size_t t) { return x.row(t); });
 
   // Calls f(expert, first row of the panel, rows, its slots) for every panel of every expert that has tokens.
@@ -3423,7 +3501,7 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
       detail::for_each_vector<Arch>(hidden, [&](std::size_t i, auto load, auto store) {
         vector total(0.0f);
         for (std::size_t k = 0; k < top_k; ++k) {
-          total = xsimd::fma(vector(weights(t, k)), load(outer.row(t * top_k + k) + i), total);
+          total = fused_multiply_add(vector(weights(t, k)), load(outer.row(t * top_k + k) + i), total);
         }
         store(row + i, mode == output::accumulate ? load(row + i) + total : total);
       });
@@ -3604,6 +3682,8 @@ inline void route_impl(reference& be, const router_config& config, view<const fl
 MOTE_END_NAMESPACE
 
 // ---- mote/ops/route/simd.hpp
+#include <bit>
+
 MOTE_BEGIN_NAMESPACE
 
 namespace detail {
@@ -3850,17 +3930,17 @@ MOTE_END_NAMESPACE
 MOTE_BEGIN_NAMESPACE
 
 struct moe_weights {
-  view<const float, 2> gate;              // [experts, hidden]
-  view<const float, 1> bias;              // [experts], selection bias, or empty
-  std::span<const ffn_weights> experts;   // routed experts
-  std::optional<ffn_weights> shared;      // the shared experts as one network
+  view<const float, 2> gate;             // [experts, hidden]
+  view<const float, 1> bias;             // [experts], selection bias, or empty
+  std::span<const ffn_weights> experts;  // routed experts
+  std::optional<ffn_weights> shared;     // the shared experts as one network
 };
 
 // What a router decided for each token.
 struct routing {
-  view<const float, 2> logits;           // [tokens, experts]
-  view<const std::int32_t, 2> indices;   // [tokens, num_experts_per_tok]
-  view<const float, 2> weights;          // [tokens, num_experts_per_tok]
+  view<const float, 2> logits;          // [tokens, experts]
+  view<const std::int32_t, 2> indices;  // [tokens, num_experts_per_tok]
+  view<const float, 2> weights;         // [tokens, num_experts_per_tok]
 };
 
 struct ignore_routing {
@@ -3894,16 +3974,16 @@ struct decoder_config {
 };
 
 struct decoder_layer_weights {
-  view<const float, 1> input_layernorm;            // [hidden]
+  view<const float, 1> input_layernorm;  // [hidden]
   mla_weights attention;
-  view<const float, 1> post_attention_layernorm;   // [hidden]
+  view<const float, 1> post_attention_layernorm;  // [hidden]
   std::variant<ffn_weights, moe_weights> mlp;
 };
 
 // The tokens of one sequence that a forward step processes, and what depends on their positions only.
 struct step_context {
-  std::size_t position = 0;     // of the first token
-  view<const float, 2> cos;     // [tokens, qk_rope_head_dim / 2]
+  std::size_t position = 0;  // of the first token
+  view<const float, 2> cos;  // [tokens, qk_rope_head_dim / 2]
   view<const float, 2> sin;
 };
 
@@ -3993,13 +4073,13 @@ MOTE_END_NAMESPACE
 MOTE_BEGIN_NAMESPACE
 
 struct mtp_weights {
-  weight embed_tokens;                     // [vocab, hidden]
-  view<const float, 1> enorm;              // [hidden]
-  view<const float, 1> hnorm;              // [hidden]
-  weight eh_proj;                          // [hidden, 2 hidden]
+  weight embed_tokens;         // [vocab, hidden]
+  view<const float, 1> enorm;  // [hidden]
+  view<const float, 1> hnorm;  // [hidden]
+  weight eh_proj;              // [hidden, 2 hidden]
   decoder_layer_weights layer;
-  view<const float, 1> shared_head_norm;   // [hidden]
-  weight shared_head;                      // [vocab, hidden]
+  view<const float, 1> shared_head_norm;  // [hidden]
+  weight shared_head;                     // [vocab, hidden]
 };
 
 // next: [tokens], token t+1 of each row; hidden: [tokens, hidden], h_t; cache: the module's own, as in mla;
@@ -4048,8 +4128,8 @@ inline bool cpuid_bit(unsigned leaf, unsigned subleaf, char reg, unsigned bit) {
 // Whether the operating system saves the registers named by `mask` (bits of XCR0).
 inline bool os_saves(std::uint32_t mask) {
   if (!cpuid_bit(1, 0, 'c', 27)) return false;
-  std::uint32_t low = 0, high = 0;
-  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  std::uint32_t low = 0;
+  asm volatile("xgetbv" : "=a"(low) : "c"(0) : "edx");
   return (low & mask) == mask;
 }
 
@@ -4223,8 +4303,6 @@ MOTE_END_NAMESPACE
 // is taken at construction: decoding allocates nothing.
 // Source: Kwon et al., "Efficient Memory Management for Large Language Model Serving with PagedAttention" (2023).
 
-#include <numeric>
-
 MOTE_BEGIN_NAMESPACE
 
 class kv_cache {
@@ -4240,12 +4318,12 @@ class kv_cache {
       : pages_(pages), page_size_(page_size), width_(width) {
     check(layers > 0 && pages > 0 && page_size > 0 && width > 0, "kv_cache", "sizes: must be positive");
     const std::size_t limit = static_cast<std::size_t>(1) << 46;
+    check(pages <= std::size_t{0x7FFFFFFF}, "kv_cache", "pages: too many to number");
     check(layers < limit && pages < limit / layers && page_size < limit / layers / pages &&
               width < limit / layers / pages / page_size,
           "kv_cache", "sizes: their product overflows memory");
     storage_ = buffer<float>(layers * pages * page_size * width);
-    free_.resize(pages);
-    std::iota(free_.rbegin(), free_.rend(), 0);
+    for (std::size_t page = pages; page-- > 0;) free_.push_back(static_cast<std::int32_t>(page));
   }
 
   std::size_t page_size() const { return page_size_; }
@@ -4309,7 +4387,7 @@ MOTE_BEGIN_NAMESPACE
 
 struct sampling_config {
   float temperature = 1.0f;
-  std::size_t top_k = 0;              // 0: no limit
+  std::size_t top_k = 0;  // 0: no limit
   float top_p = 1.0f;
   float min_p = 0.0f;
   float repetition_penalty = 1.0f;
@@ -4344,7 +4422,7 @@ class uniform_source {
 class sampler {
  public:
   sampler(const sampling_config& config, std::size_t vocab_size)
-      : config_(config), uniform_(config.seed), scores_(vocab_size), seen_(vocab_size, 0) {
+      : config_(config), uniform_(config.seed), scores_(vocab_size), seen_(vocab_size) {
     check_sampling(config);
     check(vocab_size > 0, "sampling", "vocab_size: must be positive");
     candidates_.reserve(vocab_size);
@@ -4353,7 +4431,7 @@ class sampler {
   // Counts a token as seen, for the repetition penalty.
   void observe(std::int32_t token) {
     check(token >= 0 && static_cast<std::size_t>(token) < seen_.size(), "sampling", "token: outside the vocabulary");
-    seen_[static_cast<std::size_t>(token)] = 1;
+    seen_[static_cast<std::size_t>(token)] = true;
   }
 
   // The next token for logits [vocab]. Throws shape_error for another size or when no logit is a number.
@@ -4362,7 +4440,7 @@ class sampler {
     std::size_t best = scores_.size();
     for (std::size_t i = 0; i < scores_.size(); ++i) {
       float l = logits[i];
-      if (seen_[i] != 0) l = l > 0.0f ? l / config_.repetition_penalty : l * config_.repetition_penalty;
+      if (seen_[i]) l = l > 0.0f ? l / config_.repetition_penalty : l * config_.repetition_penalty;
       scores_[i] = l;
       if (!std::isnan(l) && (best == scores_.size() || l > scores_[best])) best = i;
     }
@@ -4441,7 +4519,7 @@ class sampler {
   sampling_config config_;
   uniform_source uniform_;
   std::vector<float> scores_;
-  std::vector<std::uint8_t> seen_;
+  std::vector<bool> seen_;
   std::vector<candidate> candidates_;
 };
 
@@ -4458,8 +4536,8 @@ MOTE_END_NAMESPACE
 MOTE_BEGIN_NAMESPACE
 
 struct verification {
-  std::size_t accepted = 0;      // drafts kept
-  std::int32_t next_token = 0;   // the token after them
+  std::size_t accepted = 0;     // drafts kept
+  std::int32_t next_token = 0;  // the token after them
 };
 
 // draft: [n] tokens; draft_probs: [n, vocab], q; target_probs: [n + 1, vocab], p; uniforms: [n]; residual_uniforms: [n + 1],
