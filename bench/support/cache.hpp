@@ -1,0 +1,38 @@
+// A paged cache beyond the last-level cache, its pages in random order.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include <mote/core/paged.hpp>
+
+#include "support/bench.hpp"
+
+namespace bench {
+
+class scattered_cache {
+ public:
+  scattered_cache(std::size_t page_size, std::size_t width)
+      : page_size_(page_size),
+        width_(width),
+        memory_(random_floats(beyond_cache / sizeof(float) / page_size / width * page_size * width)),
+        table_(memory_.size() / page_size / width) {
+    std::iota(table_.begin(), table_.end(), 0);
+    std::shuffle(table_.begin(), table_.end(), std::minstd_rand(1));
+  }
+
+  mote::paged_rows<float> rows() {
+    return {memory_.as(table_.size(), page_size_, width_), table_, table_.size() * page_size_};
+  }
+
+ private:
+  std::size_t page_size_, width_;
+  mote::buffer<float> memory_;
+  std::vector<std::int32_t> table_;
+};
+
+}  // namespace bench
