@@ -122,12 +122,9 @@ inline void read_router(const mote::json_object& json, model_config& c) {
 
 }  // namespace detail
 
-// Reads DIR/config.json. Throws format_error naming the file and the field that is missing, of the wrong type or out of
-// its range.
-inline model_config read_config(const std::string& directory) {
+// Throws format_error naming the file and the field that is missing, of the wrong type or out of its range.
+inline model_config parse_config(const mote::json_object& json) {
   constexpr std::size_t largest = std::size_t{1} << 24;  // of any dimension
-  const mote::json_file file(directory + "/config.json");
-  const mote::json_object json = file.root();
   model_config c;
   c.model_type = json.string("model_type");
   if (c.model_type != "deepseek_v2" && c.model_type != "deepseek_v3") {
@@ -168,6 +165,12 @@ inline model_config read_config(const std::string& directory) {
   }
   detail::read_rope(json, c);
   return c;
+}
+
+// The configuration of a checkpoint's directory.
+inline model_config read_config(const std::string& directory) {
+  const mote::json_file file(directory + "/config.json");
+  return parse_config(file.root());
 }
 
 }  // namespace lm

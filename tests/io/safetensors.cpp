@@ -21,7 +21,9 @@ std::string with_header(const std::string& header, std::size_t data = 0) {
 }
 
 // A file with one tensor "w" of the given entry.
-std::string with_tensor(const std::string& entry, std::size_t data) { return with_header("{\"w\":" + entry + "}", data); }
+std::string with_tensor(const std::string& entry, std::size_t data) {
+  return with_header("{\"w\":" + entry + "}", data);
+}
 
 void refuses(const std::string& bytes, const std::string& what) {
   const test::temporary_directory directory;
@@ -36,10 +38,11 @@ void refuses(const std::string& bytes, const std::string& what) {
 TEST_CASE("safetensors: reads tensors of every type, aligned or not") {
   const test::temporary_directory directory;
   // b starts at an odd offset.
-  std::string bytes = with_header(R"({"__metadata__":{"format":"pt"},"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},)"
-                                  R"("b":{"dtype":"F32","shape":[2],"data_offsets":[1,9]},)"
-                                  R"("c":{"dtype":"BF16","shape":[0,4],"data_offsets":[9,9]}})",
-                                  9);
+  std::string bytes =
+      with_header(R"({"__metadata__":{"format":"pt"},"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},)"
+                  R"("b":{"dtype":"F32","shape":[2],"data_offsets":[1,9]},)"
+                  R"("c":{"dtype":"BF16","shape":[0,4],"data_offsets":[9,9]}})",
+                  9);
   const float values[] = {1.5f, -2.25f};
   std::memcpy(bytes.data() + bytes.size() - 8, values, sizeof values);
   const mote::safetensors_file file(directory.write("x.safetensors", bytes));
@@ -52,7 +55,7 @@ TEST_CASE("safetensors: reads tensors of every type, aligned or not") {
   CHECK_THROWS_WITH(file.tensor("nope"), contains("x.safetensors") && contains("nope"));
   CHECK_THROWS_WITH(mote::read_float(file.tensor("a")), contains("tensor a") && contains("U8"));
   CHECK_THROWS_WITH(mote::mapped_view<float>(file.tensor("a")), contains("tensor a"));
-  const auto mapped = mote::mapped_view<float>(file.tensor("b"));   // only where it happens to be aligned
+  const auto mapped = mote::mapped_view<float>(file.tensor("b"));  // only where it happens to be aligned
   if (mapped) CHECK((*mapped)(1) == -2.25f);
 }
 
@@ -68,8 +71,11 @@ TEST_CASE("safetensors: a broken header is refused") {
   refuses(with_header("null"), "JSON object");
   refuses(with_header(std::string(100000, '[')), "nested");
   refuses(with_header("{\"w\":" + std::string(80, '[') + std::string(80, ']') + "}"), "nested");
-  refuses(with_header(R"({"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}})", 1),
-          "twice");
+  refuses(
+      with_header(
+          R"({"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}})",
+          1),
+      "twice");
 }
 
 TEST_CASE("safetensors: a broken tensor entry is refused by name") {
@@ -93,8 +99,11 @@ TEST_CASE("safetensors: a broken tensor entry is refused by name") {
   refuses(with_tensor(R"({"dtype":"F32","shape":[1],"data_offsets":[0,4]})", 3), "outside");
   refuses(with_tensor(R"({"dtype":"F32","shape":[1],"data_offsets":[0,18446744073709551615]})", 4), "outside");
   refuses(with_tensor(R"({"dtype":"F32","shape":[2],"data_offsets":[0,4]})", 4), "needs 8");
-  refuses(with_header(R"({"a":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},"b":{"dtype":"U8","shape":[2],"data_offsets":[2,4]}})", 4),
-          "overlaps");
+  refuses(
+      with_header(
+          R"({"a":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},"b":{"dtype":"U8","shape":[2],"data_offsets":[2,4]}})",
+          4),
+      "overlaps");
 }
 
 TEST_CASE("checkpoint: one file or shards; what is missing is named") {
@@ -119,14 +128,14 @@ TEST_CASE("checkpoint: one file or shards; what is missing is named") {
   CHECK(moved.tensor("b").size() == 2);
   const std::vector<std::size_t> right = {2, 1}, wrong = {1, 2};
   CHECK(moved.tensor("b", right).shape == right);
-  CHECK_THROWS_WITH(moved.tensor("b", wrong), contains("two.safetensors") && contains("tensor b") && contains("[1, 2]") &&
-                                                  contains("[2, 1]"));
+  CHECK_THROWS_WITH(moved.tensor("b", wrong),
+                    contains("two.safetensors") && contains("tensor b") && contains("[1, 2]") && contains("[2, 1]"));
   CHECK_THROWS_WITH(moved.tensor("c"), contains("tensor c"));
 
   index(R"({"a":"one.safetensors","c":"two.safetensors"})");
   CHECK_THROWS_WITH(mote::checkpoint(path), contains("two.safetensors") && contains("tensor c"));
-  for (const char* map : {R"({"a":"../one.safetensors"})", R"({"a":"/etc/passwd"})", R"({"a":""})", R"({"a":7})", "[]", "7",
-                          R"({"a":"one.safetensors\u0000x"})"}) {
+  for (const char* map : {R"({"a":"../one.safetensors"})", R"({"a":"/etc/passwd"})", R"({"a":""})", R"({"a":7})", "[]",
+                          "7", R"({"a":"one.safetensors\u0000x"})"}) {
     index(map);
     CHECK_THROWS_AS(mote::checkpoint(path), mote::format_error);
   }
@@ -140,13 +149,16 @@ TEST_CASE("checkpoint: fp8 matrices need scales that fit") {
   const test::temporary_directory directory;
   const auto write = [&](const std::string& scale) {
     const std::string separator = scale.empty() ? "" : ",";
-    directory.write("model.safetensors",
-                    with_header(R"({"w":{"dtype":"F8_E4M3","shape":[2,3],"data_offsets":[0,6]})" + separator + scale + "}", 10));
+    directory.write(
+        "model.safetensors",
+        with_header(R"({"w":{"dtype":"F8_E4M3","shape":[2,3],"data_offsets":[0,6]})" + separator + scale + "}", 10));
     const mote::checkpoint files(directory.path());
     return mote::read_float(files, files.tensor("w"));
   };
   CHECK(write(R"("w_scale_inv":{"dtype":"F32","shape":[1,1],"data_offsets":[6,10]})").size() == 6);
   CHECK_THROWS_WITH(write(""), contains("tensor w") && contains("w_scale_inv"));
-  CHECK_THROWS_WITH(write(R"("w_scale_inv":{"dtype":"F32","shape":[1],"data_offsets":[6,10]})"), contains("w_scale_inv"));
-  CHECK_THROWS_WITH(write(R"("w_scale_inv":{"dtype":"I32","shape":[1,1],"data_offsets":[6,10]})"), contains("w_scale_inv"));
+  CHECK_THROWS_WITH(write(R"("w_scale_inv":{"dtype":"F32","shape":[1],"data_offsets":[6,10]})"),
+                    contains("w_scale_inv"));
+  CHECK_THROWS_WITH(write(R"("w_scale_inv":{"dtype":"I32","shape":[1,1],"data_offsets":[6,10]})"),
+                    contains("w_scale_inv"));
 }

@@ -1,0 +1,151 @@
+// Tokenizers against the `tokenizers` package (tests/golden/tokenizer) and against hostile files.
+#include <mote/io/tokenizer.hpp>
+
+#include <string>
+#include <vector>
+
+#include "io/temporary.hpp"
+#include "support/catch.hpp"
+
+namespace {
+
+const std::string golden = std::string(MOTE_GOLDEN_DIR) + "/tokenizer/";
+
+// A complete byte-level tokenizer of three tokens, with parts to be replaced.
+std::string small(const std::string& model = "", const std::string& rest = "") {
+  const std::string plain_model = R"({"type":"BPE","vocab":{"a":0,"b":1,"ab":2},"merges":["a b"]})";
+  const std::string plain_rest = R"("pre_tokenizer":{"type":"ByteLevel","add_prefix_space":false})";
+  return "{\"model\":" + (model.empty() ? plain_model : model) + "," + (rest.empty() ? plain_rest : rest) + "}";
+}
+
+void refuses(const std::string& json, const std::string& what) {
+  const test::temporary_directory directory;
+  directory.write("tokenizer.json", json);
+  CAPTURE(json.substr(0, 300));
+  CHECK_THROWS_AS(mote::tokenizer(directory.path()), mote::format_error);
+  CHECK_THROWS_WITH(mote::tokenizer(directory.path()), contains("tokenizer.json") && contains(what));
+}
+
+std::vector<std::int32_t> ids_of(const nlohmann::json& json) { return json.get<std::vector<std::int32_t>>(); }
+
+}  // namespace
+
+TEST_CASE("tokenizer: the ids of the tokenizers package for hard strings") {
+  for (const char* name : {"gpt2", "gpt2_prefix_space", "llama3", "deepseek_v3", "deepseek_llm", "behaviors"}) {
+    const mote::tokenizer tokenizer(golden + name);
+    const mote::json_file expected(golden + name + "/expected.json");
+    for (const auto& entry : expected.value()) {
+      const auto text = entry["text"].get<std::string>();
+      CAPTURE(name, text);
+      CHECK(tokenizer.encode(text) == ids_of(entry["ids"]));
+      CHECK(tokenizer.encode(text, false) == ids_of(entry["plain_ids"]));
+      CHECK(tokenizer.decode(tokenizer.encode(text)) == entry["decoded"].get<std::string>());
+    }
+  }
+}
+
+TEST_CASE("tokenizer: the shipped model's own prompts") {
+  const mote::tokenizer tokenizer(MOTE_MODEL_DIR);
+  CHECK(tokenizer.vocab_size() == 1536);
+  CHECK(tokenizer.bos_id() == 0);
+  CHECK(tokenizer.eos_id() == 1);
+  const mote::json_file expected(std::string(MOTE_MODEL_DIR) + "/expected.json");
+  for (const auto& prompt : expected.value()["prompts"]) {
+    CHECK(tokenizer.encode(prompt["prompt"].get<std::string>()) == ids_of(prompt["input_ids"]));
+    CHECK(tokenizer.decode(ids_of(prompt["greedy_ids"])) == prompt["greedy_text"].get<std::string>());
+  }
+}
+
+TEST_CASE("tokenizer: bytes that are not UTF-8 come back as they were") {
+  const mote::tokenizer tokenizer(golden + "deepseek_v3");
+  for (const std::string text :
+       {"\xFF", "a\x80z", "\xE6\xBC", "\xED\xA0\x80", "\xF4\x90\x80\x80", "\xC0\xAF ok", "ok \xF0\x9F\x98"}) {
+    CHECK(tokenizer.decode(tokenizer.encode(text, false)) == text);
+  }
+}
+
+TEST_CASE("tokenizer: a stream gives whole characters as soon as they are complete") {
+  const mote::tokenizer tokenizer(golden + "gpt2");
+  const std::string text = "naïve 😀👩‍👩‍👧 漢字 \xFF end \xF0\x9F";
+  mote::token_stream stream(tokenizer);
+  std::string all;
+  for (const std::int32_t id : tokenizer.encode(text, false)) {
+    const std::string part = stream.push(id);
+    const bool starts_inside = !part.empty() && mote::detail::is_continuation(part[0]);
+    CHECK_FALSE(starts_inside);
+    all += part;
+  }
+  CHECK(all == text.substr(0, text.size() - 2));
+  CHECK(all + stream.finish() == text);
+}
+
+TEST_CASE("tokenizer: an id that no token has is refused") {
+  const mote::tokenizer tokenizer(golden + "gpt2");
+  const std::vector<std::int32_t> high = {1, 100000}, negative = {-1};
+  CHECK_THROWS_WITH(tokenizer.decode(high), contains("100000"));
+  CHECK_THROWS_WITH(tokenizer.decode(negative), contains("-1"));
+}
+
+TEST_CASE("tokenizer: a malformed file is refused by field") {
+  CHECK_THROWS_WITH(mote::tokenizer("no-such-directory"), contains("no-such-directory/tokenizer.json"));
+  refuses("", "malformed JSON");
+  refuses("{", "malformed JSON");
+  refuses("[]", "JSON object");
+  refuses("{}", "model");
+  refuses(R"({"model":[]})", "model");
+  refuses(small(R"({"type":"WordPiece","vocab":{},"merges":[]})"), "BPE");
+  refuses(small(R"({"type":"BPE","merges":[]})"), "vocab");
+  refuses(small(R"({"type":"BPE","vocab":[],"merges":[]})"), "vocab");
+  refuses(small(R"({"type":"BPE","vocab":{},"merges":[]})"), "empty");
+  refuses(small(R"({"type":"BPE","vocab":{"a":-1},"merges":[]})"), "vocab: a");
+  refuses(small(R"({"type":"BPE","vocab":{"a":1.5},"merges":[]})"), "vocab: a");
+  refuses(small(R"({"type":"BPE","vocab":{"a":99999999999},"merges":[]})"), "vocab: a");
+  refuses(small(R"({"type":"BPE","vocab":{"a":0,"b":0},"merges":[]})"), "given twice");
+  refuses(small(R"({"type":"BPE","vocab":{"a":0,"a":1},"merges":[]})"), "twice");
+  refuses(small(R"({"type":"BPE","vocab":{"a":0}})"), "merges");
+  refuses(small(R"({"type":"BPE","vocab":{"a":0},"merges":["a"]})"), "merges[0]");
+  refuses(small(R"({"type":"BPE","vocab":{"a":0},"merges":[["a"]]})"), "merges[0]");
+  refuses(small(R"({"type":"BPE","vocab":{"a":0},"merges":[7]})"), "merges[0]");
+  refuses(small(R"({"type":"BPE","vocab":{"a":0},"merges":["a a"]})"), "lacks");
+  refuses(small(R"({"type":"BPE","vocab":{"a":0},"merges":["a z"]})"), "lacks");
+  refuses(small(R"({"type":"BPE","vocab":{"a":0},"merges":[],"unk_token":"<unk>"})"), "unk_token");
+  refuses(small(R"({"type":"BPE","vocab":{"a":0},"merges":[],"dropout":0.5})"), "dropout");
+  refuses(small(R"({"type":"BPE","vocab":{"a":0},"merges":[],"byte_fallback":true})"), "byte_fallback");
+  refuses(small(R"({"type":"BPE","vocab":{"a":0},"merges":[],"end_of_word_suffix":"</w>"})"), "end_of_word_suffix");
+}
+
+TEST_CASE("tokenizer: what is not supported is refused, never passed over") {
+  refuses(small("", R"("x":1)"), "pre_tokenizer");
+  refuses(small("", R"("pre_tokenizer":null)"), "pre_tokenizer");
+  refuses(small("", R"("pre_tokenizer":{"type":"Whitespace"})"), "Whitespace");
+  refuses(small("", R"("pre_tokenizer":{"type":"Sequence","pretokenizers":[]})"), "ByteLevel");
+  refuses(small("", R"("pre_tokenizer":{"type":"Split","pattern":{"Regex":"a("},"behavior":"Isolated"})"), "pattern");
+  refuses(small("", R"("pre_tokenizer":{"type":"Split","pattern":{"Regex":"a"},"behavior":"Sideways"})"), "behavior");
+  refuses(small("", R"("pre_tokenizer":{"type":"Split","pattern":{"Regex":"[a&&b]"},"behavior":"Isolated"})"), "&&");
+  refuses(
+      small("", R"("pre_tokenizer":{"type":"Sequence","pretokenizers":[{"type":"ByteLevel"},{"type":"ByteLevel"}]})"),
+      "ByteLevel");
+  const std::string byte_level = R"("pre_tokenizer":{"type":"ByteLevel"},)";
+  refuses(small("", byte_level + R"("normalizer":{"type":"NFC"})"), "NFC");
+  refuses(small("", byte_level + R"("decoder":{"type":"WordPiece"})"), "decoder");
+  refuses(small("", byte_level + R"("post_processor":{"type":"BertProcessing"})"), "BertProcessing");
+  refuses(small("", byte_level + R"("added_tokens":[{"id":5}])"), "added_tokens[0]");
+  refuses(small("", byte_level + R"("added_tokens":[{"id":5,"content":""}])"), "empty");
+  refuses(small("", byte_level + R"("added_tokens":[{"id":0,"content":"<s>"}])"), "contradicts");
+  refuses(small("", byte_level + R"("added_tokens":7)"), "added_tokens");
+
+  const test::temporary_directory directory;
+  directory.write("tokenizer.json", small());
+  directory.write("tokenizer_config.json", R"({"bos_token":"<s>"})");
+  CHECK_THROWS_WITH(mote::tokenizer(directory.path()), contains("tokenizer_config.json") && contains("bos_token"));
+}
+
+TEST_CASE("tokenizer: a pattern that would run for ever is stopped") {
+  const test::temporary_directory directory;
+  directory.write(
+      "tokenizer.json",
+      small("", R"("pre_tokenizer":{"type":"Sequence","pretokenizers":[{"type":"Split","pattern":)"
+                R"({"Regex":"(a+)+[bc]"},"behavior":"Isolated"},{"type":"ByteLevel","use_regex":false}]})"));
+  const mote::tokenizer tokenizer(directory.path());
+  CHECK_THROWS_WITH(tokenizer.encode(std::string(60, 'a')), contains("pattern"));
+}
