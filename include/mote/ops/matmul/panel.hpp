@@ -55,7 +55,21 @@ struct float_kernel {
   template <std::size_t R, std::size_t C>
   static void tile(const T* const* w, const float* const* x, std::size_t k, bool resume, float* state,
                    float* out) noexcept {
-    dot_tile<Arch, R, C>(w, x, k, resume, state, out, panel_rows);
+    dot_tile<Arch, R, C, (C < tokens)>(w, x, k, resume, state, out, panel_rows);
+  }
+  // The same for a full number of tokens that is the first to see its weights.
+  template <std::size_t R>
+  static void first_tile(const T* const* w, const float* const* x, std::size_t k, bool resume, float* state,
+                         float* out) noexcept {
+    dot_tile<Arch, R, tokens, true>(w, x, k, resume, state, out, panel_rows);
+  }
+  static auto function(std::size_t row_count, std::size_t token_count, bool first) {
+    constexpr auto first_tiles = []<std::size_t... I>(std::index_sequence<I...>) {
+      return std::array{&float_kernel::template first_tile<I + 1>...};
+    }
+    (std::make_index_sequence<rows>{});
+    return first && token_count == tokens ? first_tiles[row_count - 1]
+                                          : tile_function<float_kernel>(row_count, token_count);
   }
 };
 
@@ -76,8 +90,10 @@ void panel_product(const view<const T, 2>& w, std::size_t first, std::size_t row
   constexpr std::size_t lanes = batch<float, Arch>::size;
   const std::size_t k = w.extent(1);
   alignas(64) float state[panel_rows * panel_tokens * lanes];
-  for (std::size_t begin = 0; begin == 0 || begin < k; begin += panel_depth) {
-    const std::size_t depth = std::min(panel_depth, k - begin);
+  // One or two tokens use a weight at once: whole rows, which memory is faster at.
+  const std::size_t block = tokens <= 2 ? std::max(k, std::size_t{1}) : panel_depth;
+  for (std::size_t begin = 0; begin == 0 || begin < k; begin += block) {
+    const std::size_t depth = std::min(block, k - begin);
     const bool last = begin + depth == k;
     float* accumulators = state;
     for_each_tile<kernel>(rows, tokens,
@@ -86,8 +102,8 @@ void panel_product(const view<const T, 2>& w, std::size_t first, std::size_t row
                             const float* token[kernel::tokens] = {};
                             for (std::size_t r = 0; r < row_count; ++r) row[r] = w.row(first + n + r) + begin;
                             for (std::size_t c = 0; c < token_count; ++c) token[c] = x[t + c].values + begin;
-                            tile_function<kernel>(row_count, token_count)(row, token, depth, begin != 0, accumulators,
-                                                                          last ? out + n + t * panel_rows : nullptr);
+                            kernel::function(row_count, token_count, t == 0)(
+                                row, token, depth, begin != 0, accumulators, last ? out + n + t * panel_rows : nullptr);
                             accumulators += row_count * token_count * lanes;
                           });
   }
