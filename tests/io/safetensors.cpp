@@ -1,6 +1,8 @@
 // Hostile and well-formed safetensors files and checkpoints.
 #include <mote/io/safetensors.hpp>
 
+#include <sys/stat.h>
+
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -143,6 +145,22 @@ TEST_CASE("checkpoint: one file or shards; what is missing is named") {
   CHECK_THROWS_WITH(mote::checkpoint(path), contains("weight_map"));
   std::filesystem::create_directory(path + "/model.safetensors");
   CHECK_THROWS_WITH(mote::checkpoint(path), contains("model.safetensors") && contains("regular"));
+}
+
+TEST_CASE("safetensors: a named pipe is refused, not waited for") {
+  const test::temporary_directory directory;
+  const std::string path = directory.path() + "/model.safetensors";
+  REQUIRE(mkfifo(path.c_str(), 0600) == 0);
+  CHECK_THROWS_WITH(mote::safetensors_file(path), contains("model.safetensors") && contains("regular"));
+}
+
+TEST_CASE("checkpoint: an empty fp8 matrix of absurdly many rows is read at once") {
+  const test::temporary_directory directory;
+  directory.write("model.safetensors",
+                  with_header(R"({"w":{"dtype":"F8_E4M3","shape":[1152921504606846976,0],"data_offsets":[0,0]},)"
+                              R"("w_scale_inv":{"dtype":"F32","shape":[9007199254740992,0],"data_offsets":[0,0]}})"));
+  const mote::checkpoint files(directory.path());
+  CHECK(mote::read_float(files, files.tensor("w")).size() == 0);
 }
 
 TEST_CASE("checkpoint: fp8 matrices need scales that fit") {

@@ -109,6 +109,7 @@ TEST_CASE("tokenizer: a malformed file is refused by field") {
   refuses(small(R"({"type":"BPE","vocab":{"a":0},"merges":["a a"]})"), "lacks");
   refuses(small(R"({"type":"BPE","vocab":{"a":0},"merges":["a z"]})"), "lacks");
   refuses(small(R"({"type":"BPE","vocab":{"a":0},"merges":[],"unk_token":"<unk>"})"), "unk_token");
+  refuses(small(R"({"type":"BPE","vocab":{"a":0},"merges":[],"unk_token":"a","fuse_unk":true})"), "fuse_unk");
   refuses(small(R"({"type":"BPE","vocab":{"a":0},"merges":[],"dropout":0.5})"), "dropout");
   refuses(small(R"({"type":"BPE","vocab":{"a":0},"merges":[],"byte_fallback":true})"), "byte_fallback");
   refuses(small(R"({"type":"BPE","vocab":{"a":0},"merges":[],"end_of_word_suffix":"</w>"})"), "end_of_word_suffix");
@@ -138,6 +139,34 @@ TEST_CASE("tokenizer: what is not supported is refused, never passed over") {
   directory.write("tokenizer.json", small());
   directory.write("tokenizer_config.json", R"({"bos_token":"<s>"})");
   CHECK_THROWS_WITH(mote::tokenizer(directory.path()), contains("tokenizer_config.json") && contains("bos_token"));
+}
+
+TEST_CASE("tokenizer: patterns that would cut a character or step back are refused") {
+  for (const std::string escape :
+       {"\\\\C", "(?<=\\\\Ka)", "\\\\Qa\\\\E", "\\\\h", "\\\\\\u0000\\\\C", "\\\\\\u0000C\\\\C"}) {
+    refuses(
+        small("", R"("pre_tokenizer":{"type":"Split","pattern":{"Regex":")" + escape + R"("},"behavior":"Isolated"})"),
+        "pattern");
+  }
+}
+
+TEST_CASE("tokenizer: the tokens around a text exist and are not too many") {
+  const auto template_of = [](const std::string& single, const std::string& ids) {
+    return small("",
+                 R"("pre_tokenizer":{"type":"ByteLevel"},"post_processor":{"type":"TemplateProcessing","single":[)" +
+                     single + R"(],"special_tokens":{"s":{"ids":[)" + ids + "]}}}");
+  };
+  const std::string item = R"({"SpecialToken":{"id":"s"}})";
+  refuses(template_of(item, "3"), "no token has");
+  refuses(template_of(item, "4294967296"), "no token has");  // 0, if cut to 32 bits
+  refuses(template_of(item, "-1"), "no token has");
+  refuses(template_of(item, "\"0\""), "no token has");
+  std::string items = item, ids = "0";
+  for (int i = 1; i < 100; ++i) {
+    items += "," + item;
+    ids += ",0";
+  }
+  refuses(template_of(items, ids), "too many");
 }
 
 TEST_CASE("tokenizer: a pattern that would run for ever is stopped") {

@@ -21,7 +21,8 @@ class mapped_file {
  public:
   // Throws format_error naming the file when it is no regular file or cannot be opened or mapped.
   explicit mapped_file(const std::string& path) : path_(path) {
-    const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    // Without O_NONBLOCK a named pipe would be waited for before it can be refused.
+    const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (descriptor < 0) raise<format_error>(path + ": cannot be opened: " + std::strerror(errno));
     struct stat status {};
     const bool regular = ::fstat(descriptor, &status) == 0 && S_ISREG(status.st_mode);

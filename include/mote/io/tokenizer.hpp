@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <limits>
 #include <optional>
 #include <span>
 #include <string>
@@ -108,6 +109,8 @@ class tokenizer {
   }
 
  private:
+  static constexpr std::size_t most_added = 4096;  // tokens around a text
+
   struct entry {
     std::string bytes;
     bool special;
@@ -145,10 +148,14 @@ class tokenizer {
       }
       const std::string name = item.object("SpecialToken").string("id");
       for (const nlohmann::json& id : special.object(name).array("ids")) {
-        if (!id.is_number_unsigned() || !tokens_.contains(id.get<std::int32_t>())) {
+        constexpr auto largest = static_cast<std::uint64_t>(std::numeric_limits<std::int32_t>::max());
+        const std::uint64_t value = id.is_number_unsigned() ? id.get<std::uint64_t>() : largest + 1;
+        if (value > largest || !tokens_.contains(static_cast<std::int32_t>(value))) {
           special.fail(name, "names an id that no token has");
         }
-        (text_seen ? suffix_ : prefix_).push_back(id.get<std::int32_t>());
+        // A list named many times must not grow without a bound.
+        if (prefix_.size() + suffix_.size() == most_added) json.fail("single", "adds too many tokens");
+        (text_seen ? suffix_ : prefix_).push_back(static_cast<std::int32_t>(value));
       }
     }
   }

@@ -82,10 +82,6 @@ class added_tokens {
   }
 
  private:
-  static bool matches_at(const char* expression, std::string_view character) {
-    return pattern(expression, "added_tokens").find(character, 0).has_value();
-  }
-
   static std::string_view character_before(std::string_view text, std::size_t end) {
     std::size_t begin = end;
     while (begin > 0 && detail::is_continuation(text[begin - 1]) && end - begin < 3) --begin;
@@ -97,28 +93,30 @@ class added_tokens {
     return text.substr(begin, detail::utf8_length(text.substr(begin)));
   }
 
-  static bool word_before(std::string_view text, std::size_t i) {
+  bool word_before(std::string_view text, std::size_t i) const {
     const auto c = character_before(text, i);
-    return !c.empty() && matches_at("[\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{200C}\\x{200D}]", c);
+    return !c.empty() && word_.find(c, 0).has_value();
   }
-  static bool word_after(std::string_view text, std::size_t i) {
+  bool word_after(std::string_view text, std::size_t i) const {
     const auto c = character_at(text, i);
-    return !c.empty() && matches_at("[\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{200C}\\x{200D}]", c);
+    return !c.empty() && word_.find(c, 0).has_value();
   }
-  static std::size_t space_before(std::string_view text, std::size_t i, std::size_t from) {
-    for (auto c = character_before(text, i); !c.empty() && i - c.size() >= from && matches_at("\\s", c);
+  std::size_t space_before(std::string_view text, std::size_t i, std::size_t from) const {
+    for (auto c = character_before(text, i); !c.empty() && i - c.size() >= from && space_.find(c, 0);
          c = character_before(text, i)) {
       i -= c.size();
     }
     return i;
   }
-  static std::size_t space_after(std::string_view text, std::size_t i) {
-    for (auto c = character_at(text, i); !c.empty() && matches_at("\\s", c); c = character_at(text, i)) i += c.size();
+  std::size_t space_after(std::string_view text, std::size_t i) const {
+    for (auto c = character_at(text, i); !c.empty() && space_.find(c, 0); c = character_at(text, i)) i += c.size();
     return i;
   }
 
   std::vector<added_token> tokens_;
   std::unordered_map<unsigned char, std::vector<std::size_t>> by_first_byte_;
+  pattern word_{"[\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{200C}\\x{200D}]", "added_tokens"};
+  pattern space_{"\\s", "added_tokens"};
 };
 
 MOTE_END_NAMESPACE

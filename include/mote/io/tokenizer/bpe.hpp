@@ -42,6 +42,7 @@ class bpe {
     if (json.has_value("unk_token")) {
       unknown_ = find(json.string("unk_token"));
       if (!unknown_) json.fail("unk_token", "is not in the vocabulary");
+      if (json.boolean_or("fuse_unk", false)) json.fail("fuse_unk", "is not supported");
     }
   }
 

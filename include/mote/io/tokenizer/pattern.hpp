@@ -1,7 +1,8 @@
 // The regular expressions of tokenizer files, on PCRE2.
 //
 // Published files write Oniguruma's dialect. Where PCRE2 reads the same text differently it is translated (\s includes
-// U+0085, \w marks; ^ and $ match at lines) or refused (\h, && in a class).
+// U+0085, \w marks; ^ and $ match at lines) or refused (\h, \Q, && in a class). Refused too is what would let a match end
+// inside a character or begin before the place where it was looked for (\C, \K).
 #pragma once
 
 #ifndef PCRE2_CODE_UNIT_WIDTH
@@ -29,7 +30,8 @@ class pattern {
     int problem = 0;
     PCRE2_SIZE offset = 0;
     code_.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
-                              PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE, &problem, &offset, nullptr));
+                              PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &problem, &offset,
+                              nullptr));
     if (!code_) {
       PCRE2_UCHAR message[256] = {};
       pcre2_get_error_message(problem, message, sizeof message);
@@ -43,6 +45,7 @@ class pattern {
     pcre2_jit_stack_assign(context_.get(), nullptr, stack_.get());
     pcre2_set_match_limit(context_.get(), 20'000'000);
     pcre2_set_depth_limit(context_.get(), 100'000);
+    pcre2_set_heap_limit(context_.get(), 64 << 10);  // KiB
   }
 
   // The first match in well-formed UTF-8 at or after `from`, as [begin, end). Throws format_error when the pattern takes
@@ -57,7 +60,7 @@ class pattern {
       raise<format_error>(where_ + ": pattern failed: " + reinterpret_cast<const char*>(message));
     }
     const PCRE2_SIZE* range = pcre2_get_ovector_pointer(match_.get());
-    if (range[1] < range[0]) raise<format_error>(where_ + ": \\K is not supported");
+    if (range[0] < from || range[1] < range[0]) raise<format_error>(where_ + ": \\K is not supported");
     return std::pair{static_cast<std::size_t>(range[0]), static_cast<std::size_t>(range[1])};
   }
 
@@ -90,11 +93,11 @@ class pattern {
         } else if (next == 'W') {
           if (depth > 0) raise<format_error>(where_ + ": \\W in a character class is not supported");
           out += "[^" + word + "]";
-        } else if (next == 'h' || next == 'H') {
-          raise<format_error>(where_ + ": \\h is not supported");
+        } else if (next != '\0' && std::string_view("hHCEKQ").find(next) != std::string_view::npos) {
+          raise<format_error>(where_ + ": \\" + next + " is not supported");
         } else {
           out += c;
-          if (next != '\0') out += next;
+          if (i + 1 < expression.size()) out += next;  // next may be a NUL of the text
         }
         ++i;
         continue;
