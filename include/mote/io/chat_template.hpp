@@ -1,0 +1,80 @@
+// The chat template of a model: how a conversation becomes the text that the model was trained on.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <system_error>
+#include <utility>
+
+#include "jinja.hpp"
+#include "json.hpp"
+
+MOTE_BEGIN_NAMESPACE
+
+struct chat_message {
+  std::string role, content;
+};
+
+class chat_template {
+ public:
+  // The `chat_template` of DIR/tokenizer_config.json (a string, or a list of which the one named "default" counts), or the
+  // file DIR/chat_template.jinja; nothing where the model has none. Throws format_error for one that is malformed or uses
+  // what is not supported.
+  static std::optional<chat_template> load(const std::string& directory) {
+    const std::string config_path = directory + "/tokenizer_config.json",
+                      file_path = directory + "/chat_template.jinja";
+    std::error_code ignored;
+    jinja_template::value variables = jinja_template::value::object();
+    std::optional<std::string> source;
+    std::string where = config_path + ": chat_template";
+    if (std::filesystem::exists(config_path, ignored)) {
+      const json_file file(config_path);
+      const json_object config = file.root();
+      for (const char* name : {"bos_token", "eos_token", "unk_token", "pad_token"}) {
+        if (!config.has_value(name)) continue;
+        variables[name] = config.at(name).is_string() ? config.string(name) : config.object(name).string("content");
+      }
+      if (config.has_value("chat_template")) source = read_source(config);
+    }
+    if (std::filesystem::exists(file_path, ignored)) {
+      const mapped_file file(file_path);
+      source = std::string(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
+      where = file_path;
+    }
+    if (!source) return std::nullopt;
+    return chat_template(*source, where, std::move(variables));
+  }
+
+  // `variables`: bos_token and the like.
+  chat_template(std::string source, std::string where, jinja_template::value variables)
+      : template_(std::make_unique<jinja_template>(std::move(source), std::move(where))),
+        variables_(std::move(variables)) {}
+
+  // The conversation as text; with `add_generation_prompt` it ends where the model's answer begins.
+  std::string render(std::span<const chat_message> messages, bool add_generation_prompt) const {
+    jinja_template::value variables = variables_;
+    variables["messages"] = jinja_template::value::array();
+    for (const chat_message& m : messages) variables["messages"].push_back({{"role", m.role}, {"content", m.content}});
+    variables["add_generation_prompt"] = add_generation_prompt;
+    return template_->render(variables);
+  }
+
+ private:
+  static std::string read_source(const json_object& config) {
+    const nlohmann::json& entry = config.at("chat_template");
+    if (!entry.is_array()) return config.string("chat_template");
+    for (const nlohmann::json& choice : entry) {
+      const json_object named(choice, config.where() + ": chat_template");
+      if (named.string("name") == "default") return named.string("template");
+    }
+    config.fail("chat_template", "no template is named \"default\"");
+  }
+
+  std::unique_ptr<jinja_template> template_;  // its statements refer to it
+  jinja_template::value variables_;
+};
+
+MOTE_END_NAMESPACE
