@@ -1763,7 +1763,11 @@ template <class Arch>
 
 // One tile over k elements. k may come in blocks: `state` holds the R·C accumulators between them (`resume`: there is a
 // block before this one). After the last block, where `out` is given, the sums go to out[r + c · out_stride].
-template <class Arch, std::size_t R, std::size_t C, class T>
+//
+// `Fetch` asks memory for the same place of the rows that the next tile will read. It is for the tiles that are first to
+// see their weights; where those come from a cache, it would only take turns from the loads. Zen 5, one thread, 2048 x
+// 2048 in bf16: 4 tokens went from 43 % to 89 % of the read bandwidth, 16 tokens from 53 % to 71 % of the FMA limit.
+template <class Arch, std::size_t R, std::size_t C, bool Fetch, class T>
 void dot_tile(const T* const* w, const float* const* x, std::size_t k, bool resume, float* state, float* out,
               std::size_t out_stride) noexcept {
   using vector = batch<float, Arch>;
@@ -1778,7 +1782,6 @@ void dot_tile(const T* const* w, const float* const* x, std::size_t k, bool resu
   });
   unroll<C>([&](std::size_t c) __attribute__((always_inline)) { token[c] = x[c]; });
 
-  // With few tokens memory is the limit: ask for the same place of the rows that the next tile will read.
   [[maybe_unused]] const std::ptrdiff_t ahead =
       (row[R - 1] - row[0]) / static_cast<std::ptrdiff_t>(R > 1 ? R - 1 : 1) * static_cast<std::ptrdiff_t>(R);
   const std::size_t whole = k / vector::size * vector::size;
@@ -1786,7 +1789,7 @@ void dot_tile(const T* const* w, const float* const* x, std::size_t k, bool resu
     vector weights[R];
     unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
       weights[r] = load_weights<Arch>(row[r] + i);
-      if constexpr (C <= 2 && R > 1) __builtin_prefetch(row[r] + static_cast<std::ptrdiff_t>(i) + ahead, 0, 2);
+      if constexpr (Fetch && R > 1) __builtin_prefetch(row[r] + static_cast<std::ptrdiff_t>(i) + ahead, 0, 2);
     });
     unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
       vector values = vector::load_unaligned(token[c] + i);
@@ -1862,7 +1865,21 @@ struct float_kernel {
   template <std::size_t R, std::size_t C>
   static void tile(const T* const* w, const float* const* x, std::size_t k, bool resume, float* state,
                    float* out) noexcept {
-    dot_tile<Arch, R, C>(w, x, k, resume, state, out, panel_rows);
+    dot_tile<Arch, R, C, (C < tokens)>(w, x, k, resume, state, out, panel_rows);
+  }
+  // The same for a full number of tokens that is the first to see its weights.
+  template <std::size_t R>
+  static void first_tile(const T* const* w, const float* const* x, std::size_t k, bool resume, float* state,
+                         float* out) noexcept {
+    dot_tile<Arch, R, tokens, true>(w, x, k, resume, state, out, panel_rows);
+  }
+  static auto function(std::size_t row_count, std::size_t token_count, bool first) {
+    constexpr auto first_tiles = []<std::size_t... I>(std::index_sequence<I...>) {
+      return std::array{&float_kernel::template first_tile<I + 1>...};
+    }
+    (std::make_index_sequence<rows>{});
+    return first && token_count == tokens ? first_tiles[row_count - 1]
+                                          : tile_function<float_kernel>(row_count, token_count);
   }
 };
 
@@ -1883,8 +1900,10 @@ void panel_product(const view<const T, 2>& w, std::size_t first, std::size_t row
   constexpr std::size_t lanes = batch<float, Arch>::size;
   const std::size_t k = w.extent(1);
   alignas(64) float state[panel_rows * panel_tokens * lanes];
-  for (std::size_t begin = 0; begin == 0 || begin < k; begin += panel_depth) {
-    const std::size_t depth = std::min(panel_depth, k - begin);
+  // One or two tokens use a weight at once: whole rows, which memory is faster at.
+  const std::size_t block = tokens <= 2 ? std::max(k, std::size_t{1}) : panel_depth;
+  for (std::size_t begin = 0; begin == 0 || begin < k; begin += block) {
+    const std::size_t depth = std::min(block, k - begin);
     const bool last = begin + depth == k;
     float* accumulators = state;
     for_each_tile<kernel>(rows, tokens,
@@ -1893,8 +1912,8 @@ void panel_product(const view<const T, 2>& w, std::size_t first, std::size_t row
                             const float* token[kernel::tokens] = {};
                             for (std::size_t r = 0; r < row_count; ++r) row[r] = w.row(first + n + r) + begin;
                             for (std::size_t c = 0; c < token_count; ++c) token[c] = x[t + c].values + begin;
-                            tile_function<kernel>(row_count, token_count)(row, token, depth, begin != 0, accumulators,
-                                                                          last ? out + n + t * panel_rows : nullptr);
+                            kernel::function(row_count, token_count, t == 0)(
+                                row, token, depth, begin != 0, accumulators, last ? out + n + t * panel_rows : nullptr);
                             accumulators += row_count * token_count * lanes;
                           });
   }

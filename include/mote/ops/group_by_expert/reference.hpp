@@ -13,7 +13,9 @@ MOTE_BEGIN_NAMESPACE
 inline void group_by_expert_serial(view<const std::int32_t, 2> indices, view<std::int32_t, 1> offsets,
                                    view<std::int32_t, 1> slots) noexcept {
   const std::size_t experts = offsets.extent(0) - 1, top_k = indices.extent(1);
-  const auto expert_of = [&](std::size_t flat) { return static_cast<std::size_t>(indices(flat / top_k, flat % top_k)); };
+  const auto expert_of = [&](std::size_t flat) {
+    return static_cast<std::size_t>(indices(flat / top_k, flat % top_k));
+  };
   for (std::size_t e = 0; e <= experts; ++e) offsets(e) = 0;
   for (std::size_t i = 0; i < slots.size(); ++i) ++offsets(expert_of(i) + 1);
   for (std::size_t e = 0; e < experts; ++e) offsets(e + 1) += offsets(e);
