@@ -72,7 +72,7 @@ inline double fma_rate() {
       for (auto& s : sums) s = vector(1.0f);
       const vector a(0.5f), b(0.25f);
       for (int i = 0; i < steps; ++i) {
-        for (auto& s : sums) s = xsimd::fma(s, a, b);
+        for (auto& s : sums) s = mote::fused_multiply_add(s, a, b);
       }
       for (auto& s : sums) benchmark::DoNotOptimize(s);
     });
