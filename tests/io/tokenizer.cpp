@@ -150,6 +150,24 @@ TEST_CASE("tokenizer: patterns that would cut a character or step back are refus
   }
 }
 
+TEST_CASE("tokenizer: added tokens that overlap, as the tokenizers package finds them") {
+  const test::temporary_directory directory;
+  directory.write("tokenizer.json",
+                  small("", R"("pre_tokenizer":{"type":"ByteLevel","add_prefix_space":false},"added_tokens":[)"
+                            R"({"id":3,"content":"<","normalized":false},)"
+                            R"({"id":4,"content":"a<","normalized":true},)"
+                            R"({"id":5,"content":"bb","normalized":false,"single_word":true},)"
+                            R"({"id":6,"content":"b>","normalized":false},)"
+                            R"({"id":7,"content":"!","normalized":false,"rstrip":true},)"
+                            R"({"id":8,"content":" ","normalized":false}])"));
+  const mote::tokenizer tokenizer(directory.path());
+  using ids = std::vector<std::int32_t>;
+  CHECK(tokenizer.encode("a<") == ids{0, 3});      // what is not normalized comes first
+  CHECK(tokenizer.encode("abb>") == ids{2, 1});    // bb is refused, and b> is not looked for inside it
+  CHECK(tokenizer.encode("bb>") == ids{5});        // the vocabulary lacks >
+  CHECK(tokenizer.encode("! a") == ids{7, 8, 0});  // the white space that ! takes is a token too
+}
+
 TEST_CASE("tokenizer: the tokens around a text exist and are not too many") {
   const auto template_of = [](const std::string& single, const std::string& ids) {
     return small("",

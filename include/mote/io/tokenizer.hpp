@@ -86,13 +86,13 @@ class tokenizer {
   std::vector<std::int32_t> encode(std::string_view text, bool special = true) const {
     std::vector<std::int32_t> ids;
     if (special) ids = prefix_;
-    std::size_t done = 0;
-    while (const auto match = added_.find(text, done)) {
-      encode_ordinary(text.substr(done, match->begin - done), ids);
-      ids.push_back(match->token->id);
-      done = match->end;
+    for (const auto& part : added_.split(text)) {
+      if (part.token != nullptr) {
+        ids.push_back(part.token->id);
+      } else {
+        encode_ordinary(text.substr(part.begin, part.end - part.begin), ids);
+      }
     }
-    encode_ordinary(text.substr(done), ids);
     if (special) ids.insert(ids.end(), suffix_.begin(), suffix_.end());
     return ids;
   }
