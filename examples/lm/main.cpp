@@ -4,11 +4,24 @@
 #include <cstdio>
 #include <exception>
 #include <new>
+#include <string>
 
 #include <CLI/CLI.hpp>
 #include <mote/core/config.hpp>
 
 #include "commands.hpp"
+
+namespace {
+
+// Messages quote names from files, which may hold line breaks and terminal escapes.
+std::string one_line(std::string text) {
+  for (char& c : text) {
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) c = '?';
+  }
+  return text;
+}
+
+}  // namespace
 
 int main(int argc, char** argv) {
   CLI::App program("Runs DeepSeek V2 and V3 language models: text, logits, perplexity and what they cost.", "mote-lm");
@@ -30,7 +43,7 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "mote-lm: not enough memory: try a smaller --context or --chunk\n");
     return 2;
   } catch (const std::exception& e) {
-    std::fprintf(stderr, "mote-lm: %s\n", e.what());
+    std::fprintf(stderr, "mote-lm: %s\n", one_line(e.what()).c_str());
     return 2;
   }
   return 0;
