@@ -207,6 +207,18 @@ inline void check_shape(std::string_view op, std::string_view argument, std::spa
   }
 }
 
+// The same for a view, whose last dimension must be contiguous as well: kernels read its rows by pointer.
+template <class View>
+void check_view(std::string_view op, std::string_view argument, const View& v,
+                std::initializer_list<std::size_t> expected) {
+  check_shape(op, argument, v.extents(), expected);
+  constexpr std::size_t last = View::rank - 1;
+  if (v.stride(last) != 1 && v.extent(last) > 1) {
+    raise<shape_error>(std::string(op) + ": " + std::string(argument) +
+                       ": expected a contiguous last dimension, got a stride of " + std::to_string(v.stride(last)));
+  }
+}
+
 // Throws shape_error "op: message" unless `condition` holds.
 inline void check(bool condition, std::string_view op, std::string_view message) {
   if (!condition) raise<shape_error>(std::string(op) + ": " + std::string(message));
@@ -812,11 +824,13 @@ class thread_pool {
     count_ = count;
     grain_ = grain;
     next_.store(0, std::memory_order_relaxed);
-    running_.store(workers_.size(), std::memory_order_relaxed);
+    job_.store(open, std::memory_order_release);
     publish();
     run();
-    for (std::size_t left = running_.load(std::memory_order_acquire); left != 0;) {
-      left = detail::wait_for_change(running_, left);
+    // Nothing is left to take: close the job and wait for those still at work. A worker that has not come yet, because the
+    // machine is busy with something else, is not waited for.
+    for (std::size_t left = job_.fetch_and(~open, std::memory_order_acq_rel) & ~open; left != 0;) {
+      left = detail::wait_for_change(job_, left);
     }
   }
 
@@ -847,17 +861,30 @@ class thread_pool {
     for (std::uint32_t seen = 0;;) {
       seen = detail::wait_for_change(generation_, seen);
       if (stop_.load(std::memory_order_relaxed)) return;
+      if (!enter()) continue;
       run();
-      if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) running_.notify_one();
+      if (job_.fetch_sub(1, std::memory_order_acq_rel) == 1) job_.notify_one();
     }
   }
+
+  // Joins the open job, if there is one.
+  bool enter() {
+    std::size_t state = job_.load(std::memory_order_relaxed);
+    while ((state & open) != 0) {
+      if (job_.compare_exchange_weak(state, state + 1, std::memory_order_acquire, std::memory_order_relaxed))
+        return true;
+    }
+    return false;
+  }
+
+  static constexpr std::size_t open = ~(~std::size_t{0} >> 1);  // of job_: whether workers may join
 
   std::vector<std::thread> workers_;
   void* context_ = nullptr;
   void (*call_)(void*, std::size_t, std::size_t) = nullptr;
   std::size_t count_ = 0, grain_ = 1;
   alignas(64) std::atomic<std::size_t> next_{0};
-  alignas(64) std::atomic<std::size_t> running_{0};
+  alignas(64) std::atomic<std::size_t> job_{0};  // `open` and the number of workers at work
   alignas(64) std::atomic<std::uint32_t> generation_{0};
   std::atomic<bool> stop_{false};
 };
@@ -1096,8 +1123,9 @@ MOTE_BEGIN_NAMESPACE
 
 template <backend Backend>
 void rms_norm(Backend& be, view<const float, 2> x, view<const float, 1> gain, float eps, view<float, 2> y) {
-  if (!gain.empty()) check_shape("rms_norm", "weight", gain.extents(), {x.extent(1)});
-  check_shape("rms_norm", "y", y.extents(), {x.extent(0), x.extent(1)});
+  if (!gain.empty()) check_view("rms_norm", "weight", gain, {x.extent(1)});
+  check_view("rms_norm", "x", x, {x.extent(0), x.extent(1)});
+  check_view("rms_norm", "y", y, {x.extent(0), x.extent(1)});
   rms_norm_impl(be, x, gain, eps, y);
 }
 
@@ -1415,6 +1443,21 @@ inline std::size_t out_features(const weight& w) {
 inline std::size_t in_features(const weight& w) {
   return std::visit([](const auto& m) { return in_features(m); }, w);
 }
+// Throws shape_error unless the matrix's rows are contiguous.
+inline void check_rows(std::string_view op, std::string_view argument, const weight& w) {
+  std::visit(
+      [&](const auto& m) {
+        if constexpr (std::is_same_v<std::remove_cvref_t<decltype(m)>, int8_matrix>) {
+          check_view(op, argument, m.codes, {m.codes.extent(0), m.codes.extent(1)});
+          check_view(op, argument, m.scale, {m.codes.extent(0)});
+          check_view(op, argument, m.sum, {m.codes.extent(0)});
+        } else {
+          check_view(op, argument, m, {m.extent(0), m.extent(1)});
+        }
+      },
+      w);
+}
+
 // Bytes that one pass over the matrix reads.
 inline std::size_t bytes(const weight& w) {
   return std::visit(
@@ -1463,9 +1506,9 @@ inline float quantize_int8_row(const float* x, std::size_t n, std::int8_t* codes
 // w [out, in] to codes [out, in], scale [out] and sum [out]. Throws shape_error when the shapes differ.
 inline void quantize_int8(view<const float, 2> w, view<std::int8_t, 2> codes, view<float, 1> scale,
                           view<std::int32_t, 1> sum) {
-  check_shape("quantize_int8", "codes", codes.extents(), {w.extent(0), w.extent(1)});
-  check_shape("quantize_int8", "scale", scale.extents(), {w.extent(0)});
-  check_shape("quantize_int8", "sum", sum.extents(), {w.extent(0)});
+  check_view("quantize_int8", "codes", codes, {w.extent(0), w.extent(1)});
+  check_view("quantize_int8", "scale", scale, {w.extent(0)});
+  check_view("quantize_int8", "sum", sum, {w.extent(0)});
   for (std::size_t n = 0; n < w.extent(0); ++n) {
     scale(n) = quantize_int8_row(w.row(n), w.extent(1), codes.row(n), sum(n));
   }
@@ -2031,8 +2074,9 @@ MOTE_BEGIN_NAMESPACE
 
 template <backend Backend>
 void matmul(Backend& be, view<const float, 2> x, const weight& w, view<float, 2> y, output mode = output::overwrite) {
-  check_shape("matmul", "x", x.extents(), {x.extent(0), in_features(w)});
-  check_shape("matmul", "y", y.extents(), {x.extent(0), out_features(w)});
+  check_view("matmul", "x", x, {x.extent(0), in_features(w)});
+  check_rows("matmul", "w", w);
+  check_view("matmul", "y", y, {x.extent(0), out_features(w)});
   std::visit([&](const auto& matrix) { matmul_impl(be, x, matrix, y, mode); }, w);
 }
 
@@ -2086,8 +2130,9 @@ MOTE_BEGIN_NAMESPACE
 
 template <backend Backend>
 void swiglu(Backend& be, view<const float, 2> gate, view<const float, 2> up, view<float, 2> y) {
-  check_shape("swiglu", "up", up.extents(), {gate.extent(0), gate.extent(1)});
-  check_shape("swiglu", "y", y.extents(), {gate.extent(0), gate.extent(1)});
+  check_view("swiglu", "gate", gate, {gate.extent(0), gate.extent(1)});
+  check_view("swiglu", "up", up, {gate.extent(0), gate.extent(1)});
+  check_view("swiglu", "y", y, {gate.extent(0), gate.extent(1)});
   swiglu_impl(be, gate, up, y);
 }
 
@@ -2213,7 +2258,8 @@ MOTE_BEGIN_NAMESPACE
 
 template <backend Backend>
 void add_bias(Backend& be, view<const float, 1> bias, view<float, 2> y) {
-  check_shape("add_bias", "bias", bias.extents(), {y.extent(1)});
+  check_view("add_bias", "bias", bias, {y.extent(1)});
+  check_view("add_bias", "y", y, {y.extent(0), y.extent(1)});
   add_bias_impl(be, bias, y);
 }
 
@@ -2268,10 +2314,11 @@ MOTE_BEGIN_NAMESPACE
 
 template <backend Backend>
 void batched_matmul(Backend& be, view<const float, 3> x, const weight& w, view<float, 3> y) {
-  check_shape("batched_matmul", "x", x.extents(), {x.extent(0), x.extent(1), in_features(w)});
+  check_view("batched_matmul", "x", x, {x.extent(0), x.extent(1), in_features(w)});
+  check_rows("batched_matmul", "w", w);
   check(x.extent(0) != 0 && out_features(w) % x.extent(0) == 0, "batched_matmul",
         "w: its rows must be a multiple of the batch");
-  check_shape("batched_matmul", "y", y.extents(), {x.extent(0), x.extent(1), out_features(w) / x.extent(0)});
+  check_view("batched_matmul", "y", y, {x.extent(0), x.extent(1), out_features(w) / x.extent(0)});
   std::visit([&](const auto& matrix) { batched_matmul_impl(be, x, matrix, y); }, w);
 }
 
@@ -2680,8 +2727,9 @@ template <backend Backend>
 void mla_decode(Backend& be, view<const float, 3> q_latent, view<const float, 3> q_rope,
                 std::span<const paged_rows<const float>> context, float scale, view<float, 3> y) {
   const std::size_t tokens = q_latent.extent(0), heads = q_latent.extent(1), rank = q_latent.extent(2);
-  check_shape("mla_decode", "q_rope", q_rope.extents(), {tokens, heads, q_rope.extent(2)});
-  check_shape("mla_decode", "y", y.extents(), {tokens, heads, rank});
+  check_view("mla_decode", "q_latent", q_latent, {tokens, heads, rank});
+  check_view("mla_decode", "q_rope", q_rope, {tokens, heads, q_rope.extent(2)});
+  check_view("mla_decode", "y", y, {tokens, heads, rank});
   check(context.size() == tokens, "mla_decode", "context: expected one entry for each token");
   for (const auto& rows : context) {
     check(rows.width() == rank + q_rope.extent(2), "mla_decode", "context: width must be kv_lora_rank + rope dim");
@@ -2813,11 +2861,12 @@ template <backend Backend>
 void mla_prefill(Backend& be, view<const float, 3> q_nope, view<const float, 3> q_rope, view<const float, 3> k_nope,
                  view<const float, 2> k_rope, view<const float, 3> v, float scale, view<float, 3> y) {
   const std::size_t tokens = q_nope.extent(0), heads = q_nope.extent(1), context = k_nope.extent(0);
-  check_shape("mla_prefill", "q_rope", q_rope.extents(), {tokens, heads, q_rope.extent(2)});
-  check_shape("mla_prefill", "k_nope", k_nope.extents(), {context, heads, q_nope.extent(2)});
-  check_shape("mla_prefill", "k_rope", k_rope.extents(), {context, q_rope.extent(2)});
-  check_shape("mla_prefill", "v", v.extents(), {context, heads, v.extent(2)});
-  check_shape("mla_prefill", "y", y.extents(), {tokens, heads, v.extent(2)});
+  check_view("mla_prefill", "q_nope", q_nope, {tokens, heads, q_nope.extent(2)});
+  check_view("mla_prefill", "q_rope", q_rope, {tokens, heads, q_rope.extent(2)});
+  check_view("mla_prefill", "k_nope", k_nope, {context, heads, q_nope.extent(2)});
+  check_view("mla_prefill", "k_rope", k_rope, {context, q_rope.extent(2)});
+  check_view("mla_prefill", "v", v, {context, heads, v.extent(2)});
+  check_view("mla_prefill", "y", y, {tokens, heads, v.extent(2)});
   check(context >= tokens, "mla_prefill", "k_nope: the context must hold at least the tokens");
   mla_prefill_impl(be, q_nope, q_rope, k_nope, k_rope, v, scale, y);
 }
@@ -2862,7 +2911,7 @@ MOTE_BEGIN_NAMESPACE
 
 template <backend Backend>
 void paged_load(Backend& be, const paged_rows<const float>& cache, std::size_t column, view<float, 2> y) {
-  check_shape("paged_load", "y", y.extents(), {cache.length, y.extent(1)});
+  check_view("paged_load", "y", y, {cache.length, y.extent(1)});
   check_pages("paged_load", "cache", cache);
   check(column <= cache.width() && y.extent(1) <= cache.width() - column, "paged_load",
         "cache: too few columns for y at `column`");
@@ -3171,8 +3220,8 @@ MOTE_BEGIN_NAMESPACE
 template <backend Backend>
 void rope_table(Backend& be, std::span<const std::int32_t> positions, std::span<const float> inv_freq,
                 float attention_factor, view<float, 2> cos, view<float, 2> sin) {
-  check_shape("rope_table", "cos", cos.extents(), {positions.size(), inv_freq.size()});
-  check_shape("rope_table", "sin", sin.extents(), {positions.size(), inv_freq.size()});
+  check_view("rope_table", "cos", cos, {positions.size(), inv_freq.size()});
+  check_view("rope_table", "sin", sin, {positions.size(), inv_freq.size()});
   rope_table_impl(be, positions, inv_freq, attention_factor, cos, sin);
 }
 
@@ -3180,9 +3229,10 @@ template <backend Backend>
 void rope(Backend& be, view<const float, 3> x, view<const float, 2> cos, view<const float, 2> sin, rope_pairing pairing,
           view<float, 3> y) {
   check(x.extent(2) % 2 == 0, "rope", "x: the last dimension must be even");
-  check_shape("rope", "cos", cos.extents(), {x.extent(0), x.extent(2) / 2});
-  check_shape("rope", "sin", sin.extents(), {x.extent(0), x.extent(2) / 2});
-  check_shape("rope", "y", y.extents(), {x.extent(0), x.extent(1), x.extent(2)});
+  check_view("rope", "x", x, {x.extent(0), x.extent(1), x.extent(2)});
+  check_view("rope", "cos", cos, {x.extent(0), x.extent(2) / 2});
+  check_view("rope", "sin", sin, {x.extent(0), x.extent(2) / 2});
+  check_view("rope", "y", y, {x.extent(0), x.extent(1), x.extent(2)});
   rope_impl(be, x, cos, sin, pairing, y);
 }
 
@@ -3377,7 +3427,7 @@ template <backend Backend>
 void group_by_expert(Backend& be, view<const std::int32_t, 2> indices, view<std::int32_t, 1> offsets,
                      view<std::int32_t, 1> slots) {
   check(offsets.extent(0) > 0, "group_by_expert", "offsets: expected shape [experts + 1]");
-  check_shape("group_by_expert", "slots", slots.extents(), {indices.size()});
+  check_view("group_by_expert", "slots", slots, {indices.size()});
   const std::size_t experts = offsets.extent(0) - 1;
   for (std::size_t t = 0; t < indices.extent(0); ++t) {
     for (std::size_t k = 0; k < indices.extent(1); ++k) {
@@ -3544,12 +3594,14 @@ void grouped_ffn(Backend& be, view<const float, 2> x, view<const std::int32_t, 2
                  std::span<const ffn_weights> experts, view<float, 2> y, output mode = output::overwrite) {
   check(!experts.empty(), "grouped_ffn", "experts: must not be empty");
   const std::size_t tokens = x.extent(0), hidden = x.extent(1), intermediate = out_features(experts[0].gate);
-  check_shape("grouped_ffn", "indices", indices.extents(), {tokens, indices.extent(1)});
-  check_shape("grouped_ffn", "weights", weights.extents(), {tokens, indices.extent(1)});
-  check_shape("grouped_ffn", "y", y.extents(), {tokens, hidden});
+  check_view("grouped_ffn", "x", x, {tokens, hidden});
+  check_view("grouped_ffn", "indices", indices, {tokens, indices.extent(1)});
+  check_view("grouped_ffn", "weights", weights, {tokens, indices.extent(1)});
+  check_view("grouped_ffn", "y", y, {tokens, hidden});
   const auto check_matrix = [](const char* name, const weight& w, std::size_t out, std::size_t in) {
     const std::size_t shape[] = {out_features(w), in_features(w)};
     check_shape("grouped_ffn", name, shape, {out, in});
+    check_rows("grouped_ffn", name, w);
   };
   for (const ffn_weights& expert : experts) {
     check_matrix("gate", expert.gate, intermediate, hidden);
@@ -3943,9 +3995,10 @@ template <backend Backend>
 void route(Backend& be, const router_config& config, view<const float, 2> logits, view<const float, 1> bias,
            view<std::int32_t, 2> indices, view<float, 2> weights) {
   check_router(config, logits.extent(1));
-  if (!bias.empty()) check_shape("route", "bias", bias.extents(), {logits.extent(1)});
-  check_shape("route", "indices", indices.extents(), {logits.extent(0), config.num_experts_per_tok});
-  check_shape("route", "weights", weights.extents(), {logits.extent(0), config.num_experts_per_tok});
+  if (!bias.empty()) check_view("route", "bias", bias, {logits.extent(1)});
+  check_view("route", "logits", logits, {logits.extent(0), logits.extent(1)});
+  check_view("route", "indices", indices, {logits.extent(0), config.num_experts_per_tok});
+  check_view("route", "weights", weights, {logits.extent(0), config.num_experts_per_tok});
   route_impl(be, config, logits, bias, indices, weights);
 }
 
@@ -4082,7 +4135,8 @@ MOTE_BEGIN_NAMESPACE
 
 template <backend Backend>
 void embedding(Backend& be, std::span<const std::int32_t> ids, const weight& table, view<float, 2> y) {
-  check_shape("embedding", "y", y.extents(), {ids.size(), in_features(table)});
+  check_view("embedding", "y", y, {ids.size(), in_features(table)});
+  check_rows("embedding", "table", table);
   for (const std::int32_t id : ids) {
     if (id < 0 || static_cast<std::size_t>(id) >= out_features(table)) {
       raise<shape_error>("embedding: ids: token id " + std::to_string(id) + " is outside [0, " +
@@ -4696,7 +4750,8 @@ MOTE_BEGIN_NAMESPACE
 
 template <backend Backend>
 void softmax(Backend& be, view<const float, 2> x, view<float, 2> y) {
-  check_shape("softmax", "y", y.extents(), {x.extent(0), x.extent(1)});
+  check_view("softmax", "x", x, {x.extent(0), x.extent(1)});
+  check_view("softmax", "y", y, {x.extent(0), x.extent(1)});
   softmax_impl(be, x, y);
 }
 

@@ -1794,14 +1794,14 @@ MOTE_BEGIN_NAMESPACE
 struct added_token {
   std::string content;
   std::int32_t id = 0;
-  bool special = false, single_word = false, lstrip = false, rstrip = false;
+  bool special = false, normalized = false, single_word = false, lstrip = false, rstrip = false;
 };
 
 class added_tokens {
  public:
-  struct match {
-    std::size_t begin, end;  // with the white space that lstrip and rstrip take
-    const added_token* token;
+  struct part {
+    std::size_t begin, end;    // with the white space that lstrip and rstrip take
+    const added_token* token;  // none: ordinary text
   };
 
   added_tokens() = default;
@@ -1816,6 +1816,7 @@ class added_tokens {
       token.content = t.string("content");
       token.id = static_cast<std::int32_t>(t.integer("id", 0, std::numeric_limits<std::int32_t>::max()));
       token.special = t.boolean_or("special", false);
+      token.normalized = t.boolean_or("normalized", !token.special);
       token.single_word = t.boolean_or("single_word", false);
       token.lstrip = t.boolean_or("lstrip", false);
       token.rstrip = t.boolean_or("rstrip", false);
@@ -1835,26 +1836,57 @@ class added_tokens {
 
   const std::vector<added_token>& tokens() const { return tokens_; }
 
-  // The leftmost, then longest, token at or after `from`; white space is not taken from before `from`.
-  std::optional<match> find(std::string_view text, std::size_t from) const {
-    if (tokens_.empty()) return std::nullopt;
-    for (std::size_t i = from; i < text.size(); ++i) {
-      const auto list = by_first_byte_.find(static_cast<unsigned char>(text[i]));
-      if (list == by_first_byte_.end()) continue;
-      for (const std::size_t t : list->second) {
-        const added_token& token = tokens_[t];
-        if (text.substr(i, token.content.size()) != token.content) continue;
-        std::size_t begin = i, end = i + token.content.size();
-        if (token.single_word && (word_before(text, begin) || word_after(text, end))) break;
-        if (token.lstrip) begin = space_before(text, begin, from);
-        if (token.rstrip) end = space_after(text, end);
-        return match{begin, end, &token};
+  // The tokens in the text and what lies between them, in order. Tokens that are not `normalized` are looked for first,
+  // the others in what is left.
+  std::vector<part> split(std::string_view text) const {
+    std::vector<part> parts;
+    for (const part& p : cut(text, false)) {
+      if (p.token != nullptr) {
+        parts.push_back(p);
+        continue;
+      }
+      for (const part& q : cut(text.substr(p.begin, p.end - p.begin), true)) {
+        parts.push_back({p.begin + q.begin, p.begin + q.end, q.token});
       }
     }
-    return std::nullopt;
+    return parts;
   }
 
  private:
+  // Leftmost, then longest. The search goes on right behind a token, also where the token was refused for not being a word
+  // of its own or has taken white space that begins the next one.
+  std::vector<part> cut(std::string_view text, bool normalized) const {
+    std::vector<part> parts;
+    std::size_t done = 0;
+    for (std::size_t i = 0; i < text.size();) {
+      const added_token* token = longest_at(text, i, normalized);
+      if (token == nullptr) {
+        ++i;
+        continue;
+      }
+      std::size_t begin = i, end = i + token->content.size();
+      i = end;
+      if (token->single_word && (word_before(text, begin) || word_after(text, end))) continue;
+      if (token->lstrip) begin = std::max(space_before(text, begin), done);
+      if (token->rstrip) end = space_after(text, end);
+      if (done < begin) parts.push_back({done, begin, nullptr});
+      parts.push_back({begin, end, token});
+      done = end;
+    }
+    if (done < text.size()) parts.push_back({done, text.size(), nullptr});
+    return parts;
+  }
+
+  const added_token* longest_at(std::string_view text, std::size_t i, bool normalized) const {
+    const auto list = by_first_byte_.find(static_cast<unsigned char>(text[i]));
+    if (list == by_first_byte_.end()) return nullptr;
+    for (const std::size_t t : list->second) {
+      const added_token& token = tokens_[t];
+      if (token.normalized == normalized && text.substr(i, token.content.size()) == token.content) return &token;
+    }
+    return nullptr;
+  }
+
   static std::string_view character_before(std::string_view text, std::size_t end) {
     std::size_t begin = end;
     while (begin > 0 && detail::is_continuation(text[begin - 1]) && end - begin < 3) --begin;
@@ -1874,11 +1906,9 @@ class added_tokens {
     const auto c = character_at(text, i);
     return !c.empty() && word_.find(c, 0).has_value();
   }
-  std::size_t space_before(std::string_view text, std::size_t i, std::size_t from) const {
-    for (auto c = character_before(text, i); !c.empty() && i - c.size() >= from && space_.find(c, 0);
-         c = character_before(text, i)) {
+  std::size_t space_before(std::string_view text, std::size_t i) const {
+    for (auto c = character_before(text, i); !c.empty() && space_.find(c, 0); c = character_before(text, i))
       i -= c.size();
-    }
     return i;
   }
   std::size_t space_after(std::string_view text, std::size_t i) const {
@@ -2293,13 +2323,13 @@ class tokenizer {
   std::vector<std::int32_t> encode(std::string_view text, bool special = true) const {
     std::vector<std::int32_t> ids;
     if (special) ids = prefix_;
-    std::size_t done = 0;
-    while (const auto match = added_.find(text, done)) {
-      encode_ordinary(text.substr(done, match->begin - done), ids);
-      ids.push_back(match->token->id);
-      done = match->end;
+    for (const auto& part : added_.split(text)) {
+      if (part.token != nullptr) {
+        ids.push_back(part.token->id);
+      } else {
+        encode_ordinary(text.substr(part.begin, part.end - part.begin), ids);
+      }
     }
-    encode_ordinary(text.substr(done), ids);
     if (special) ids.insert(ids.end(), suffix_.begin(), suffix_.end());
     return ids;
   }

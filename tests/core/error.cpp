@@ -83,3 +83,12 @@ TEST_CASE("cpu: this machine runs what this file was compiled for") {
 #endif
   CHECK_FALSE(mote::cpu_runs("no such set"));
 }
+
+TEST_CASE("check_view: a last dimension with gaps is refused") {
+  float data[12] = {};
+  const mote::view<float, 2> rows(data, {3, 2}, {4, 1}), columns(data, {2, 3}, {1, 4}), one(data, {3, 1}, {4, 4});
+  CHECK_NOTHROW(mote::check_view("op", "x", rows, {3, 2}));
+  CHECK_NOTHROW(mote::check_view("op", "x", one, {3, 1}));
+  CHECK_THROWS_WITH(mote::check_view("op", "x", columns, {2, 3}), contains("op: x") && contains("stride of 4"));
+  CHECK_THROWS_WITH(mote::check_view("op", "x", rows, {2, 3}), contains("[2, 3]") && contains("[3, 2]"));
+}

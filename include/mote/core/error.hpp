@@ -72,6 +72,18 @@ inline void check_shape(std::string_view op, std::string_view argument, std::spa
   }
 }
 
+// The same for a view, whose last dimension must be contiguous as well: kernels read its rows by pointer.
+template <class View>
+void check_view(std::string_view op, std::string_view argument, const View& v,
+                std::initializer_list<std::size_t> expected) {
+  check_shape(op, argument, v.extents(), expected);
+  constexpr std::size_t last = View::rank - 1;
+  if (v.stride(last) != 1 && v.extent(last) > 1) {
+    raise<shape_error>(std::string(op) + ": " + std::string(argument) +
+                       ": expected a contiguous last dimension, got a stride of " + std::to_string(v.stride(last)));
+  }
+}
+
 // Throws shape_error "op: message" unless `condition` holds.
 inline void check(bool condition, std::string_view op, std::string_view message) {
   if (!condition) raise<shape_error>(std::string(op) + ": " + std::string(message));

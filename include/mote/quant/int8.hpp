@@ -29,9 +29,9 @@ inline float quantize_int8_row(const float* x, std::size_t n, std::int8_t* codes
 // w [out, in] to codes [out, in], scale [out] and sum [out]. Throws shape_error when the shapes differ.
 inline void quantize_int8(view<const float, 2> w, view<std::int8_t, 2> codes, view<float, 1> scale,
                           view<std::int32_t, 1> sum) {
-  check_shape("quantize_int8", "codes", codes.extents(), {w.extent(0), w.extent(1)});
-  check_shape("quantize_int8", "scale", scale.extents(), {w.extent(0)});
-  check_shape("quantize_int8", "sum", sum.extents(), {w.extent(0)});
+  check_view("quantize_int8", "codes", codes, {w.extent(0), w.extent(1)});
+  check_view("quantize_int8", "scale", scale, {w.extent(0)});
+  check_view("quantize_int8", "sum", sum, {w.extent(0)});
   for (std::size_t n = 0; n < w.extent(0); ++n) {
     scale(n) = quantize_int8_row(w.row(n), w.extent(1), codes.row(n), sum(n));
   }

@@ -5,9 +5,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string_view>
 #include <type_traits>
 #include <variant>
 
+#include "../core/error.hpp"
 #include "../core/types.hpp"
 #include "../core/view.hpp"
 
@@ -54,6 +56,21 @@ inline std::size_t out_features(const weight& w) {
 inline std::size_t in_features(const weight& w) {
   return std::visit([](const auto& m) { return in_features(m); }, w);
 }
+// Throws shape_error unless the matrix's rows are contiguous.
+inline void check_rows(std::string_view op, std::string_view argument, const weight& w) {
+  std::visit(
+      [&](const auto& m) {
+        if constexpr (std::is_same_v<std::remove_cvref_t<decltype(m)>, int8_matrix>) {
+          check_view(op, argument, m.codes, {m.codes.extent(0), m.codes.extent(1)});
+          check_view(op, argument, m.scale, {m.codes.extent(0)});
+          check_view(op, argument, m.sum, {m.codes.extent(0)});
+        } else {
+          check_view(op, argument, m, {m.extent(0), m.extent(1)});
+        }
+      },
+      w);
+}
+
 // Bytes that one pass over the matrix reads.
 inline std::size_t bytes(const weight& w) {
   return std::visit(

@@ -77,11 +77,13 @@ class thread_pool {
     count_ = count;
     grain_ = grain;
     next_.store(0, std::memory_order_relaxed);
-    running_.store(workers_.size(), std::memory_order_relaxed);
+    job_.store(open, std::memory_order_release);
     publish();
     run();
-    for (std::size_t left = running_.load(std::memory_order_acquire); left != 0;) {
-      left = detail::wait_for_change(running_, left);
+    // Nothing is left to take: close the job and wait for those still at work. A worker that has not come yet, because the
+    // machine is busy with something else, is not waited for.
+    for (std::size_t left = job_.fetch_and(~open, std::memory_order_acq_rel) & ~open; left != 0;) {
+      left = detail::wait_for_change(job_, left);
     }
   }
 
@@ -112,17 +114,30 @@ class thread_pool {
     for (std::uint32_t seen = 0;;) {
       seen = detail::wait_for_change(generation_, seen);
       if (stop_.load(std::memory_order_relaxed)) return;
+      if (!enter()) continue;
       run();
-      if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) running_.notify_one();
+      if (job_.fetch_sub(1, std::memory_order_acq_rel) == 1) job_.notify_one();
     }
   }
+
+  // Joins the open job, if there is one.
+  bool enter() {
+    std::size_t state = job_.load(std::memory_order_relaxed);
+    while ((state & open) != 0) {
+      if (job_.compare_exchange_weak(state, state + 1, std::memory_order_acquire, std::memory_order_relaxed))
+        return true;
+    }
+    return false;
+  }
+
+  static constexpr std::size_t open = ~(~std::size_t{0} >> 1);  // of job_: whether workers may join
 
   std::vector<std::thread> workers_;
   void* context_ = nullptr;
   void (*call_)(void*, std::size_t, std::size_t) = nullptr;
   std::size_t count_ = 0, grain_ = 1;
   alignas(64) std::atomic<std::size_t> next_{0};
-  alignas(64) std::atomic<std::size_t> running_{0};
+  alignas(64) std::atomic<std::size_t> job_{0};  // `open` and the number of workers at work
   alignas(64) std::atomic<std::uint32_t> generation_{0};
   std::atomic<bool> stop_{false};
 };

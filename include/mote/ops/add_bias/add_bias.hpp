@@ -12,7 +12,8 @@ MOTE_BEGIN_NAMESPACE
 
 template <backend Backend>
 void add_bias(Backend& be, view<const float, 1> bias, view<float, 2> y) {
-  check_shape("add_bias", "bias", bias.extents(), {y.extent(1)});
+  check_view("add_bias", "bias", bias, {y.extent(1)});
+  check_view("add_bias", "y", y, {y.extent(0), y.extent(1)});
   add_bias_impl(be, bias, y);
 }
 

@@ -17,10 +17,11 @@ MOTE_BEGIN_NAMESPACE
 
 template <backend Backend>
 void batched_matmul(Backend& be, view<const float, 3> x, const weight& w, view<float, 3> y) {
-  check_shape("batched_matmul", "x", x.extents(), {x.extent(0), x.extent(1), in_features(w)});
+  check_view("batched_matmul", "x", x, {x.extent(0), x.extent(1), in_features(w)});
+  check_rows("batched_matmul", "w", w);
   check(x.extent(0) != 0 && out_features(w) % x.extent(0) == 0, "batched_matmul",
         "w: its rows must be a multiple of the batch");
-  check_shape("batched_matmul", "y", y.extents(), {x.extent(0), x.extent(1), out_features(w) / x.extent(0)});
+  check_view("batched_matmul", "y", y, {x.extent(0), x.extent(1), out_features(w) / x.extent(0)});
   std::visit([&](const auto& matrix) { batched_matmul_impl(be, x, matrix, y); }, w);
 }
 

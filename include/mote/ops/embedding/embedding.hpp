@@ -18,7 +18,8 @@ MOTE_BEGIN_NAMESPACE
 
 template <backend Backend>
 void embedding(Backend& be, std::span<const std::int32_t> ids, const weight& table, view<float, 2> y) {
-  check_shape("embedding", "y", y.extents(), {ids.size(), in_features(table)});
+  check_view("embedding", "y", y, {ids.size(), in_features(table)});
+  check_rows("embedding", "table", table);
   for (const std::int32_t id : ids) {
     if (id < 0 || static_cast<std::size_t>(id) >= out_features(table)) {
       raise<shape_error>("embedding: ids: token id " + std::to_string(id) + " is outside [0, " +

@@ -19,7 +19,7 @@ template <backend Backend>
 void group_by_expert(Backend& be, view<const std::int32_t, 2> indices, view<std::int32_t, 1> offsets,
                      view<std::int32_t, 1> slots) {
   check(offsets.extent(0) > 0, "group_by_expert", "offsets: expected shape [experts + 1]");
-  check_shape("group_by_expert", "slots", slots.extents(), {indices.size()});
+  check_view("group_by_expert", "slots", slots, {indices.size()});
   const std::size_t experts = offsets.extent(0) - 1;
   for (std::size_t t = 0; t < indices.extent(0); ++t) {
     for (std::size_t k = 0; k < indices.extent(1); ++k) {

@@ -27,12 +27,14 @@ void grouped_ffn(Backend& be, view<const float, 2> x, view<const std::int32_t, 2
                  std::span<const ffn_weights> experts, view<float, 2> y, output mode = output::overwrite) {
   check(!experts.empty(), "grouped_ffn", "experts: must not be empty");
   const std::size_t tokens = x.extent(0), hidden = x.extent(1), intermediate = out_features(experts[0].gate);
-  check_shape("grouped_ffn", "indices", indices.extents(), {tokens, indices.extent(1)});
-  check_shape("grouped_ffn", "weights", weights.extents(), {tokens, indices.extent(1)});
-  check_shape("grouped_ffn", "y", y.extents(), {tokens, hidden});
+  check_view("grouped_ffn", "x", x, {tokens, hidden});
+  check_view("grouped_ffn", "indices", indices, {tokens, indices.extent(1)});
+  check_view("grouped_ffn", "weights", weights, {tokens, indices.extent(1)});
+  check_view("grouped_ffn", "y", y, {tokens, hidden});
   const auto check_matrix = [](const char* name, const weight& w, std::size_t out, std::size_t in) {
     const std::size_t shape[] = {out_features(w), in_features(w)};
     check_shape("grouped_ffn", name, shape, {out, in});
+    check_rows("grouped_ffn", name, w);
   };
   for (const ffn_weights& expert : experts) {
     check_matrix("gate", expert.gate, intermediate, hidden);

@@ -22,8 +22,9 @@ MOTE_BEGIN_NAMESPACE
 
 template <backend Backend>
 void matmul(Backend& be, view<const float, 2> x, const weight& w, view<float, 2> y, output mode = output::overwrite) {
-  check_shape("matmul", "x", x.extents(), {x.extent(0), in_features(w)});
-  check_shape("matmul", "y", y.extents(), {x.extent(0), out_features(w)});
+  check_view("matmul", "x", x, {x.extent(0), in_features(w)});
+  check_rows("matmul", "w", w);
+  check_view("matmul", "y", y, {x.extent(0), out_features(w)});
   std::visit([&](const auto& matrix) { matmul_impl(be, x, matrix, y, mode); }, w);
 }
 

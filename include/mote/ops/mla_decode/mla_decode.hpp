@@ -24,8 +24,9 @@ template <backend Backend>
 void mla_decode(Backend& be, view<const float, 3> q_latent, view<const float, 3> q_rope,
                 std::span<const paged_rows<const float>> context, float scale, view<float, 3> y) {
   const std::size_t tokens = q_latent.extent(0), heads = q_latent.extent(1), rank = q_latent.extent(2);
-  check_shape("mla_decode", "q_rope", q_rope.extents(), {tokens, heads, q_rope.extent(2)});
-  check_shape("mla_decode", "y", y.extents(), {tokens, heads, rank});
+  check_view("mla_decode", "q_latent", q_latent, {tokens, heads, rank});
+  check_view("mla_decode", "q_rope", q_rope, {tokens, heads, q_rope.extent(2)});
+  check_view("mla_decode", "y", y, {tokens, heads, rank});
   check(context.size() == tokens, "mla_decode", "context: expected one entry for each token");
   for (const auto& rows : context) {
     check(rows.width() == rank + q_rope.extent(2), "mla_decode", "context: width must be kv_lora_rank + rope dim");

@@ -21,11 +21,12 @@ template <backend Backend>
 void mla_prefill(Backend& be, view<const float, 3> q_nope, view<const float, 3> q_rope, view<const float, 3> k_nope,
                  view<const float, 2> k_rope, view<const float, 3> v, float scale, view<float, 3> y) {
   const std::size_t tokens = q_nope.extent(0), heads = q_nope.extent(1), context = k_nope.extent(0);
-  check_shape("mla_prefill", "q_rope", q_rope.extents(), {tokens, heads, q_rope.extent(2)});
-  check_shape("mla_prefill", "k_nope", k_nope.extents(), {context, heads, q_nope.extent(2)});
-  check_shape("mla_prefill", "k_rope", k_rope.extents(), {context, q_rope.extent(2)});
-  check_shape("mla_prefill", "v", v.extents(), {context, heads, v.extent(2)});
-  check_shape("mla_prefill", "y", y.extents(), {tokens, heads, v.extent(2)});
+  check_view("mla_prefill", "q_nope", q_nope, {tokens, heads, q_nope.extent(2)});
+  check_view("mla_prefill", "q_rope", q_rope, {tokens, heads, q_rope.extent(2)});
+  check_view("mla_prefill", "k_nope", k_nope, {context, heads, q_nope.extent(2)});
+  check_view("mla_prefill", "k_rope", k_rope, {context, q_rope.extent(2)});
+  check_view("mla_prefill", "v", v, {context, heads, v.extent(2)});
+  check_view("mla_prefill", "y", y, {tokens, heads, v.extent(2)});
   check(context >= tokens, "mla_prefill", "k_nope: the context must hold at least the tokens");
   mla_prefill_impl(be, q_nope, q_rope, k_nope, k_rope, v, scale, y);
 }

@@ -13,7 +13,7 @@ MOTE_BEGIN_NAMESPACE
 
 template <backend Backend>
 void paged_load(Backend& be, const paged_rows<const float>& cache, std::size_t column, view<float, 2> y) {
-  check_shape("paged_load", "y", y.extents(), {cache.length, y.extent(1)});
+  check_view("paged_load", "y", y, {cache.length, y.extent(1)});
   check_pages("paged_load", "cache", cache);
   check(column <= cache.width() && y.extent(1) <= cache.width() - column, "paged_load",
         "cache: too few columns for y at `column`");

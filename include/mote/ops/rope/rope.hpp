@@ -25,8 +25,8 @@ MOTE_BEGIN_NAMESPACE
 template <backend Backend>
 void rope_table(Backend& be, std::span<const std::int32_t> positions, std::span<const float> inv_freq,
                 float attention_factor, view<float, 2> cos, view<float, 2> sin) {
-  check_shape("rope_table", "cos", cos.extents(), {positions.size(), inv_freq.size()});
-  check_shape("rope_table", "sin", sin.extents(), {positions.size(), inv_freq.size()});
+  check_view("rope_table", "cos", cos, {positions.size(), inv_freq.size()});
+  check_view("rope_table", "sin", sin, {positions.size(), inv_freq.size()});
   rope_table_impl(be, positions, inv_freq, attention_factor, cos, sin);
 }
 
@@ -34,9 +34,10 @@ template <backend Backend>
 void rope(Backend& be, view<const float, 3> x, view<const float, 2> cos, view<const float, 2> sin, rope_pairing pairing,
           view<float, 3> y) {
   check(x.extent(2) % 2 == 0, "rope", "x: the last dimension must be even");
-  check_shape("rope", "cos", cos.extents(), {x.extent(0), x.extent(2) / 2});
-  check_shape("rope", "sin", sin.extents(), {x.extent(0), x.extent(2) / 2});
-  check_shape("rope", "y", y.extents(), {x.extent(0), x.extent(1), x.extent(2)});
+  check_view("rope", "x", x, {x.extent(0), x.extent(1), x.extent(2)});
+  check_view("rope", "cos", cos, {x.extent(0), x.extent(2) / 2});
+  check_view("rope", "sin", sin, {x.extent(0), x.extent(2) / 2});
+  check_view("rope", "y", y, {x.extent(0), x.extent(1), x.extent(2)});
   rope_impl(be, x, cos, sin, pairing, y);
 }
 

@@ -29,9 +29,10 @@ template <backend Backend>
 void route(Backend& be, const router_config& config, view<const float, 2> logits, view<const float, 1> bias,
            view<std::int32_t, 2> indices, view<float, 2> weights) {
   check_router(config, logits.extent(1));
-  if (!bias.empty()) check_shape("route", "bias", bias.extents(), {logits.extent(1)});
-  check_shape("route", "indices", indices.extents(), {logits.extent(0), config.num_experts_per_tok});
-  check_shape("route", "weights", weights.extents(), {logits.extent(0), config.num_experts_per_tok});
+  if (!bias.empty()) check_view("route", "bias", bias, {logits.extent(1)});
+  check_view("route", "logits", logits, {logits.extent(0), logits.extent(1)});
+  check_view("route", "indices", indices, {logits.extent(0), config.num_experts_per_tok});
+  check_view("route", "weights", weights, {logits.extent(0), config.num_experts_per_tok});
   route_impl(be, config, logits, bias, indices, weights);
 }
 

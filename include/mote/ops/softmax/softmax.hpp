@@ -14,7 +14,8 @@ MOTE_BEGIN_NAMESPACE
 
 template <backend Backend>
 void softmax(Backend& be, view<const float, 2> x, view<float, 2> y) {
-  check_shape("softmax", "y", y.extents(), {x.extent(0), x.extent(1)});
+  check_view("softmax", "x", x, {x.extent(0), x.extent(1)});
+  check_view("softmax", "y", y, {x.extent(0), x.extent(1)});
   softmax_impl(be, x, y);
 }
 

@@ -15,8 +15,9 @@ MOTE_BEGIN_NAMESPACE
 
 template <backend Backend>
 void swiglu(Backend& be, view<const float, 2> gate, view<const float, 2> up, view<float, 2> y) {
-  check_shape("swiglu", "up", up.extents(), {gate.extent(0), gate.extent(1)});
-  check_shape("swiglu", "y", y.extents(), {gate.extent(0), gate.extent(1)});
+  check_view("swiglu", "gate", gate, {gate.extent(0), gate.extent(1)});
+  check_view("swiglu", "up", up, {gate.extent(0), gate.extent(1)});
+  check_view("swiglu", "y", y, {gate.extent(0), gate.extent(1)});
   swiglu_impl(be, gate, up, y);
 }
 
