@@ -8,7 +8,7 @@ namespace {
 void batched_matmul(benchmark::State& state, bench::format f) {
   const auto tokens = static_cast<std::size_t>(state.range(0));
   const std::size_t heads = 16, out = 512, in = 128;
-  const auto all = bench::rotated_weights(f, heads * out, in);
+  const auto& all = bench::rotated_weights(f, heads * out, in);
   const auto x = bench::random_floats(heads * tokens * in);
   mote::buffer<float> y(heads * tokens * out), want(y.size());
   const auto rows = x.as(heads, tokens, in);

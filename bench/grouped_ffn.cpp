@@ -10,16 +10,27 @@ namespace {
 // The routed experts of DeepSeek-V2-Lite: 64, of which a token takes 6.
 constexpr std::size_t experts = 64, top_k = 6, hidden = 2048, intermediate = 1408;
 
-void grouped_ffn(benchmark::State& state, bench::format f, std::size_t tokens, std::size_t threads,
-                 const std::string& peer) {
-  std::vector<bench::random_weight> owned;
-  std::vector<mote::ffn_weights> all;
+// Kept from call to call, as a benchmark's function is called several times.
+const std::vector<mote::ffn_weights>& expert_weights(bench::format f) {
+  static bench::format made;
+  static std::vector<bench::random_weight> owned;
+  static std::vector<mote::ffn_weights> all;
+  if (!all.empty() && made == f) return all;
+  all.clear();
+  owned.clear();
   owned.reserve(3 * experts);
   for (std::size_t e = 0; e < experts; ++e) {
     const auto matrix = [&](std::size_t out, std::size_t in) { return owned.emplace_back(f, out, in).get(); };
     const auto gate = matrix(intermediate, hidden), up = matrix(intermediate, hidden);
     all.push_back({gate, up, matrix(hidden, intermediate)});
   }
+  made = f;
+  return all;
+}
+
+void grouped_ffn(benchmark::State& state, bench::format f, std::size_t tokens, std::size_t threads,
+                 const std::string& peer) {
+  const auto& all = expert_weights(f);
   // Another routing in each turn, so that few tokens find their experts in memory and not in a cache.
   std::minstd_rand random(1);
   const std::size_t turns = 16;

@@ -33,7 +33,7 @@ double openblas_seconds(const product& p, const mote::buffer<float>& x, const st
 #endif
 
 void matmul(benchmark::State& state, const product& p, const std::string& peer) {
-  const auto all = bench::rotated_weights(p.format, p.out, p.in);
+  const auto& all = bench::rotated_weights(p.format, p.out, p.in);
   const auto x = bench::random_floats(p.tokens * p.in);
   const auto rows = x.as(p.tokens, p.in);
   mote::buffer<float> y(p.tokens * p.out), want(8);

@@ -1779,6 +1779,15 @@ batch<float, Arch> load_weights(const bf16* p) {
   }
 }
 
+#if defined(__AVX512F__)
+// 16 bf16 in a register's lower or upper half.
+template <class Arch>
+batch<float, Arch> widen_half(__m512i line, bool upper) {
+  const __m256i narrow = upper ? _mm512_extracti64x4_epi64(line, 1) : _mm512_castsi512_si256(line);
+  return batch<float, Arch>(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16)));
+}
+#endif
+
 // The last n < size elements of a row, zeros behind them; reads nothing past them.
 template <class Arch, class T>
 batch<float, Arch> load_tail(const T* p, std::size_t n) {
@@ -1832,18 +1841,44 @@ void dot_tile(const T* const* w, const float* const* x, std::size_t k, bool resu
   [[maybe_unused]] const std::ptrdiff_t ahead =
       (row[R - 1] - row[0]) / static_cast<std::ptrdiff_t>(R > 1 ? R - 1 : 1) * static_cast<std::ptrdiff_t>(R);
   const std::size_t whole = k / vector::size * vector::size;
-  for (std::size_t i = 0; i < whole; i += vector::size) {
-    vector weights[R];
-    unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
-      weights[r] = load_weights<Arch>(row[r] + i);
-      if constexpr (Fetch && R > 1) __builtin_prefetch(row[r] + static_cast<std::ptrdiff_t>(i) + ahead, 0, 2);
-    });
+  const auto fetch = [&](std::size_t r, std::size_t i) __attribute__((always_inline)) {
+    if constexpr (Fetch && R > 1) __builtin_prefetch(row[r] + static_cast<std::ptrdiff_t>(i) + ahead, 0, 2);
+  };
+  const auto multiply = [&](const vector* weights, std::size_t i) __attribute__((always_inline)) {
     unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
       vector values = vector::load_unaligned(token[c] + i);
       keep_in_register<Arch>(values);
       unroll<R>([&](std::size_t r)
                     __attribute__((always_inline)) { acc[r][c] = fused_multiply_add(weights[r], values, acc[r][c]); });
     });
+  };
+  std::size_t i = 0;
+#if defined(__AVX512F__)
+  // Memory is faster at loads of whole lines: g++ 12, one token: 79 to 87 % of the read bandwidth, 72 to 79 % without.
+  if constexpr (Fetch && C <= 2 && std::is_same_v<T, bf16> && vector::size == 16) {
+    for (; i + 32 <= whole; i += 32) {
+      __m512i lines[R];
+      unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+        lines[r] = _mm512_loadu_si512(row[r] + i);
+        asm("" : "+v"(lines[r]));  // or else the compiler loads the halves
+        fetch(r, i);
+      });
+      unroll<2>([&](std::size_t half) __attribute__((always_inline)) {
+        vector weights[R];
+        unroll<R>([&](std::size_t r)
+                      __attribute__((always_inline)) { weights[r] = widen_half<Arch>(lines[r], half == 1); });
+        multiply(weights, i + half * vector::size);
+      });
+    }
+  }
+#endif
+  for (; i < whole; i += vector::size) {
+    vector weights[R];
+    unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+      weights[r] = load_weights<Arch>(row[r] + i);
+      fetch(r, i);
+    });
+    multiply(weights, i);
   }
   if (whole != k) {
     unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
