@@ -13,6 +13,7 @@
 #include <fstream>
 #include <random>
 #include <string>
+#include <utility>
 
 #include <mote/core/buffer.hpp>
 #include <mote/core/simd.hpp>
@@ -66,27 +67,30 @@ inline double update_bandwidth() {
   return measured;
 }
 
+// `steps` multiply-adds in each of several independent chains. Not inlined, and no lambda: every sum stays in a register.
+template <std::size_t... Chain>
+[[gnu::noinline]] float multiply_add_chains(int steps, std::index_sequence<Chain...>) {
+  using vector = mote::batch<float, mote::default_arch>;
+  const vector a(0.5f), b(0.25f);
+  vector sums[] = {vector(static_cast<float>(Chain))...};
+  for (int i = 0; i < steps; ++i) {
+    ((sums[Chain] = mote::fused_multiply_add(sums[Chain], a, b),
+      mote::detail::keep_in_register<mote::default_arch>(sums[Chain])),
+     ...);
+  }
+  return mote::sum<mote::default_arch>((sums[Chain] + ...));
+}
+
 // float32 operations a second of independent multiply-adds on one thread.
 inline double fma_rate() {
   static const double measured = [] {
-    using vector = mote::batch<float, mote::default_arch>;
-    constexpr int steps = 100000, chains = 12;
+    constexpr int steps = 100000;
+    constexpr std::size_t chains = 12;
     const double seconds = shortest(50, [&] {
-      vector sums[chains];
-      mote::detail::unroll<chains>([&](std::size_t c) __attribute__((always_inline)) { sums[c] = vector(1.0f); });
-      const vector a(0.5f), b(0.25f);
-      for (int i = 0; i < steps; ++i) {
-        mote::detail::unroll<chains>([&](std::size_t c) __attribute__((always_inline)) {
-          sums[c] = mote::fused_multiply_add(sums[c], a, b);
-          mote::detail::keep_in_register<mote::default_arch>(sums[c]);
-        });
-      }
-      vector all(0.0f);
-      mote::detail::unroll<chains>([&](std::size_t c) __attribute__((always_inline)) { all += sums[c]; });
-      float total = mote::sum<mote::default_arch>(all);
+      float total = multiply_add_chains(steps, std::make_index_sequence<chains>{});
       benchmark::DoNotOptimize(total);
     });
-    return 2.0 * steps * chains * vector::size / seconds;
+    return 2.0 * steps * static_cast<double>(chains * mote::batch<float, mote::default_arch>::size) / seconds;
   }();
   return measured;
 }
