@@ -18,11 +18,18 @@ void mla_decode_one(benchmark::State& state) {
   std::vector<std::int32_t> table(length / page);
   std::iota(table.begin(), table.end(), 0);
   const mote::paged_rows<const float> context{cache.as(length / page, page, rank + rope), table, length};
+  mote::buffer<float> want(heads * rank);
   mote::simd<> be;
-  for (auto _ : state) {
-    mote::mla_decode(be, q.as(std::size_t{1}, heads, rank), r.as(std::size_t{1}, heads, rope), std::span(&context, 1),
-                     0.05f, y.as(std::size_t{1}, heads, rank));
-  }
+  mote::reference reference;
+  const auto decode = [&](auto& backend, mote::buffer<float>& out) {
+    mote::mla_decode(backend, q.as(std::size_t{1}, heads, rank), r.as(std::size_t{1}, heads, rope),
+                     std::span(&context, 1), 0.05f, out.as(std::size_t{1}, heads, rank));
+  };
+  decode(reference, want);
+  decode(be, y);
+  if (!bench::same(y.as(heads, rank), want.as(heads, rank)))
+    return state.SkipWithError("the result differs from the reference");
+  for (auto _ : state) decode(be, y);
   bench::of_fma_limit(state, 2.0 * static_cast<double>(heads * length * (2 * rank + rope)));
   bench::vs_peer(state, "mla_decode/" + std::to_string(heads) + "/" + std::to_string(length));
 }

@@ -20,10 +20,21 @@ void route_v3(benchmark::State& state) {
                                    .topk_group = 4,
                                    .norm_topk_prob = true,
                                    .routed_scaling_factor = 2.5f};
+  mote::buffer<std::int32_t> want_indices(tokens * 8);
+  mote::buffer<float> want(tokens * 8);
   mote::simd<> be;
-  for (auto _ : state) {
-    mote::route(be, config, logits.as(tokens, experts), bias.as(experts), indices.as(tokens, 8), weights.as(tokens, 8));
+  mote::reference reference;
+  const auto route = [&](auto& backend, mote::buffer<std::int32_t>& chosen, mote::buffer<float>& weight) {
+    mote::route(backend, config, logits.as(tokens, experts), bias.as(experts), chosen.as(tokens, 8),
+                weight.as(tokens, 8));
+  };
+  route(reference, want_indices, want);
+  route(be, indices, weights);
+  if (!std::equal(indices.begin(), indices.end(), want_indices.begin()) ||
+      !bench::same(weights.as(tokens, 8), want.as(tokens, 8))) {
+    return state.SkipWithError("the result differs from the reference");
   }
+  for (auto _ : state) route(be, indices, weights);
   bench::of_fma_limit(state, 2.0 * 20.0 * static_cast<double>(tokens * experts));
   bench::vs_peer(state, "route/v3/" + std::to_string(tokens));
 }

@@ -97,6 +97,8 @@ def measure():
         times[f"grouped_ffn/bf16/64x6/2048x1408/tokens:{tokens}"] = grouped_ffn(tokens)
     x, gain = torch.randn(512, 2048), torch.randn(2048)
     times["rms_norm/512x2048"] = shortest(lambda: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * gain)
+    gate, up = torch.randn(512, 1408), torch.randn(512, 1408)
+    times["swiglu/512x1408"] = shortest(lambda: torch.nn.functional.silu(gate) * up)
     scores = torch.randn(512, 256)
     times["softmax/512x256"] = shortest(lambda: scores.softmax(-1))
     return times

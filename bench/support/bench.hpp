@@ -1,4 +1,5 @@
-// What the op benchmarks share: limits measured in this run, peers, and data.
+// What the op benchmarks share: limits measured in this run, peers, data, and the check
+// that goes before the clock.
 //
 //   of_limit   the share of the limit that was reached: time at the limit / time taken
 //   vs_peer    the peer's time / time taken, where MOTE_PEERS_JSON names a file {"benchmark": seconds, …}
@@ -7,6 +8,7 @@
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdlib>
 #include <ctime>
@@ -15,6 +17,7 @@
 #include <string>
 #include <utility>
 
+#include <mote/core/backend.hpp>
 #include <mote/core/buffer.hpp>
 #include <mote/core/simd.hpp>
 #include <mote/ops/matmul/micro_kernel.hpp>
@@ -93,6 +96,16 @@ inline double fma_rate() {
     return 2.0 * steps * static_cast<double>(chains * mote::batch<float, mote::default_arch>::size) / seconds;
   }();
   return measured;
+}
+
+// Whether results are those of the reference, to rounding: asked before the clock starts.
+inline bool same(mote::view<const float, 2> got, mote::view<const float, 2> want) {
+  for (std::size_t t = 0; t < want.extent(0); ++t) {
+    for (std::size_t n = 0; n < want.extent(1); ++n) {
+      if (!(std::abs(got(t, n) - want(t, n)) <= 0.01f + 0.001f * std::abs(want(t, n)))) return false;
+    }
+  }
+  return true;
 }
 
 inline void set_ratio(benchmark::State& state, const char* counter, double seconds) {

@@ -1,5 +1,4 @@
-// What the benchmarks of matrix products share: random weights in every format, limits of several threads, and the check
-// that goes before the clock.
+// What the benchmarks of matrix products share: random weights in every format and the limits of several threads.
 #pragma once
 
 #include <algorithm>
@@ -141,16 +140,6 @@ inline void of_product_limit(benchmark::State& state, format f, std::size_t thre
                              double operations) {
   const double rate = static_cast<double>(threads) * (f == format::int8 ? int8_rate() : fma_rate());
   set_ratio(state, "of_limit", std::max(static_cast<double>(bytes) / read_bandwidth(threads), operations / rate));
-}
-
-// Whether the first and the last token's results are those of the reference, to rounding.
-inline bool same_product(mote::view<const float, 2> got, mote::view<const float, 2> want) {
-  for (std::size_t t = 0; t < want.extent(0); ++t) {
-    for (std::size_t n = 0; n < want.extent(1); ++n) {
-      if (!(std::abs(got(t, n) - want(t, n)) <= 0.01f + 0.001f * std::abs(want(t, n)))) return false;
-    }
-  }
-  return true;
 }
 
 }  // namespace bench

@@ -49,6 +49,26 @@ batch<float, Arch> exp_vector(const batch<float, Arch>& x) {
   return xsimd::select(x < vector(-87.3f), vector(0.0f), xsimd::select(x <= vector(88.72f), y, x * infinity));
 }
 
+// exp(x) for x <= 0, at about half the cost: what a softmax needs. The relative error is 2 ulp near 0 and grows with |x|
+// as that of rounding x does, to 4e-6 at -87.3; 0 below, NaN stays NaN. Other than NaN, positive x has no meaning.
+//
+// 2^t, t = x / ln 2: the polynomial has the least relative error for t - n in [-1/2, 1/2] with exp(0) = 1.
+template <class Arch>
+batch<float, Arch> exp_nonpositive(const batch<float, Arch>& x) {
+  using vector = batch<float, Arch>;
+  const vector t = x * vector(1.44269504088896341f);
+  const auto n = xsimd::nearbyint_as_int(t);
+  const vector f = t - xsimd::to_float(n);
+  vector p(0.0013264727f);
+  p = fused_multiply_add(p, f, vector(0.009671513f));
+  p = fused_multiply_add(p, f, vector(0.055507336f));
+  p = fused_multiply_add(p, f, vector(0.24022242f));
+  p = fused_multiply_add(p, f, vector(0.693147f));
+  p = fused_multiply_add(p, f, vector(1.0f));
+  const vector y = bits_as<float>(bits_as<std::int32_t>(p) + (n << 23));
+  return xsimd::select(t < vector(-126.0f), vector(0.0f), y);
+}
+
 // Bit i: whether lane i holds. xsimd 8 has no name for it, but AVX-512 keeps its comparisons in that form.
 template <class Arch>
 std::uint64_t lane_mask(const xsimd::batch_bool<float, Arch>& x) {
@@ -108,6 +128,10 @@ float largest(const batch<float, Arch>& x) {
 inline void prefetch(const float* p, std::size_t i) {
   if (i % 16 == 0) __builtin_prefetch(p + i);
 }
+
+// How many rows of n floats ahead to ask for while working on one: 16 KiB come in before they are used, and half of a
+// first-level cache of 32 KiB stays for the row itself.
+inline std::size_t rows_ahead(std::size_t n) { return 1 + 4096 / (n + 1); }
 
 // f(i, load, store) for every vector of a row of n elements: `load(p)` and `store(p, x)` move the lanes that exist at p,
 // which is the row's element i of any array; lanes past the row load as `fill`.

@@ -143,10 +143,10 @@ class attention_block {
       float* const s = scores_ + v * vector::size;
       vector maximum = maximum_[v];
       for (std::size_t c = 0; c < keys.count; ++c) maximum = xsimd::max(maximum, vector::load_aligned(s + c * lanes));
-      const vector growth = exp_vector<Arch>(maximum_[v] - maximum);
+      const vector growth = exp_nonpositive<Arch>(maximum_[v] - maximum);
       vector total = total_[v] * growth;
       for (std::size_t c = 0; c < keys.count; ++c) {
-        const vector p = exp_vector<Arch>(vector::load_aligned(s + c * lanes) - maximum);
+        const vector p = exp_nonpositive<Arch>(vector::load_aligned(s + c * lanes) - maximum);
         p.store_aligned(s + c * lanes);
         total += p;
       }

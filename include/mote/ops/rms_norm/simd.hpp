@@ -37,6 +37,7 @@ void rms_norm_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<const 
                    view<float, 2> y) noexcept {
   using vector = batch<float, Arch>;
   const std::size_t n = x.extent(1), grain = 1 + std::size_t{16384} / (n + 1);
+  const std::size_t ahead = detail::rows_ahead(n);
   const bool weighted = !gain.empty();
   be.parallel_for(x.extent(0), grain, [&](std::size_t begin, std::size_t end) {
     for (std::size_t t = begin; t < end; ++t) {
@@ -44,10 +45,10 @@ void rms_norm_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<const 
       float* out = y.row(t);
       const float squares = detail::sum_of_squares<Arch>(in, n);
       const vector scale(1.0f / std::sqrt(squares / static_cast<float>(n) + eps));
-      // This pass reads from the cache: the next row comes in meanwhile.
-      const float* next = in + (t + 1 < end ? x.stride(0) : 0);
+      // Both passes read from the cache: a later row comes in meanwhile.
+      const float* later = t + ahead < end ? x.row(t + ahead) : in;
       detail::for_each_vector<Arch>(n, [&](std::size_t i, auto load, auto store) {
-        detail::prefetch(next, i);
+        detail::prefetch(later, i);
         const vector v = load(in + i) * scale;
         store(out + i, weighted ? v * load(w + i) : v);
       });

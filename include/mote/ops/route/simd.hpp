@@ -131,7 +131,7 @@ class token_router {
     for_each_vector<Arch>(
         experts_,
         [&](std::size_t e, auto load, auto) {
-          const vector s = exp_vector<Arch>(load(logits + e) - shift);
+          const vector s = exp_nonpositive<Arch>(load(logits + e) - shift);
           s.store_unaligned(score + e);
           total += s;
         },

@@ -30,17 +30,18 @@ template <class Arch, class Executor>
 void softmax_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<float, 2> y) noexcept {
   using vector = batch<float, Arch>;
   const std::size_t n = x.extent(1), grain = 1 + std::size_t{8192} / (n + 1);
+  const std::size_t ahead = detail::rows_ahead(n);
   be.parallel_for(x.extent(0), grain, [&](std::size_t begin, std::size_t end) {
     for (std::size_t r = begin; r < end; ++r) {
       const float* in = x.row(r);
       float* out = y.row(r);
       const vector shift(detail::maximum<Arch>(in, n));
       vector total(0.0f);
-      // The first pass reads from memory, the others from the cache: the next row comes in meanwhile.
-      const float* next = in + (r + 1 < end ? x.stride(0) : 0);
+      // All passes read from the cache: a later row comes in meanwhile.
+      const float* later = r + ahead < end ? x.row(r + ahead) : in;
       const auto exponentiate = [&](std::size_t i, auto load, auto store) {
-        detail::prefetch(next, i);
-        const vector e = detail::exp_vector<Arch>(load(in + i) - shift);
+        detail::prefetch(later, i);
+        const vector e = detail::exp_nonpositive<Arch>(load(in + i) - shift);
         store(out + i, e);
         total += e;
       };
