@@ -13,15 +13,19 @@
 namespace {
 std::atomic<std::size_t> allocations{0};
 
-void* count_and_allocate(std::size_t size, std::size_t alignment) {
+void* count_and_try(std::size_t size, std::size_t alignment) noexcept {
   ++allocations;
   size = (size + alignment - 1) / alignment * alignment;
-  if (void* p = std::aligned_alloc(alignment, size == 0 ? alignment : size)) return p;
+  return std::aligned_alloc(alignment, size == 0 ? alignment : size);
+}
+
+void* count_and_allocate(std::size_t size, std::size_t alignment) {
+  if (void* p = count_and_try(size, alignment)) return p;
   throw std::bad_alloc();
 }
 }  // namespace
 
-// Every form of new of this program counts.
+// Every form of new of this program counts: a form left to the library would be freed by another's delete.
 void* operator new(std::size_t size) { return count_and_allocate(size, alignof(std::max_align_t)); }
 void* operator new[](std::size_t size) { return count_and_allocate(size, alignof(std::max_align_t)); }
 void* operator new(std::size_t size, std::align_val_t a) {
@@ -29,6 +33,18 @@ void* operator new(std::size_t size, std::align_val_t a) {
 }
 void* operator new[](std::size_t size, std::align_val_t a) {
   return count_and_allocate(size, static_cast<std::size_t>(a));
+}
+void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
+  return count_and_try(size, alignof(std::max_align_t));
+}
+void* operator new[](std::size_t size, const std::nothrow_t&) noexcept {
+  return count_and_try(size, alignof(std::max_align_t));
+}
+void* operator new(std::size_t size, std::align_val_t a, const std::nothrow_t&) noexcept {
+  return count_and_try(size, static_cast<std::size_t>(a));
+}
+void* operator new[](std::size_t size, std::align_val_t a, const std::nothrow_t&) noexcept {
+  return count_and_try(size, static_cast<std::size_t>(a));
 }
 void operator delete(void* p) noexcept { std::free(p); }
 void operator delete[](void* p) noexcept { std::free(p); }
