@@ -1,0 +1,50 @@
+// MXFP4 as GGUF stores it: 32 e2m1 numbers and a power of two, 17 bytes. value = e2m1(code) · 2^(e - 127).
+//
+//   encode: e - 127 = ⌊log2 amax⌋ - 2, at least -127; the nearest code, the first of two as near
+//
+// The safetensors layout of the same numbers is in quant/microscaling.hpp. Source: OCP Microscaling Formats v1.0.
+#pragma once
+
+#include "../format.hpp"
+#include "bits.hpp"
+
+MOTE_BEGIN_NAMESPACE
+
+struct mxfp4 {
+  static constexpr std::string_view name = "mxfp4";
+  static constexpr std::size_t block_size = 32, group_size = 32;
+  static constexpr int code_bits = 4;
+  // Twice the e2m1 number, so that it is an integer; the scale is halved instead.
+  static constexpr std::array<std::int8_t, 16> code_values = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+  using scale_type = float;
+
+  f8_e8m0 e;
+  std::uint8_t q[16];  // byte i: element i low, element i + 16 high
+
+  std::uint8_t code(std::size_t i) const { return detail::nibble(q, i); }
+  // 2^(e - 128); the smallest two are float32 subnormals.
+  float scale(std::size_t) const {
+    return detail::bit_cast<float>(e.bits < 2 ? 0x200000u << e.bits : static_cast<std::uint32_t>(e.bits - 1) << 23);
+  }
+
+  static mxfp4 encode(const float* x) {
+    mxfp4 block;
+    const std::uint8_t exponent = f8_e8m0(detail::largest_magnitude(x, block_size)).bits;
+    block.e = f8_e8m0::from_bits(exponent > 2 ? static_cast<std::uint8_t>(exponent - 2) : std::uint8_t{0});
+    const float unit = block.scale(0);
+    std::uint8_t codes[block_size];
+    for (std::size_t i = 0; i < block_size; ++i) {
+      const float magnitude = std::fabs(x[i]);
+      int code = 0;
+      for (const float middle : {0.5f, 1.5f, 2.5f, 3.5f, 5.0f, 7.0f, 10.0f}) code += magnitude > middle * unit ? 1 : 0;
+      codes[i] = static_cast<std::uint8_t>(code + (x[i] < 0.0f && code > 0 ? 8 : 0));
+    }
+    detail::pack_nibbles(codes, block.q);
+    return block;
+  }
+
+  void decode(float* y) const { decode_codes(*this, y); }
+};
+static_assert(integer_format<mxfp4> && sizeof(mxfp4) == 17);
+
+MOTE_END_NAMESPACE

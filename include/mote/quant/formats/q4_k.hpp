@@ -1,0 +1,59 @@
+// GGUF Q4_K: 256 elements in 8 groups of 32, each with a six-bit scale and minimum, 144 bytes.
+// value = d · scale[group] · code - dmin · min[group].
+//
+//   encode: scale and min of least squared error for each group; then, with d and dmin rounded, the best of the integer
+//   scales and minima nearby; then d and dmin of least squared error for those integers
+#pragma once
+
+#include "../format.hpp"
+#include "search_q4_k.hpp"
+
+MOTE_BEGIN_NAMESPACE
+
+struct q4_k {
+  static constexpr std::string_view name = "q4_k";
+  static constexpr std::size_t block_size = 256, group_size = 32;
+  static constexpr int code_bits = 4;
+  static constexpr std::array<std::int8_t, 16> code_values = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  using scale_type = float;
+
+  f16 d, dmin;
+  std::uint8_t scales[12];  // bytes 0-3: six bits of scales 0-3, 4-7: of minima 0-3, 8-11: low nibbles of scales
+                            // (low) and minima (high) 4-7, whose upper two bits top the bytes 0-7
+  std::uint8_t q[128];      // byte 32 p + i: element 64 p + i low, element 64 p + 32 + i high
+
+  std::uint8_t code(std::size_t i) const {
+    const unsigned byte = q[i / 64 * 32 + i % 32];
+    return static_cast<std::uint8_t>(i / 32 % 2 == 0 ? byte & 15u : byte >> 4);
+  }
+  f16 super_scale() const { return d; }
+  f16 super_min() const { return dmin; }
+  int sub_scale(std::size_t g) const {
+    return g < 4 ? scales[g] & 63 : (scales[g + 4] & 15) | (scales[g - 4] >> 6 << 4);
+  }
+  int sub_min(std::size_t g) const { return g < 4 ? scales[g + 4] & 63 : (scales[g + 4] >> 4) | (scales[g] >> 6 << 4); }
+  float scale(std::size_t g) const { return static_cast<float>(d) * static_cast<float>(sub_scale(g)); }
+  float min(std::size_t g) const { return static_cast<float>(dmin) * static_cast<float>(sub_min(g)); }
+
+  static q4_k encode(const float* x) {
+    const detail::q4_k_fit fit = detail::fit_q4_k(x);
+    q4_k block{};
+    block.d = fit.d;
+    block.dmin = fit.dmin;
+    for (std::size_t g = 0; g < 4; ++g) {
+      const unsigned scale = fit.scale[g + 4], min = fit.min[g + 4];
+      block.scales[g] = static_cast<std::uint8_t>(fit.scale[g] | (scale >> 4 << 6));
+      block.scales[g + 4] = static_cast<std::uint8_t>(fit.min[g] | (min >> 4 << 6));
+      block.scales[g + 8] = static_cast<std::uint8_t>((scale & 15u) | (min & 15u) << 4);
+    }
+    for (std::size_t i = 0; i < block_size; ++i) {
+      block.q[i / 64 * 32 + i % 32] |= static_cast<std::uint8_t>(fit.codes[i] << (i / 32 % 2 * 4));
+    }
+    return block;
+  }
+
+  void decode(float* y) const { decode_codes(*this, y); }
+};
+static_assert(format_with_min<q4_k> && two_level_format<q4_k> && sizeof(q4_k) == 144);
+
+MOTE_END_NAMESPACE
