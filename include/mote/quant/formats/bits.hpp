@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -50,6 +51,22 @@ void rounded_products(const float* x, float factor, float (&y)[N]) {
   for (std::size_t i = 0; i < N; ++i) y[i] = x[i] * factor;
   asm("" : "+m"(y));
 }
+
+// The e2m1 codes nearest to x, the numbers doubled: 0, 1, 2, 3, 4, 6, 8, 12 times `unit`. Of two as near the smaller;
+// zero has no sign.
+template <std::size_t N>
+void nearest_e2m1(const float* x, float unit, std::uint8_t (&codes)[N]) {
+  std::int32_t magnitude_codes[N] = {};
+  for (const float middle : {0.5f, 1.5f, 2.5f, 3.5f, 5.0f, 7.0f, 10.0f}) {
+    for (std::size_t i = 0; i < N; ++i) magnitude_codes[i] += std::fabs(x[i]) > middle * unit ? 1 : 0;
+  }
+  for (std::size_t i = 0; i < N; ++i) {
+    codes[i] = static_cast<std::uint8_t>(magnitude_codes[i] + (x[i] < 0.0f && magnitude_codes[i] > 0 ? 8 : 0));
+  }
+}
+
+// Twice the e2m1 numbers, ascending.
+inline constexpr std::array<std::int8_t, 15> e2m1_numbers = {-12, -8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8, 12};
 
 // Four-bit codes of 32 elements: byte i holds element i low, element i + 16 high.
 inline std::uint8_t nibble(const std::uint8_t (&bytes)[16], std::size_t i) {

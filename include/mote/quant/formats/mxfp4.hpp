@@ -31,14 +31,8 @@ struct mxfp4 {
     mxfp4 block;
     const std::uint8_t exponent = f8_e8m0(detail::largest_magnitude(x, block_size)).bits;
     block.e = f8_e8m0::from_bits(exponent > 2 ? static_cast<std::uint8_t>(exponent - 2) : std::uint8_t{0});
-    const float unit = block.scale(0);
     std::uint8_t codes[block_size];
-    for (std::size_t i = 0; i < block_size; ++i) {
-      const float magnitude = std::fabs(x[i]);
-      int code = 0;
-      for (const float middle : {0.5f, 1.5f, 2.5f, 3.5f, 5.0f, 7.0f, 10.0f}) code += magnitude > middle * unit ? 1 : 0;
-      codes[i] = static_cast<std::uint8_t>(code + (x[i] < 0.0f && code > 0 ? 8 : 0));
-    }
+    detail::nearest_e2m1(x, block.scale(0), codes);
     detail::pack_nibbles(codes, block.q);
     return block;
   }

@@ -3,7 +3,10 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
+#include <cstdint>
+#include <initializer_list>
 
 #include "../../core/simd.hpp"
 #include "bits.hpp"
@@ -26,6 +29,39 @@ struct affine_round {
   }
 };
 
+// q = the integer in [-largest - 1, largest] nearest to x / scale.
+struct integer_round {
+  float inverse, largest;
+  search_batch operator()(const search_batch& x) const {
+    const search_batch q = xsimd::nearbyint(x * search_batch(inverse));
+    return xsimd::min(xsimd::max(q, search_batch(-largest - 1.0f)), search_batch(largest));
+  }
+};
+
+// q = the number of an ascending table nearest to x / scale.
+template <std::size_t Size>
+struct table_round {
+  const std::array<std::int8_t, Size>& table;
+  float inverse;
+  search_batch operator()(const search_batch& x) const {
+    const search_batch scaled = x * search_batch(inverse);
+    search_batch q(table[0]);
+    for (std::size_t i = 1; i < Size; ++i) {
+      const search_batch middle(0.5f * static_cast<float>(table[i - 1] + table[i]));
+      q = xsimd::select(scaled > middle, search_batch(table[i]), q);
+    }
+    return q;
+  }
+};
+
+// The index of the number nearest to x.
+template <std::size_t Size>
+std::uint8_t nearest_code(const std::array<std::int8_t, Size>& table, float x) {
+  int code = 0;
+  for (std::size_t i = 1; i < Size; ++i) code += x > 0.5f * static_cast<float>(table[i - 1] + table[i]) ? 1 : 0;
+  return static_cast<std::uint8_t>(code);
+}
+
 struct code_sums {
   float q = 0, qq = 0, xq = 0;
 };
@@ -44,16 +80,38 @@ code_sums sums_of(const float* x, const Round& round) {
   return {sum<default_arch>(q_sum), sum<default_arch>(qq), sum<default_arch>(xq)};
 }
 
-// Σ (scale · q - min - x)².
+struct code_error {
+  float error = 0, q = 0;
+};
+
+// Σ (scale · q - min - x)² and Σ q.
 template <std::size_t N, class Round>
-float error_of(const float* x, float scale, float min, const Round& round) {
-  search_batch error(0.0f);
+code_error error_of(const float* x, float scale, float min, const Round& round) {
+  search_batch error(0.0f), q_sum(0.0f);
   for (std::size_t i = 0; i < N; i += search_batch::size) {
     const auto v = search_batch::load_unaligned(x + i);
-    const search_batch r = search_batch(scale) * round(v) - search_batch(min) - v;
+    const search_batch q = round(v);
+    const search_batch r = search_batch(scale) * q - search_batch(min) - v;
     error = fused_multiply_add<default_arch>(r, r, error);
+    q_sum += q;
   }
-  return sum<default_arch>(error);
+  return {sum<default_arch>(error), sum<default_arch>(q_sum)};
+}
+
+// The scale of least squared error whose codes are those of one of the scales x_peak / peak, x_peak being the element of
+// largest magnitude: it is either sign's largest code, or lies a little inside or outside.
+template <std::size_t N, class MakeRound>
+float fit_scale(const float* x, std::initializer_list<float> peaks, const MakeRound& round) {
+  const float inverse = finite_inverse(largest_element(x, N));
+  float best = 0.0f, best_gain = 0.0f;
+  for (const float peak : peaks) {
+    const auto s = sums_of<N>(x, round(peak * inverse));
+    if (s.xq * s.xq > best_gain * s.qq) {
+      best = s.xq / s.qq;
+      best_gain = s.xq * best;
+    }
+  }
+  return best;
 }
 
 struct affine {
@@ -71,7 +129,7 @@ affine fit_affine(const float* x, float largest) {
   for (std::size_t i = 0; i < N; ++i) z_sum += z[i] = x[i] - low;
   affine best{0.0f, -low};
   float best_error = 0.0f;
-  for (int step = -10; step <= 10; ++step) {
+  for (int step = -10; step <= 10; step += 2) {
     const float inverse = (largest + 0.1f * static_cast<float>(step)) / (high - low);
     const auto s = sums_of<N>(z, affine_round{inverse, 0.0f, largest});
     const float n = static_cast<float>(N), determinant = n * s.qq - s.q * s.q;

@@ -21,9 +21,7 @@ inline f16 positive_f16(float x) {
   return y.bits == 0 && x > 0.0f ? f16::from_bits(1) : y;
 }
 
-inline std::uint8_t six_bits(float x) {
-  return static_cast<std::uint8_t>(std::clamp(xsimd::nearbyint(x), 0.0f, 63.0f));
-}
+inline int six_bits(float x) { return static_cast<int>(std::clamp(x + 0.5f, 0.0f, 63.0f)); }
 
 // Chooses scale[g] and min[g] around `target`, with d and dmin given; returns the group's squared error.
 inline float fit_group(const float* x, std::size_t g, const affine& target, q4_k_fit& fit) {
@@ -33,25 +31,23 @@ inline float fit_group(const float* x, std::size_t g, const affine& target, q4_k
   float x_sum = 0.0f;
   for (std::size_t i = 0; i < q4_k_fit::group_size; ++i) x_sum += x[i];
   float best = -1.0f;
-  const auto consider = [&](std::uint8_t scale, std::uint8_t min) {
+  // Takes this pair if it is the best so far; returns the minimum that suits its codes best.
+  const auto consider = [&](int scale, int min) {
     const float s = d * static_cast<float>(scale), m = dmin * static_cast<float>(min);
-    const affine_round round{finite_inverse(s), m, 15.0f};
-    const float error = error_of<q4_k_fit::group_size>(x, s, m, round);
-    if (best < 0.0f || error < best) {
-      best = error;
-      fit.scale[g] = scale;
-      fit.min[g] = min;
+    const auto result = error_of<q4_k_fit::group_size>(x, s, m, affine_round{finite_inverse(s), m, 15.0f});
+    if (best < 0.0f || result.error < best) {
+      best = result.error;
+      fit.scale[g] = static_cast<std::uint8_t>(scale);
+      fit.min[g] = static_cast<std::uint8_t>(min);
     }
-    // The minimum of least error for these codes.
-    return six_bits((s * sums_of<q4_k_fit::group_size>(x, round).q - x_sum) / n * inverse_dmin);
+    return six_bits((s * result.q - x_sum) / n * inverse_dmin);
   };
-  const std::uint8_t nearest = six_bits(target.scale * finite_inverse(d));
-  const std::uint8_t min = six_bits(target.min * inverse_dmin);
-  for (const int step : {0, -1, 1}) {
-    const int scale = nearest + step;
-    if (scale < 0 || scale > 63) continue;
-    const std::uint8_t other = consider(static_cast<std::uint8_t>(scale), min);
-    if (other != min) consider(static_cast<std::uint8_t>(scale), other);
+  const int scale = six_bits(target.scale * finite_inverse(d)), min = six_bits(target.min * inverse_dmin);
+  for (int s = std::max(scale - 1, 0); s <= std::min(scale + 1, 63); ++s) {
+    const int centre = consider(s, min);
+    for (int m = std::max(centre - 1, 0); m <= std::min(centre + 1, 63); ++m) {
+      if (m != min) consider(s, m);
+    }
   }
   return best;
 }
@@ -92,26 +88,25 @@ inline q4_k_fit fit_q4_k(const float* values) {
     largest.scale = std::max(largest.scale, target[g].scale);
     largest.min = std::max(largest.min, target[g].min);
   }
-  const auto fit_groups = [&] {
-    float error = 0.0f;
-    for (std::size_t g = 0; g < groups; ++g) error += fit_group(x + g * group_size, g, target[g], fit);
-    return error;
+  float error = -1.0f;
+  const auto consider = [&](const affine& super) {
+    q4_k_fit other = fit;
+    other.d = positive_f16(super.scale);
+    other.dmin = positive_f16(super.min);
+    float other_error = 0.0f;
+    for (std::size_t g = 0; g < groups; ++g) other_error += fit_group(x + g * group_size, g, target[g], other);
+    const bool better = error < 0.0f || other_error < error;
+    if (better) {
+      fit = other;
+      error = other_error;
+    }
+    return better;
   };
-  fit.d = positive_f16(largest.scale / 63.0f);
-  fit.dmin = positive_f16(largest.min / 63.0f);
-  float error = fit_groups();
+  // The largest integers that the groups may use.
+  for (const float top : {63.0f, 61.0f, 58.0f}) consider({largest.scale / top, largest.min / top});
   for (int round = 0; round < 2; ++round) {
     const affine super = refit_super_scales(x, fit);
-    if (!(super.scale > 0.0f && super.min >= 0.0f)) break;
-    const q4_k_fit before = fit;
-    fit.d = positive_f16(super.scale);
-    fit.dmin = positive_f16(super.min);
-    const float refined = fit_groups();
-    if (refined >= error) {
-      fit = before;
-      break;
-    }
-    error = refined;
+    if (!(super.scale > 0.0f && super.min >= 0.0f && consider(super))) break;
   }
 
   for (std::size_t g = 0; g < groups; ++g) {

@@ -1,0 +1,53 @@
+// GGUF Q6_K: 256 integers in [-32, 31] in 16 groups of 16, each with an int8 scale, 210 bytes.
+// value = d · scale[group] · q.
+//
+//   encode: the scale of least squared error for each group; then, with d rounded, the best of the integer scales nearby;
+//   then d of least squared error for those integers
+#pragma once
+
+#include "../format.hpp"
+#include "search_q6_k.hpp"
+
+MOTE_BEGIN_NAMESPACE
+
+struct q6_k {
+  static constexpr std::string_view name = "q6_k";
+  static constexpr std::size_t block_size = 256, group_size = 16;
+  static constexpr int code_bits = 6;
+  using scale_type = float;
+
+  // Half h, i < 32: elements 128 h + i + (0, 32, 64, 96) are low nibbles of low[64 h + i], low[64 h + 32 + i], then high
+  // nibbles of the same, and from the lowest up two bits each of high[32 h + i].
+  std::uint8_t low[128], high[64];
+  std::int8_t scales[16];
+  f16 d;
+
+  std::int8_t code(std::size_t i) const {
+    const std::size_t half = i / 128, part = i / 32 % 4;
+    const int nibble = low[64 * half + i % 64] >> (part / 2 * 4) & 15;
+    const int top = high[32 * half + i % 32] >> (part * 2) & 3;
+    return static_cast<std::int8_t>((nibble | (top << 4)) - 32);
+  }
+  f16 super_scale() const { return d; }
+  int sub_scale(std::size_t g) const { return scales[g]; }
+  float scale(std::size_t g) const { return static_cast<float>(d) * static_cast<float>(scales[g]); }
+
+  static q6_k encode(const float* x) {
+    const detail::q6_k_fit fit = detail::fit_q6_k(x);
+    q6_k block{};
+    block.d = fit.d;
+    std::copy(fit.scale, fit.scale + 16, block.scales);
+    for (std::size_t i = 0; i < block_size; ++i) {
+      const std::size_t half = i / 128, part = i / 32 % 4;
+      const auto code = static_cast<unsigned>(fit.codes[i] + 32);
+      block.low[64 * half + i % 64] |= static_cast<std::uint8_t>((code & 15u) << (part / 2 * 4));
+      block.high[32 * half + i % 32] |= static_cast<std::uint8_t>(code >> 4 << (part * 2));
+    }
+    return block;
+  }
+
+  void decode(float* y) const { decode_codes(*this, y); }
+};
+static_assert(two_level_format<q6_k> && sizeof(q6_k) == 210);
+
+MOTE_END_NAMESPACE
