@@ -1508,9 +1508,13 @@ struct ffn_weights {
 MOTE_END_NAMESPACE
 
 // ---- mote/quant/int8.hpp
-// int8 symmetric quantization of rows: weights per output channel, activations per token.
+// int8 quantization of rows: weights per output channel, activations per token.
 //
-//   s = amax / 127,  q = clamp(round(x / s), -127, 127) with ties to even;  a zero row uses s = 1.
+//   symmetric   s = amax / 127,  q = clamp(round(x / s), -127, 127)                         x ≈ s q
+//   asymmetric  s = (max - min) / 255 over a range that holds 0,  z = round(-min / s),
+//               q = clamp(round(x / s) + z, 0, 255)                                         x ≈ s (q - z)
+//
+// Ties go to even; a zero row uses s = 1.
 
 MOTE_BEGIN_NAMESPACE
 
@@ -1536,6 +1540,49 @@ inline void quantize_int8(view<const float, 2> w, view<std::int8_t, 2> codes, vi
   check_view("quantize_int8", "sum", sum, {w.extent(0)});
   for (std::size_t n = 0; n < w.extent(0); ++n) {
     scale(n) = quantize_int8_row(w.row(n), w.extent(1), codes.row(n), sum(n));
+  }
+}
+
+// How codes 0..largest cover a range that holds 0: x ≈ scale · (q - zero).
+struct asymmetric_range {
+  float scale;
+  std::uint8_t zero;
+
+  asymmetric_range(const float* x, std::size_t n, std::uint8_t largest) {
+    float low = 0.0f, high = 0.0f;
+    for (std::size_t i = 0; i < n; ++i) {
+      low = std::fmin(low, x[i]);
+      high = std::fmax(high, x[i]);
+    }
+    const float steps = largest, step = std::fmin(high - low, std::numeric_limits<float>::max()) / steps;
+    scale = step > 0.0f ? step : 1.0f;
+    zero = static_cast<std::uint8_t>(std::fmin(std::nearbyint(-low / scale), steps));
+  }
+
+  std::uint8_t code(float x, std::uint8_t largest) const {
+    const float q = std::nearbyint(x / scale) + static_cast<float>(zero);
+    return static_cast<std::uint8_t>(std::fmin(std::fmax(q, 0.0f), static_cast<float>(largest)));
+  }
+};
+
+// Quantizes one row of n values asymmetrically; returns scale and zero point.
+inline asymmetric_range quantize_uint8_row(const float* x, std::size_t n, std::uint8_t* codes) {
+  const asymmetric_range range(x, n, 255);
+  for (std::size_t i = 0; i < n; ++i) codes[i] = range.code(x[i], 255);
+  return range;
+}
+
+// w [out, in] to codes [out, in], scale [out] and zero [out]. Throws shape_error when the shapes differ.
+inline void quantize_uint8(view<const float, 2> w, view<std::uint8_t, 2> codes, view<float, 1> scale,
+                           view<std::uint8_t, 1> zero) {
+  check_view("quantize_uint8", "w", w, {w.extent(0), w.extent(1)});
+  check_view("quantize_uint8", "codes", codes, {w.extent(0), w.extent(1)});
+  check_view("quantize_uint8", "scale", scale, {w.extent(0)});
+  check_view("quantize_uint8", "zero", zero, {w.extent(0)});
+  for (std::size_t n = 0; n < w.extent(0); ++n) {
+    const asymmetric_range range = quantize_uint8_row(w.row(n), w.extent(1), codes.row(n));
+    scale(n) = range.scale;
+    zero(n) = range.zero;
   }
 }
 
@@ -4790,6 +4837,1303 @@ void softmax(Backend& be, view<const float, 2> x, view<float, 2> y) {
   check_view("softmax", "x", x, {x.extent(0), x.extent(1)});
   check_view("softmax", "y", y, {x.extent(0), x.extent(1)});
   softmax_impl(be, x, y);
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/format.hpp
+// A block format: how a run of `block_size` numbers is stored. The struct of one block is the format, byte for byte; a
+// matrix [out, in] in format F is a view<const F, 2> of shape [out, in / block_size].
+//
+//   struct q8_0 {
+//     static constexpr std::string_view name = "q8_0";
+//     static constexpr std::size_t block_size = 32;
+//     f16 d;                                     // the stored fields, in the published order
+//     std::int8_t q[32];
+//     static q8_0 encode(const float* x);        // x[block_size]; finite values
+//     void decode(float* y) const;               // y[block_size]
+//   };
+//
+// From that alone every op works; docs/formats.md shows it with a made-up format.
+
+MOTE_BEGIN_NAMESPACE
+
+template <class F>
+concept block_format = std::is_trivially_copyable_v<F> && alignof(F) <= 2 &&
+                       requires(const F block, const float* x, float* y) {
+  { F::name } -> std::convertible_to<std::string_view>;
+  { F::block_size } -> std::convertible_to<std::size_t>;
+  { F::encode(x) } -> std::same_as<F>;
+  { block.decode(y) } -> std::same_as<void>;
+};
+
+namespace detail {
+
+// Codes of at most four bits, looked up: q[i] = code_values[code(i)].
+template <class F>
+concept table_codes = requires(const F block, std::size_t i) {
+  requires(F::code_bits >= 1 && F::code_bits <= 4);
+  { F::code_values } -> std::convertible_to<const std::array<std::int8_t, 16>&>;
+  { block.code(i) } -> std::same_as<std::uint8_t>;
+};
+
+// Wider codes are the integers themselves: q[i] = code(i).
+template <class F>
+concept signed_codes = requires(const F block, std::size_t i) {
+  requires(F::code_bits > 4 && F::code_bits <= 8);
+  { block.code(i) } -> std::same_as<std::int8_t>;
+};
+
+}  // namespace detail
+
+// A format whose elements are small integers times a scale shared by `group_size` of them, which integer dot products
+// can use without decoding:
+//
+//   value[i] = scale(i / group_size) · q[i] - min(i / group_size),    q[i] = code_values[code(i)], or code(i) if wider
+//
+// `scale_type` holds every scale exactly in the fewest bytes; a format without `min` has none to subtract.
+template <class F>
+concept integer_format = block_format<F> &&
+    (detail::table_codes<F> || detail::signed_codes<F>)&&requires(const F block, std::size_t group) {
+  { F::group_size } -> std::convertible_to<std::size_t>;
+  requires(F::block_size % F::group_size == 0);
+  { block.scale(group) } -> std::same_as<typename F::scale_type>;
+  static_cast<float>(block.scale(group));
+};
+
+// Integer formats that subtract a minimum.
+template <class F>
+concept format_with_min = integer_format<F> && requires(const F block, std::size_t group) {
+  { block.min(group) } -> std::same_as<float>;
+};
+
+// Integer formats whose scales are integers themselves: scale(g) = super_scale() · sub_scale(g), and with a minimum
+// min(g) = super_min() · sub_min(g).
+template <class F>
+concept two_level_format = integer_format<F> && requires(const F block, std::size_t group) {
+  { block.super_scale() } -> std::same_as<f16>;
+  { block.sub_scale(group) } -> std::same_as<int>;
+};
+
+// The integer q[i] of an element.
+template <integer_format F>
+int integer_value(const F& block, std::size_t i) {
+  if constexpr (detail::table_codes<F>) {
+    return F::code_values[block.code(i)];
+  } else {
+    return block.code(i);
+  }
+}
+
+// decode() spelled out by the formula above.
+template <integer_format F>
+void decode_codes(const F& block, float* y) {
+  for (std::size_t g = 0; g < F::block_size / F::group_size; ++g) {
+    const float scale = static_cast<float>(block.scale(g));
+    float min = 0.0f;
+    if constexpr (format_with_min<F>) min = block.min(g);
+    for (std::size_t i = g * F::group_size; i < (g + 1) * F::group_size; ++i) {
+      y[i] = scale * static_cast<float>(integer_value(block, i)) - min;
+    }
+  }
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/formats/bits.hpp
+// What the formats' encoders share: largest magnitudes, published roundings, saturation and nibbles.
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+inline constexpr float largest_f16 = 65504.0f;
+
+inline f16 saturated_f16(float x) { return f16(std::clamp(x, -largest_f16, largest_f16)); }
+
+// 1 / x, and 0 where that would not be finite.
+inline float finite_inverse(float x) { return std::fabs(x) < 0x1p-126f ? 0.0f : 1.0f / x; }
+
+// max |x[i]|. As integers, because those maxima are vectorized under strict floating-point rules.
+inline float largest_magnitude(const float* x, std::size_t n) {
+  std::int32_t largest = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    largest = std::max(largest, static_cast<std::int32_t>(bit_cast<std::uint32_t>(x[i]) & 0x7FFFFFFFu));
+  }
+  return bit_cast<float>(largest);
+}
+
+// The first element of largest magnitude.
+inline float largest_element(const float* x, std::size_t n) {
+  const float magnitude = largest_magnitude(x, n);
+  std::size_t i = 0;
+  while (i + 1 < n && std::fabs(x[i]) != magnitude) ++i;
+  return x[i];
+}
+
+// Nearest integer, halves away from zero. |x| < 2^30.
+inline int round_half_away(float x) {
+  const int whole = static_cast<int>(x);
+  const float rest = x - static_cast<float>(whole);
+  return whole + (rest >= 0.5f ? 1 : 0) - (rest <= -0.5f ? 1 : 0);
+}
+
+// y = x · factor, each product rounded to float32: compilers may not fuse it with what the caller adds to it.
+template <std::size_t N>
+void rounded_products(const float* x, float factor, float (&y)[N]) {
+  for (std::size_t i = 0; i < N; ++i) y[i] = x[i] * factor;
+  asm("" : "+m"(y));
+}
+
+// The e2m1 codes nearest to x, the numbers doubled: 0, 1, 2, 3, 4, 6, 8, 12 times `unit`. Of two as near the smaller;
+// zero has no sign.
+template <std::size_t N>
+void nearest_e2m1(const float* x, float unit, std::uint8_t (&codes)[N]) {
+  std::int32_t magnitude_codes[N] = {};
+  for (const float middle : {0.5f, 1.5f, 2.5f, 3.5f, 5.0f, 7.0f, 10.0f}) {
+    for (std::size_t i = 0; i < N; ++i) magnitude_codes[i] += std::fabs(x[i]) > middle * unit ? 1 : 0;
+  }
+  for (std::size_t i = 0; i < N; ++i) {
+    codes[i] = static_cast<std::uint8_t>(magnitude_codes[i] + (x[i] < 0.0f && magnitude_codes[i] > 0 ? 8 : 0));
+  }
+}
+
+// Twice the e2m1 numbers, ascending.
+inline constexpr std::array<std::int8_t, 15> e2m1_numbers = {-12, -8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8, 12};
+
+// Four-bit codes of 32 elements: byte i holds element i low, element i + 16 high.
+inline std::uint8_t nibble(const std::uint8_t (&bytes)[16], std::size_t i) {
+  return i < 16 ? bytes[i] & 15u : static_cast<std::uint8_t>(bytes[i - 16] >> 4);
+}
+inline void pack_nibbles(const std::uint8_t (&codes)[32], std::uint8_t (&bytes)[16]) {
+  for (std::size_t i = 0; i < 16; ++i) bytes[i] = static_cast<std::uint8_t>(codes[i] | (codes[i + 16] << 4));
+}
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/formats/iq4_nl.hpp
+// GGUF IQ4_NL: 32 numbers of a table that is denser near zero, and their scale, 18 bytes. value = d · T[code].
+//
+//   encode: the scale of least squared error among those that put the largest element at or near either end of T
+
+// ---- mote/quant/formats/search.hpp
+// Scales that lose least: encoders of formats without a published rule try several ways to round a group of elements to
+// its integers q, and take for each the scale (and minimum) of least squared error, which has a closed form.
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+using search_batch = batch<float, default_arch>;
+
+// A magnitude below half of the smallest f16: every format here stores zero for it.
+inline constexpr float negligible = 0x1p-25f;
+
+// q = the integer in [0, largest] nearest to (x + min) / scale.
+struct affine_round {
+  float inverse, min, largest;
+  search_batch operator()(const search_batch& x) const {
+    const search_batch q = xsimd::nearbyint((x + search_batch(min)) * search_batch(inverse));
+    return xsimd::min(xsimd::max(q, search_batch(0.0f)), search_batch(largest));
+  }
+};
+
+// q = the integer in [-largest - 1, largest] nearest to x / scale.
+struct integer_round {
+  float inverse, largest;
+  search_batch operator()(const search_batch& x) const {
+    const search_batch q = xsimd::nearbyint(x * search_batch(inverse));
+    return xsimd::min(xsimd::max(q, search_batch(-largest - 1.0f)), search_batch(largest));
+  }
+};
+
+// q = the number of an ascending table nearest to x / scale.
+template <std::size_t Size>
+struct table_round {
+  const std::array<std::int8_t, Size>& table;
+  float inverse;
+  search_batch operator()(const search_batch& x) const {
+    const search_batch scaled = x * search_batch(inverse);
+    search_batch q(table[0]);
+    for (std::size_t i = 1; i < Size; ++i) {
+      const search_batch middle(0.5f * static_cast<float>(table[i - 1] + table[i]));
+      q = xsimd::select(scaled > middle, search_batch(table[i]), q);
+    }
+    return q;
+  }
+};
+
+// The index of the number nearest to x.
+template <std::size_t Size>
+std::uint8_t nearest_code(const std::array<std::int8_t, Size>& table, float x) {
+  int code = 0;
+  for (std::size_t i = 1; i < Size; ++i) code += x > 0.5f * static_cast<float>(table[i - 1] + table[i]) ? 1 : 0;
+  return static_cast<std::uint8_t>(code);
+}
+
+struct code_sums {
+  float q = 0, qq = 0, xq = 0;
+};
+
+// Σ q, Σ q², Σ x q over N elements.
+template <std::size_t N, class Round>
+code_sums sums_of(const float* x, const Round& round) {
+  search_batch q_sum(0.0f), qq(0.0f), xq(0.0f);
+  for (std::size_t i = 0; i < N; i += search_batch::size) {
+    const auto v = search_batch::load_unaligned(x + i);
+    const search_batch q = round(v);
+    q_sum += q;
+    qq = fused_multiply_add<default_arch>(q, q, qq);
+    xq = fused_multiply_add<default_arch>(v, q, xq);
+  }
+  return {sum<default_arch>(q_sum), sum<default_arch>(qq), sum<default_arch>(xq)};
+}
+
+struct code_error {
+  float error = 0, q = 0;
+};
+
+// Σ (scale · q - min - x)² and Σ q.
+template <std::size_t N, class Round>
+code_error error_of(const float* x, float scale, float min, const Round& round) {
+  search_batch error(0.0f), q_sum(0.0f);
+  for (std::size_t i = 0; i < N; i += search_batch::size) {
+    const auto v = search_batch::load_unaligned(x + i);
+    const search_batch q = round(v);
+    const search_batch r = search_batch(scale) * q - search_batch(min) - v;
+    error = fused_multiply_add<default_arch>(r, r, error);
+    q_sum += q;
+  }
+  return {sum<default_arch>(error), sum<default_arch>(q_sum)};
+}
+
+// The scale of least squared error whose codes are those of one of the scales x_peak / peak, x_peak being the element of
+// largest magnitude: it is either sign's largest code, or lies a little inside or outside.
+template <std::size_t N, class MakeRound>
+float fit_scale(const float* x, std::initializer_list<float> peaks, const MakeRound& round) {
+  const float inverse = finite_inverse(largest_element(x, N));
+  float best = 0.0f, best_gain = 0.0f;
+  for (const float peak : peaks) {
+    const auto s = sums_of<N>(x, round(peak * inverse));
+    if (s.xq * s.xq > best_gain * s.qq) {
+      best = s.xq / s.qq;
+      best_gain = s.xq * best;
+    }
+  }
+  return best;
+}
+
+struct affine {
+  float scale = 0, min = 0;
+};
+
+// The scale >= 0 and min >= 0 whose codes 0..largest reproduce x best, over several ranges that clip none, some or no
+// more than the outermost elements.
+template <std::size_t N>
+affine fit_affine(const float* x, float largest) {
+  const float low = std::min(0.0f, *std::min_element(x, x + N)), high = *std::max_element(x, x + N);
+  if (!(high - low > 0.0f)) return {0.0f, -low};
+  // Relative to `low`: sums of x itself would cancel where all elements lie far from zero.
+  float z[N], z_sum = 0.0f;
+  for (std::size_t i = 0; i < N; ++i) z_sum += z[i] = x[i] - low;
+  affine best{0.0f, -low};
+  float best_error = 0.0f;
+  for (int step = -10; step <= 10; step += 2) {
+    const float inverse = (largest + 0.1f * static_cast<float>(step)) / (high - low);
+    const auto s = sums_of<N>(z, affine_round{inverse, 0.0f, largest});
+    const float n = static_cast<float>(N), determinant = n * s.qq - s.q * s.q;
+    float scale = (n * s.xq - z_sum * s.q) / determinant;
+    float min = (scale * s.q - z_sum) / n;
+    if (!(determinant > 0.0f && min >= low)) {
+      min = low;
+      scale = s.qq > 0.0f ? (s.xq + low * s.q) / s.qq : 0.0f;
+    }
+    const float error = scale * scale * s.qq + n * min * min + 2.0f * (min * z_sum - scale * (min * s.q + s.xq));
+    if (error < best_error) {
+      best_error = error;
+      best = {scale, min - low};
+    }
+  }
+  return best;
+}
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/formats/iq4_nl.hpp
+MOTE_BEGIN_NAMESPACE
+
+struct iq4_nl {
+  static constexpr std::string_view name = "iq4_nl";
+  static constexpr std::size_t block_size = 32, group_size = 32;
+  static constexpr int code_bits = 4;
+  static constexpr std::array<std::int8_t, 16> code_values = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                                              1,    13,   25,  38,  53,  69,  89,  113};
+  using scale_type = f16;
+
+  f16 d;
+  std::uint8_t q[16];  // byte i: element i low, element i + 16 high
+
+  std::uint8_t code(std::size_t i) const { return detail::nibble(q, i); }
+  f16 scale(std::size_t) const { return d; }
+
+  static iq4_nl encode(const float* values) {
+    constexpr float limit = 127.0f * detail::largest_f16;
+    float x[block_size];
+    for (std::size_t i = 0; i < block_size; ++i) x[i] = std::clamp(values[i], -limit, limit);
+    iq4_nl block{};
+    if (detail::largest_magnitude(x, block_size) >= detail::negligible) {
+      const auto round = [](float inverse) { return detail::table_round<16>{code_values, inverse}; };
+      const auto error = [&](f16 scale) {
+        const float s = static_cast<float>(scale);
+        return detail::error_of<block_size>(x, s, 0.0f, round(detail::finite_inverse(s))).error;
+      };
+      const f16 fitted = detail::saturated_f16(detail::fit_scale<block_size>(
+          x, {-127, -123, -119, -115, -111, -107, -131, -135, 113, 109, 105, 101, 97, 117, 121}, round));
+      const f16 plain = detail::saturated_f16(detail::largest_element(x, block_size) / -127.0f);
+      block.d = error(plain) < error(fitted) ? plain : fitted;
+    }
+    const float inverse = detail::finite_inverse(static_cast<float>(block.d));
+    std::uint8_t codes[block_size];
+    for (std::size_t i = 0; i < block_size; ++i) codes[i] = detail::nearest_code(code_values, x[i] * inverse);
+    detail::pack_nibbles(codes, block.q);
+    return block;
+  }
+
+  void decode(float* y) const { decode_codes(*this, y); }
+};
+static_assert(integer_format<iq4_nl> && sizeof(iq4_nl) == 18);
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/formats/mxfp4.hpp
+// MXFP4 as GGUF stores it: 32 e2m1 numbers and a power of two, 17 bytes. value = e2m1(code) · 2^(e - 127).
+//
+//   encode: e - 127 = ⌊log2 amax⌋ - 2, at least -127; the nearest code, the first of two as near
+//
+// The safetensors layout of the same numbers is in quant/microscaling.hpp. Source: OCP Microscaling Formats v1.0.
+
+MOTE_BEGIN_NAMESPACE
+
+struct mxfp4 {
+  static constexpr std::string_view name = "mxfp4";
+  static constexpr std::size_t block_size = 32, group_size = 32;
+  static constexpr int code_bits = 4;
+  // Twice the e2m1 number, so that it is an integer; the scale is halved instead.
+  static constexpr std::array<std::int8_t, 16> code_values = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+  using scale_type = float;
+
+  f8_e8m0 e;
+  std::uint8_t q[16];  // byte i: element i low, element i + 16 high
+
+  std::uint8_t code(std::size_t i) const { return detail::nibble(q, i); }
+  // 2^(e - 128); the smallest two are float32 subnormals.
+  float scale(std::size_t) const {
+    return detail::bit_cast<float>(e.bits < 2 ? 0x200000u << e.bits : static_cast<std::uint32_t>(e.bits - 1) << 23);
+  }
+
+  static mxfp4 encode(const float* x) {
+    mxfp4 block;
+    const std::uint8_t exponent = f8_e8m0(detail::largest_magnitude(x, block_size)).bits;
+    block.e = f8_e8m0::from_bits(exponent > 2 ? static_cast<std::uint8_t>(exponent - 2) : std::uint8_t{0});
+    std::uint8_t codes[block_size];
+    detail::nearest_e2m1(x, block.scale(0), codes);
+    detail::pack_nibbles(codes, block.q);
+    return block;
+  }
+
+  void decode(float* y) const { decode_codes(*this, y); }
+};
+static_assert(integer_format<mxfp4> && sizeof(mxfp4) == 17);
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/formats/nvfp4.hpp
+// NVFP4 as GGUF stores it: 64 e2m1 numbers in 4 groups of 16, each with an unsigned e4m3 scale, 36 bytes.
+// value = e2m1(code) · e4m3(scale); scale codes 0 and 0x7F mean 0.
+//
+//   encode: for each group the scale of least squared error around amax / 6; the nearest code, the first of two as near
+//
+// The safetensors layout, with a scale of the whole tensor, is in quant/microscaling.hpp. Source: NVIDIA's NVFP4.
+
+MOTE_BEGIN_NAMESPACE
+
+struct nvfp4 {
+  static constexpr std::string_view name = "nvfp4";
+  static constexpr std::size_t block_size = 64, group_size = 16;
+  static constexpr int code_bits = 4;
+  static constexpr std::array<std::int8_t, 16> code_values = mxfp4::code_values;  // twice e2m1
+  using scale_type = float;
+
+  std::uint8_t scales[4];
+  std::uint8_t q[32];  // byte 8 g + i: element 16 g + i low, element 16 g + 8 + i high
+
+  std::uint8_t code(std::size_t i) const {
+    const unsigned byte = q[i / 16 * 8 + i % 8];
+    return static_cast<std::uint8_t>(i / 8 % 2 == 0 ? byte & 15u : byte >> 4);
+  }
+  float scale(std::size_t g) const { return half_e4m3(scales[g]); }
+
+  static nvfp4 encode(const float* values) {
+    constexpr float limit = 6.0f * 448.0f;
+    nvfp4 block{};
+    for (std::size_t g = 0; g < 4; ++g) {
+      float x[group_size];
+      for (std::size_t i = 0; i < group_size; ++i) x[i] = std::clamp(values[g * group_size + i], -limit, limit);
+      const int nearest = f8_e4m3(detail::largest_magnitude(x, group_size) / 6.0f).bits;
+      float best = -1.0f;
+      for (int code = std::max(nearest - 4, 0); code <= std::min(nearest + 4, 0x7E); ++code) {
+        const float unit = half_e4m3(static_cast<std::uint8_t>(code));
+        const detail::table_round<15> round{detail::e2m1_numbers, detail::finite_inverse(unit)};
+        const float error = detail::error_of<group_size>(x, unit, 0.0f, round).error;
+        if (best >= 0.0f && error >= best) continue;
+        best = error;
+        block.scales[g] = static_cast<std::uint8_t>(code);
+      }
+      std::uint8_t codes[group_size];
+      detail::nearest_e2m1(x, block.scale(g), codes);
+      for (std::size_t i = 0; i < 8; ++i) block.q[g * 8 + i] = static_cast<std::uint8_t>(codes[i] | codes[i + 8] << 4);
+    }
+    return block;
+  }
+
+  void decode(float* y) const { decode_codes(*this, y); }
+
+ private:
+  static float half_e4m3(std::uint8_t code) {
+    return code == 0x7F ? 0.0f : 0.5f * detail::expand_magnitude<3, 7>(code & 0x7Fu);
+  }
+};
+static_assert(integer_format<nvfp4> && sizeof(nvfp4) == 36);
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/formats/q4_0.hpp
+// GGUF Q4_0: 32 integers in [-8, 7] and their scale, 18 bytes. value = d · (code - 8).
+//
+//   encode: d = (the value of largest magnitude) / -8, code = min(15, ⌊x / d + 8.5⌋), with d still in float32
+
+MOTE_BEGIN_NAMESPACE
+
+struct q4_0 {
+  static constexpr std::string_view name = "q4_0";
+  static constexpr std::size_t block_size = 32, group_size = 32;
+  static constexpr int code_bits = 4;
+  static constexpr std::array<std::int8_t, 16> code_values = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
+  using scale_type = f16;
+
+  f16 d;
+  std::uint8_t q[16];  // byte i: element i low, element i + 16 high
+
+  std::uint8_t code(std::size_t i) const { return detail::nibble(q, i); }
+  f16 scale(std::size_t) const { return d; }
+
+  static q4_0 encode(const float* x) {
+    const float scale =
+        std::clamp(detail::largest_element(x, block_size) / -8.0f, -detail::largest_f16, detail::largest_f16);
+    float scaled[block_size];
+    detail::rounded_products(x, detail::finite_inverse(scale), scaled);
+    std::uint8_t codes[block_size];
+    for (std::size_t i = 0; i < block_size; ++i) {
+      codes[i] = static_cast<std::uint8_t>(std::clamp(scaled[i] + 8.5f, 0.0f, 15.0f));
+    }
+    q4_0 block;
+    block.d = f16(scale);
+    detail::pack_nibbles(codes, block.q);
+    return block;
+  }
+
+  void decode(float* y) const { decode_codes(*this, y); }
+};
+static_assert(integer_format<q4_0> && sizeof(q4_0) == 18);
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/formats/q4_k.hpp
+// GGUF Q4_K: 256 elements in 8 groups of 32, each with a six-bit scale and minimum, 144 bytes.
+// value = d · scale[group] · code - dmin · min[group].
+//
+//   encode: scale and min of least squared error for each group; then, with d and dmin rounded, the best of the integer
+//   scales and minima nearby; then d and dmin of least squared error for those integers
+
+// ---- mote/quant/formats/search_q4_k.hpp
+// The search behind q4_k::encode.
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+struct q4_k_fit {
+  static constexpr std::size_t groups = 8, group_size = 32, size = groups * group_size;
+  f16 d, dmin;
+  std::uint8_t scale[groups], min[groups], codes[size];
+};
+
+// The f16 nearest to x >= 0; not zero unless x is: then no integer scale could save the group.
+inline f16 positive_f16(float x) {
+  const f16 y = saturated_f16(x);
+  return y.bits == 0 && x > 0.0f ? f16::from_bits(1) : y;
+}
+
+inline int six_bits(float x) { return static_cast<int>(std::clamp(x + 0.5f, 0.0f, 63.0f)); }
+
+// Chooses scale[g] and min[g] around `target`, with d and dmin given; returns the group's squared error.
+inline float fit_group(const float* x, std::size_t g, const affine& target, q4_k_fit& fit) {
+  constexpr float n = q4_k_fit::group_size;
+  const float d = static_cast<float>(fit.d), dmin = static_cast<float>(fit.dmin);
+  const float inverse_dmin = finite_inverse(dmin);
+  float x_sum = 0.0f;
+  for (std::size_t i = 0; i < q4_k_fit::group_size; ++i) x_sum += x[i];
+  float best = -1.0f;
+  // Takes this pair if it is the best so far; returns the minimum that suits its codes best.
+  const auto consider = [&](int scale, int min) {
+    const float s = d * static_cast<float>(scale), m = dmin * static_cast<float>(min);
+    const auto result = error_of<q4_k_fit::group_size>(x, s, m, affine_round{finite_inverse(s), m, 15.0f});
+    if (best < 0.0f || result.error < best) {
+      best = result.error;
+      fit.scale[g] = static_cast<std::uint8_t>(scale);
+      fit.min[g] = static_cast<std::uint8_t>(min);
+    }
+    return six_bits((s * result.q - x_sum) / n * inverse_dmin);
+  };
+  const int scale = six_bits(target.scale * finite_inverse(d)), min = six_bits(target.min * inverse_dmin);
+  for (int s = std::max(scale - 1, 0); s <= std::min(scale + 1, 63); ++s) {
+    const int centre = consider(s, min);
+    for (int m = std::max(centre - 1, 0); m <= std::min(centre + 1, 63); ++m) {
+      if (m != min) consider(s, m);
+    }
+  }
+  return best;
+}
+
+// d and dmin of least squared error for the integers chosen: Σ (d a - dmin b - x)², a = scale · code, b = min.
+inline affine refit_super_scales(const float* x, const q4_k_fit& fit) {
+  float aa = 0, ab = 0, bb = 0, ax = 0, bx = 0;
+  for (std::size_t g = 0; g < q4_k_fit::groups; ++g) {
+    const float* group = x + g * q4_k_fit::group_size;
+    const float scale = fit.scale[g], min = fit.min[g];
+    const float s = static_cast<float>(fit.d) * scale, m = static_cast<float>(fit.dmin) * min;
+    const auto sums = sums_of<q4_k_fit::group_size>(group, affine_round{finite_inverse(s), m, 15.0f});
+    float x_sum = 0.0f;
+    for (std::size_t i = 0; i < q4_k_fit::group_size; ++i) x_sum += group[i];
+    aa += scale * scale * sums.qq;
+    ab += scale * min * sums.q;
+    bb += min * min * static_cast<float>(q4_k_fit::group_size);
+    ax += scale * sums.xq;
+    bx += min * x_sum;
+  }
+  const float determinant = aa * bb - ab * ab;
+  if (determinant > 1e-6f * aa * bb) return {(ax * bb - ab * bx) / determinant, (ab * ax - aa * bx) / determinant};
+  return {aa > 0.0f ? ax / aa : 0.0f, 0.0f};
+}
+
+inline q4_k_fit fit_q4_k(const float* values) {
+  constexpr std::size_t groups = q4_k_fit::groups, group_size = q4_k_fit::group_size;
+  constexpr float limit = 63.0f * 15.0f * largest_f16;
+  q4_k_fit fit{};
+  if (largest_magnitude(values, q4_k_fit::size) < negligible) return fit;
+  float x[q4_k_fit::size];
+  for (std::size_t i = 0; i < q4_k_fit::size; ++i) x[i] = std::clamp(values[i], -limit, limit);
+
+  affine target[groups];
+  affine largest;
+  for (std::size_t g = 0; g < groups; ++g) {
+    target[g] = fit_affine<group_size>(x + g * group_size, 15.0f);
+    largest.scale = std::max(largest.scale, target[g].scale);
+    largest.min = std::max(largest.min, target[g].min);
+  }
+  float error = -1.0f;
+  const auto consider = [&](const affine& super) {
+    q4_k_fit other = fit;
+    other.d = positive_f16(super.scale);
+    other.dmin = positive_f16(super.min);
+    float other_error = 0.0f;
+    for (std::size_t g = 0; g < groups; ++g) other_error += fit_group(x + g * group_size, g, target[g], other);
+    const bool better = error < 0.0f || other_error < error;
+    if (better) {
+      fit = other;
+      error = other_error;
+    }
+    return better;
+  };
+  // The largest integers that the groups may use.
+  for (const float top : {63.0f, 61.0f, 58.0f}) consider({largest.scale / top, largest.min / top});
+  for (int round = 0; round < 2; ++round) {
+    const affine super = refit_super_scales(x, fit);
+    if (!(super.scale > 0.0f && super.min >= 0.0f && consider(super))) break;
+  }
+
+  for (std::size_t g = 0; g < groups; ++g) {
+    const float scale = static_cast<float>(fit.d) * fit.scale[g], min = static_cast<float>(fit.dmin) * fit.min[g];
+    const float inverse = finite_inverse(scale);
+    for (std::size_t i = g * group_size; i < (g + 1) * group_size; ++i) {
+      fit.codes[i] = static_cast<std::uint8_t>(std::clamp((x[i] + min) * inverse + 0.5f, 0.0f, 15.0f));
+    }
+  }
+  return fit;
+}
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/formats/q4_k.hpp
+MOTE_BEGIN_NAMESPACE
+
+struct q4_k {
+  static constexpr std::string_view name = "q4_k";
+  static constexpr std::size_t block_size = 256, group_size = 32;
+  static constexpr int code_bits = 4;
+  static constexpr std::array<std::int8_t, 16> code_values = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  using scale_type = float;
+
+  f16 d, dmin;
+  std::uint8_t scales[12];  // bytes 0-3: six bits of scales 0-3, 4-7: of minima 0-3, 8-11: low nibbles of scales
+                            // (low) and minima (high) 4-7, whose upper two bits top the bytes 0-7
+  std::uint8_t q[128];      // byte 32 p + i: element 64 p + i low, element 64 p + 32 + i high
+
+  std::uint8_t code(std::size_t i) const {
+    const unsigned byte = q[i / 64 * 32 + i % 32];
+    return static_cast<std::uint8_t>(i / 32 % 2 == 0 ? byte & 15u : byte >> 4);
+  }
+  f16 super_scale() const { return d; }
+  f16 super_min() const { return dmin; }
+  int sub_scale(std::size_t g) const {
+    return g < 4 ? scales[g] & 63 : (scales[g + 4] & 15) | (scales[g - 4] >> 6 << 4);
+  }
+  int sub_min(std::size_t g) const { return g < 4 ? scales[g + 4] & 63 : (scales[g + 4] >> 4) | (scales[g] >> 6 << 4); }
+  float scale(std::size_t g) const { return static_cast<float>(d) * static_cast<float>(sub_scale(g)); }
+  float min(std::size_t g) const { return static_cast<float>(dmin) * static_cast<float>(sub_min(g)); }
+
+  static q4_k encode(const float* x) {
+    const detail::q4_k_fit fit = detail::fit_q4_k(x);
+    q4_k block{};
+    block.d = fit.d;
+    block.dmin = fit.dmin;
+    for (std::size_t g = 0; g < 4; ++g) {
+      const unsigned scale = fit.scale[g + 4], min = fit.min[g + 4];
+      block.scales[g] = static_cast<std::uint8_t>(fit.scale[g] | (scale >> 4 << 6));
+      block.scales[g + 4] = static_cast<std::uint8_t>(fit.min[g] | (min >> 4 << 6));
+      block.scales[g + 8] = static_cast<std::uint8_t>((scale & 15u) | (min & 15u) << 4);
+    }
+    for (std::size_t i = 0; i < block_size; ++i) {
+      block.q[i / 64 * 32 + i % 32] |= static_cast<std::uint8_t>(fit.codes[i] << (i / 32 % 2 * 4));
+    }
+    return block;
+  }
+
+  void decode(float* y) const { decode_codes(*this, y); }
+};
+static_assert(format_with_min<q4_k> && two_level_format<q4_k> && sizeof(q4_k) == 144);
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/formats/q5_0.hpp
+// GGUF Q5_0: 32 integers in [-16, 15] and their scale, 22 bytes. value = d · (code - 16).
+//
+//   encode: d = (the value of largest magnitude) / -16, code = min(31, ⌊x / d + 16.5⌋), with d still in float32
+
+MOTE_BEGIN_NAMESPACE
+
+struct q5_0 {
+  static constexpr std::string_view name = "q5_0";
+  static constexpr std::size_t block_size = 32, group_size = 32;
+  static constexpr int code_bits = 5;
+  using scale_type = f16;
+
+  f16 d;
+  std::uint8_t high[4];  // bit i: bit 4 of element i
+  std::uint8_t q[16];    // byte i: element i low, element i + 16 high
+
+  std::int8_t code(std::size_t i) const {
+    const int top = high[i / 8] >> (i % 8) & 1;
+    return static_cast<std::int8_t>((detail::nibble(q, i) | (top << 4)) - 16);
+  }
+  f16 scale(std::size_t) const { return d; }
+
+  static q5_0 encode(const float* x) {
+    const float scale =
+        std::clamp(detail::largest_element(x, block_size) / -16.0f, -detail::largest_f16, detail::largest_f16);
+    float scaled[block_size];
+    detail::rounded_products(x, detail::finite_inverse(scale), scaled);
+    q5_0 block{};
+    block.d = f16(scale);
+    std::uint8_t low[block_size];
+    for (std::size_t i = 0; i < block_size; ++i) {
+      const auto code = static_cast<unsigned>(std::clamp(scaled[i] + 16.5f, 0.0f, 31.0f));
+      low[i] = static_cast<std::uint8_t>(code & 15u);
+      block.high[i / 8] |= static_cast<std::uint8_t>((code >> 4) << (i % 8));
+    }
+    detail::pack_nibbles(low, block.q);
+    return block;
+  }
+
+  void decode(float* y) const { decode_codes(*this, y); }
+};
+static_assert(integer_format<q5_0> && sizeof(q5_0) == 22);
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/formats/q6_k.hpp
+// GGUF Q6_K: 256 integers in [-32, 31] in 16 groups of 16, each with an int8 scale, 210 bytes.
+// value = d · scale[group] · q.
+//
+//   encode: the scale of least squared error for each group; then, with d rounded, the best of the integer scales nearby;
+//   then d of least squared error for those integers
+
+// ---- mote/quant/formats/search_q6_k.hpp
+// The search behind q6_k::encode.
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+struct q6_k_fit {
+  static constexpr std::size_t groups = 16, group_size = 16, size = groups * group_size;
+  f16 d;
+  std::int8_t scale[groups], codes[size];
+};
+
+// Chooses every scale[g] around `target` for fit.d and returns the block's squared error.
+inline float fit_groups(const float* x, const float (&target)[q6_k_fit::groups], q6_k_fit& fit) {
+  const float d = static_cast<float>(fit.d), inverse = finite_inverse(d);
+  float total = 0.0f;
+  for (std::size_t g = 0; g < q6_k_fit::groups; ++g) {
+    const int nearest = round_half_away(std::clamp(target[g] * inverse, -128.0f, 127.0f));
+    float best = -1.0f;
+    for (int scale = std::max(nearest - 1, -128); scale <= std::min(nearest + 1, 127); ++scale) {
+      const float s = d * static_cast<float>(scale);
+      const integer_round round{finite_inverse(s), 31.0f};
+      const float error = error_of<q6_k_fit::group_size>(x + g * q6_k_fit::group_size, s, 0.0f, round).error;
+      if (best >= 0.0f && error >= best) continue;
+      best = error;
+      fit.scale[g] = static_cast<std::int8_t>(scale);
+    }
+    total += best;
+  }
+  return total;
+}
+
+// d of least squared error for the integers chosen.
+inline float refit_super_scale(const float* x, const q6_k_fit& fit) {
+  float aa = 0.0f, ax = 0.0f;
+  for (std::size_t g = 0; g < q6_k_fit::groups; ++g) {
+    const float scale = fit.scale[g];
+    const integer_round round{finite_inverse(static_cast<float>(fit.d) * scale), 31.0f};
+    const auto sums = sums_of<q6_k_fit::group_size>(x + g * q6_k_fit::group_size, round);
+    aa += scale * scale * sums.qq;
+    ax += scale * sums.xq;
+  }
+  return aa > 0.0f ? ax / aa : 0.0f;
+}
+
+inline q6_k_fit fit_q6_k(const float* values) {
+  constexpr std::size_t groups = q6_k_fit::groups, group_size = q6_k_fit::group_size;
+  constexpr float limit = 128.0f * 32.0f * largest_f16;
+  q6_k_fit fit{};
+  if (largest_magnitude(values, q6_k_fit::size) < negligible) return fit;
+  float x[q6_k_fit::size];
+  for (std::size_t i = 0; i < q6_k_fit::size; ++i) x[i] = std::clamp(values[i], -limit, limit);
+
+  float target[groups];
+  for (std::size_t g = 0; g < groups; ++g) {
+    const auto round = [](float inverse) { return integer_round{inverse, 31.0f}; };
+    target[g] = fit_scale<group_size>(
+        x + g * group_size, {-32.0f, -31.75f, -31.5f, -31.25f, -32.25f, -32.5f, -33.0f, 31.0f, 31.25f, 31.5f}, round);
+  }
+  const float largest = largest_element(target, groups);
+  float error = -1.0f;
+  const auto consider = [&](float super) {
+    q6_k_fit other = fit;
+    other.d = saturated_f16(super);
+    if (other.d.bits << 1 == 0) other.d.bits |= 1;  // no integer scale could save the block
+    const float other_error = fit_groups(x, target, other);
+    const bool better = error < 0.0f || other_error < error;
+    if (better) {
+      fit = other;
+      error = other_error;
+    }
+    return better;
+  };
+  // The largest integers that the groups may use.
+  for (const float top : {-128.0f, -126.0f, -123.0f, 127.0f}) consider(largest / top);
+  consider(refit_super_scale(x, fit));
+
+  for (std::size_t g = 0; g < groups; ++g) {
+    const float inverse = finite_inverse(static_cast<float>(fit.d) * fit.scale[g]);
+    for (std::size_t i = g * group_size; i < (g + 1) * group_size; ++i) {
+      fit.codes[i] = static_cast<std::int8_t>(round_half_away(std::clamp(x[i] * inverse, -32.0f, 31.0f)));
+    }
+  }
+  return fit;
+}
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/formats/q6_k.hpp
+MOTE_BEGIN_NAMESPACE
+
+struct q6_k {
+  static constexpr std::string_view name = "q6_k";
+  static constexpr std::size_t block_size = 256, group_size = 16;
+  static constexpr int code_bits = 6;
+  using scale_type = float;
+
+  // Half h, i < 32: elements 128 h + i + (0, 32, 64, 96) are low nibbles of low[64 h + i], low[64 h + 32 + i], then high
+  // nibbles of the same, and from the lowest up two bits each of high[32 h + i].
+  std::uint8_t low[128], high[64];
+  std::int8_t scales[16];
+  f16 d;
+
+  std::int8_t code(std::size_t i) const {
+    const std::size_t half = i / 128, part = i / 32 % 4;
+    const int nibble = low[64 * half + i % 64] >> (part / 2 * 4) & 15;
+    const int top = high[32 * half + i % 32] >> (part * 2) & 3;
+    return static_cast<std::int8_t>((nibble | (top << 4)) - 32);
+  }
+  f16 super_scale() const { return d; }
+  int sub_scale(std::size_t g) const { return scales[g]; }
+  float scale(std::size_t g) const { return static_cast<float>(d) * static_cast<float>(scales[g]); }
+
+  static q6_k encode(const float* x) {
+    const detail::q6_k_fit fit = detail::fit_q6_k(x);
+    q6_k block{};
+    block.d = fit.d;
+    std::copy(fit.scale, fit.scale + 16, block.scales);
+    for (std::size_t i = 0; i < block_size; ++i) {
+      const std::size_t half = i / 128, part = i / 32 % 4;
+      const auto code = static_cast<unsigned>(fit.codes[i] + 32);
+      block.low[64 * half + i % 64] |= static_cast<std::uint8_t>((code & 15u) << (part / 2 * 4));
+      block.high[32 * half + i % 32] |= static_cast<std::uint8_t>(code >> 4 << (part * 2));
+    }
+    return block;
+  }
+
+  void decode(float* y) const { decode_codes(*this, y); }
+};
+static_assert(two_level_format<q6_k> && sizeof(q6_k) == 210);
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/formats/q8_0.hpp
+// GGUF Q8_0: 32 int8 and their scale, 34 bytes. value = d · q.
+//
+//   encode: d = amax / 127, q = round(x / d), halves away from zero, with d still in float32
+
+MOTE_BEGIN_NAMESPACE
+
+struct q8_0 {
+  static constexpr std::string_view name = "q8_0";
+  static constexpr std::size_t block_size = 32, group_size = 32;
+  static constexpr int code_bits = 8;
+  using scale_type = f16;
+
+  f16 d;
+  std::int8_t q[32];
+
+  std::int8_t code(std::size_t i) const { return q[i]; }
+  f16 scale(std::size_t) const { return d; }
+
+  static q8_0 encode(const float* x) {
+    const float scale = std::min(detail::largest_magnitude(x, block_size) / 127.0f, detail::largest_f16);
+    float scaled[block_size];
+    detail::rounded_products(x, detail::finite_inverse(scale), scaled);
+    q8_0 block;
+    block.d = f16(scale);
+    for (std::size_t i = 0; i < block_size; ++i) {
+      block.q[i] = static_cast<std::int8_t>(detail::round_half_away(std::clamp(scaled[i], -127.0f, 127.0f)));
+    }
+    return block;
+  }
+
+  void decode(float* y) const { decode_codes(*this, y); }
+};
+static_assert(integer_format<q8_0> && sizeof(q8_0) == 34);
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/formats.hpp
+// Every block format, one after another.
+
+MOTE_BEGIN_NAMESPACE
+
+template <class... Types>
+struct type_list {};
+
+using formats = type_list<q8_0, q4_0, q5_0, q4_k, q6_k, iq4_nl, mxfp4, nvfp4>;
+
+// f.template operator()<F>() for each F of the list, in order: for_each_format([]<class F>() { … });
+template <class Function, class... F>
+void for_each_format(Function&& f, type_list<F...>) {
+  (f.template operator()<F>(), ...);
+}
+template <class Function>
+void for_each_format(Function&& f) {
+  for_each_format(f, formats{});
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/fp8.hpp
+// fp8 as DeepSeek-V3 stores it: e4m3 with a float32 scale for each 128×128 block of a weight, and for each run of 128
+// channels of an activation. Blocks at the edges are partial.
+//
+//   weight      s = amax / 448,             q = e4m3(w / s)      W[n, k] = q[n, k] · scale[n / 128, k / 128]
+//   activation  s = max(amax, 1e-4) / 448,  q = e4m3(x / s)      x[t, k] = q[t, k] · scale[t, k / 128]
+//
+// A zero block of a weight uses s = 1. Checkpoints call the scale `weight_scale_inv`; it is multiplied nevertheless.
+// Source: DeepSeek-V3 technical report (2024), section 3.3, and its inference code.
+
+MOTE_BEGIN_NAMESPACE
+
+inline constexpr std::size_t fp8_block = 128;
+
+inline std::size_t fp8_blocks(std::size_t n) { return (n + fp8_block - 1) / fp8_block; }
+
+// w [out, in] to codes [out, in] and scale [⌈out / 128⌉, ⌈in / 128⌉]. Values must be finite. Throws shape_error.
+inline void quantize_fp8(const view<const float, 2>& w, const view<f8_e4m3, 2>& codes, const view<float, 2>& scale) {
+  check_view("quantize_fp8", "codes", codes, {w.extent(0), w.extent(1)});
+  check_view("quantize_fp8", "scale", scale, {fp8_blocks(w.extent(0)), fp8_blocks(w.extent(1))});
+  for (std::size_t block_row = 0; block_row < scale.extent(0); ++block_row) {
+    const std::size_t n_end = std::min((block_row + 1) * fp8_block, w.extent(0));
+    for (std::size_t block = 0; block < scale.extent(1); ++block) {
+      const std::size_t k_end = std::min((block + 1) * fp8_block, w.extent(1));
+      float amax = 0.0f;
+      for (std::size_t n = block_row * fp8_block; n < n_end; ++n) {
+        for (std::size_t k = block * fp8_block; k < k_end; ++k) amax = std::fmax(amax, std::fabs(w(n, k)));
+      }
+      const float s = amax / 448.0f > 0.0f ? amax / 448.0f : 1.0f;
+      scale(block_row, block) = s;
+      for (std::size_t n = block_row * fp8_block; n < n_end; ++n) {
+        for (std::size_t k = block * fp8_block; k < k_end; ++k) codes(n, k) = f8_e4m3(w(n, k) / s);
+      }
+    }
+  }
+}
+
+// codes [out, in] and scale [⌈out / 128⌉, ⌈in / 128⌉] to w [out, in]. Throws shape_error.
+inline void dequantize_fp8(const view<const f8_e4m3, 2>& codes, const view<const float, 2>& scale,
+                           const view<float, 2>& w) {
+  check_view("dequantize_fp8", "codes", codes, {w.extent(0), w.extent(1)});
+  check_view("dequantize_fp8", "scale", scale, {fp8_blocks(w.extent(0)), fp8_blocks(w.extent(1))});
+  for (std::size_t n = 0; n < w.extent(0); ++n) {
+    for (std::size_t k = 0; k < w.extent(1); ++k) {
+      w(n, k) = static_cast<float>(codes(n, k)) * scale(n / fp8_block, k / fp8_block);
+    }
+  }
+}
+
+// One row of n activations to codes [n] and scale [⌈n / 128⌉].
+inline void quantize_fp8_row(const float* x, std::size_t n, f8_e4m3* codes, float* scale) {
+  for (std::size_t begin = 0; begin < n; begin += fp8_block) {
+    const std::size_t end = std::min(begin + fp8_block, n);
+    float amax = 1e-4f;
+    for (std::size_t i = begin; i < end; ++i) amax = std::fmax(amax, std::fabs(x[i]));
+    const float s = amax / 448.0f;
+    scale[begin / fp8_block] = s;
+    for (std::size_t i = begin; i < end; ++i) codes[i] = f8_e4m3(x[i] / s);
+  }
+}
+
+// x [tokens, channels] to codes [tokens, channels] and scale [tokens, ⌈channels / 128⌉]. Throws shape_error.
+inline void quantize_fp8_activations(const view<const float, 2>& x, const view<f8_e4m3, 2>& codes,
+                                     const view<float, 2>& scale) {
+  check_view("quantize_fp8_activations", "x", x, {x.extent(0), x.extent(1)});
+  check_view("quantize_fp8_activations", "codes", codes, {x.extent(0), x.extent(1)});
+  check_view("quantize_fp8_activations", "scale", scale, {x.extent(0), fp8_blocks(x.extent(1))});
+  for (std::size_t t = 0; t < x.extent(0); ++t) {
+    quantize_fp8_row(x.row(t), x.extent(1), codes.row(t), scale.row(t));
+  }
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/int4.hpp
+// int4 quantization of groups of a row's elements, two codes a byte, the even element low.
+//
+//   symmetric   s = amax / 7,  q = clamp(round(x / s), -8, 7)                                x ≈ s q
+//   asymmetric  s = (max - min) / 15 over a range that holds 0,  z = round(-min / s),
+//               q = clamp(round(x / s) + z, 0, 15)                                           x ≈ s (q - z)
+//
+// Ties go to even; a zero group uses s = 1. Signed codes are two's complement.
+
+MOTE_BEGIN_NAMESPACE
+
+// The symmetric scale of a group of n values.
+inline float int4_scale(const float* x, std::size_t n) {
+  float amax = 0.0f;
+  for (std::size_t i = 0; i < n; ++i) amax = std::fmax(amax, std::fabs(x[i]));
+  return amax / 7.0f > 0.0f ? amax / 7.0f : 1.0f;
+}
+inline int int4_round(float x, float scale) {
+  return static_cast<int>(std::fmin(std::fmax(std::nearbyint(x / scale), -8.0f), 7.0f));
+}
+
+// Two codes as a byte, and element i of such bytes.
+inline std::uint8_t pack_int4(int even, int odd) { return static_cast<std::uint8_t>((even & 15) | (odd & 15) << 4); }
+inline int uint4_code(const std::uint8_t* packed, std::size_t i) { return packed[i / 2] >> (i % 2 * 4) & 15; }
+inline int int4_code(const std::uint8_t* packed, std::size_t i) { return (uint4_code(packed, i) ^ 8) - 8; }
+
+namespace detail {
+
+template <class Values, class Packed, class Scale>
+void check_int4(std::string_view op, const Values& w, std::size_t group, const Packed& packed, const Scale& scale) {
+  if (group == 0 || group % 2 != 0 || w.extent(1) % group != 0) {
+    raise<shape_error>(std::string(op) + ": group: expected an even number that divides the " +
+                       std::to_string(w.extent(1)) + " columns, got " + std::to_string(group));
+  }
+  check_view(op, "w", w, {w.extent(0), w.extent(1)});
+  check_view(op, "packed", packed, {w.extent(0), w.extent(1) / 2});
+  check_view(op, "scale", scale, {w.extent(0), w.extent(1) / group});
+}
+
+}  // namespace detail
+
+// w [out, in] to packed [out, in / 2] and scale [out, in / group]. Throws shape_error unless `group` is even and divides
+// the columns.
+inline void quantize_int4(const view<const float, 2>& w, std::size_t group, const view<std::uint8_t, 2>& packed,
+                          const view<float, 2>& scale) {
+  detail::check_int4("quantize_int4", w, group, packed, scale);
+  for (std::size_t n = 0; n < w.extent(0); ++n) {
+    for (std::size_t begin = 0; begin < w.extent(1); begin += group) {
+      const float* x = w.row(n) + begin;
+      const float s = scale(n, begin / group) = int4_scale(x, group);
+      for (std::size_t i = 0; i < group; i += 2) {
+        packed(n, (begin + i) / 2) = pack_int4(int4_round(x[i], s), int4_round(x[i + 1], s));
+      }
+    }
+  }
+}
+
+// The same with zero [out, in / group].
+inline void quantize_uint4(const view<const float, 2>& w, std::size_t group, const view<std::uint8_t, 2>& packed,
+                           const view<float, 2>& scale, const view<std::uint8_t, 2>& zero) {
+  detail::check_int4("quantize_uint4", w, group, packed, scale);
+  check_view("quantize_uint4", "zero", zero, {w.extent(0), w.extent(1) / group});
+  for (std::size_t n = 0; n < w.extent(0); ++n) {
+    for (std::size_t begin = 0; begin < w.extent(1); begin += group) {
+      const float* x = w.row(n) + begin;
+      const asymmetric_range range(x, group, 15);
+      scale(n, begin / group) = range.scale;
+      zero(n, begin / group) = range.zero;
+      for (std::size_t i = 0; i < group; i += 2) {
+        packed(n, (begin + i) / 2) = pack_int4(range.code(x[i], 15), range.code(x[i + 1], 15));
+      }
+    }
+  }
+}
+
+// packed [out, in / 2] and scale [out, in / group] to w [out, in]. Throws shape_error.
+inline void dequantize_int4(const view<const std::uint8_t, 2>& packed, std::size_t group,
+                            const view<const float, 2>& scale, const view<float, 2>& w) {
+  detail::check_int4("dequantize_int4", w, group, packed, scale);
+  for (std::size_t n = 0; n < w.extent(0); ++n) {
+    for (std::size_t k = 0; k < w.extent(1); ++k) {
+      w(n, k) = scale(n, k / group) * static_cast<float>(int4_code(packed.row(n), k));
+    }
+  }
+}
+
+// The same with zero [out, in / group].
+inline void dequantize_uint4(const view<const std::uint8_t, 2>& packed, std::size_t group,
+                             const view<const float, 2>& scale, const view<const std::uint8_t, 2>& zero,
+                             const view<float, 2>& w) {
+  detail::check_int4("dequantize_uint4", w, group, packed, scale);
+  check_view("dequantize_uint4", "zero", zero, {w.extent(0), w.extent(1) / group});
+  for (std::size_t n = 0; n < w.extent(0); ++n) {
+    for (std::size_t k = 0; k < w.extent(1); ++k) {
+      w(n, k) = scale(n, k / group) * static_cast<float>(uint4_code(packed.row(n), k) - zero(n, k / group));
+    }
+  }
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/microscaling.hpp
+// The safetensors layouts of MXFP4 and NVFP4, to and from the blocks that GGUF stores and matmul reads.
+//
+// In safetensors e2m1 codes stand two a byte, the even element low, with the scales in a tensor of their own:
+//
+//   MXFP4 (gpt-oss)  bytes [rows, columns / 2], e8m0 scales [rows, columns / 32]         x = e2m1 · 2^(scale - 127)
+//   NVFP4            bytes [rows, columns / 2], e4m3 scales [rows, columns / 16], a
+//                    float32 scale g of the whole tensor                                 x = e2m1 · e4m3 · g
+//
+// An nvfp4 block knows nothing of g: who multiplies by the blocks multiplies the result by g.
+// Source: OCP Microscaling Formats (MX) v1.0; gpt-oss and NVIDIA ModelOpt checkpoints.
+
+MOTE_BEGIN_NAMESPACE
+
+// The published MX rounding of 32 finite values: as mxfp4::encode, which follows GGUF, but ties go to the even code and
+// zeros keep their sign.
+inline mxfp4 encode_mx(const float* x) {
+  mxfp4 block = mxfp4::encode(x);
+  const float unit = 2.0f * block.scale(0);
+  std::uint8_t codes[mxfp4::block_size];
+  for (std::size_t i = 0; i < mxfp4::block_size; ++i) codes[i] = f4_e2m1(x[i] / unit).bits;
+  detail::pack_nibbles(codes, block.q);
+  return block;
+}
+
+// 64 finite values for the tensor's scale g: block scale e4m3(amax / 6 / g), codes e2m1(x / (scale g)), ties to even.
+inline nvfp4 encode_nvfp4(const float* x, float g) {
+  nvfp4 block{};
+  for (std::size_t group = 0; group < 4; ++group) {
+    const float* v = x + group * nvfp4::group_size;
+    const f8_e4m3 scale(detail::largest_magnitude(v, nvfp4::group_size) / 6.0f / g);
+    block.scales[group] = scale.bits;
+    const float unit = static_cast<float>(scale) * g;
+    if (!(unit > 0.0f)) continue;
+    for (std::size_t i = 0; i < nvfp4::group_size; ++i) {
+      block.q[group * 8 + i % 8] |= static_cast<std::uint8_t>(f4_e2m1(v[i] / unit).bits << (i / 8 * 4));
+    }
+  }
+  return block;
+}
+
+// The tensor's scale that lets the largest element take the largest code: amax / (448 · 6); 1 for a zero tensor.
+inline float nvfp4_tensor_scale(const view<const float, 2>& w) {
+  float amax = 0.0f;
+  for (std::size_t n = 0; n < w.extent(0); ++n) amax = std::max(amax, detail::largest_magnitude(w.row(n), w.extent(1)));
+  const float g = amax / (448.0f * 6.0f);
+  return g > 0.0f ? g : 1.0f;
+}
+
+namespace detail {
+
+template <class F, class Bytes, class Scales, class Blocks>
+void check_microscaling(std::string_view op, const Bytes& bytes, const Scales& scales, const Blocks& blocks) {
+  const std::size_t rows = blocks.extent(0), columns = blocks.extent(1) * F::block_size;
+  check_view(op, "bytes", bytes, {rows, columns / 2});
+  check_view(op, "scales", scales, {rows, columns / F::group_size});
+  check_view(op, "blocks", blocks, {rows, blocks.extent(1)});
+}
+
+// N codes, the even element low, to nibbles of which the first half of the elements is low; and back.
+template <std::size_t N>
+void halves_of_pairs(const std::uint8_t* pairs, std::uint8_t* halves) {
+  const auto code = [&](std::size_t i) { return static_cast<unsigned>(pairs[i / 2] >> (i % 2 * 4)) & 15u; };
+  for (std::size_t i = 0; i < N / 2; ++i) halves[i] = static_cast<std::uint8_t>(code(i) | code(i + N / 2) << 4);
+}
+template <std::size_t N>
+void pairs_of_halves(const std::uint8_t* halves, std::uint8_t* pairs) {
+  const auto code = [&](std::size_t i) {
+    return static_cast<unsigned>(halves[i % (N / 2)] >> (i / (N / 2) * 4)) & 15u;
+  };
+  for (std::size_t i = 0; i < N / 2; ++i) pairs[i] = static_cast<std::uint8_t>(code(2 * i) | code(2 * i + 1) << 4);
+}
+
+}  // namespace detail
+
+// bytes [rows, columns / 2] and scales [rows, columns / 32] to blocks [rows, columns / 32], and back. Throws shape_error.
+inline void load_mxfp4(const view<const std::uint8_t, 2>& bytes, const view<const f8_e8m0, 2>& scales,
+                       const view<mxfp4, 2>& blocks) {
+  detail::check_microscaling<mxfp4>("load_mxfp4", bytes, scales, blocks);
+  for (std::size_t r = 0; r < blocks.extent(0); ++r) {
+    for (std::size_t b = 0; b < blocks.extent(1); ++b) {
+      blocks(r, b).e = scales(r, b);
+      detail::halves_of_pairs<32>(bytes.row(r) + 16 * b, blocks(r, b).q);
+    }
+  }
+}
+inline void store_mxfp4(const view<const mxfp4, 2>& blocks, const view<std::uint8_t, 2>& bytes,
+                        const view<f8_e8m0, 2>& scales) {
+  detail::check_microscaling<mxfp4>("store_mxfp4", bytes, scales, blocks);
+  for (std::size_t r = 0; r < blocks.extent(0); ++r) {
+    for (std::size_t b = 0; b < blocks.extent(1); ++b) {
+      scales(r, b) = blocks(r, b).e;
+      detail::pairs_of_halves<32>(blocks(r, b).q, bytes.row(r) + 16 * b);
+    }
+  }
+}
+
+// bytes [rows, columns / 2] and scales [rows, columns / 16] to blocks [rows, columns / 64], and back; the tensor's scale
+// stays outside. Throws shape_error.
+inline void load_nvfp4(const view<const std::uint8_t, 2>& bytes, const view<const f8_e4m3, 2>& scales,
+                       const view<nvfp4, 2>& blocks) {
+  detail::check_microscaling<nvfp4>("load_nvfp4", bytes, scales, blocks);
+  for (std::size_t r = 0; r < blocks.extent(0); ++r) {
+    for (std::size_t g = 0; g < scales.extent(1); ++g) {
+      blocks(r, g / 4).scales[g % 4] = scales(r, g).bits;
+      detail::halves_of_pairs<16>(bytes.row(r) + 8 * g, blocks(r, g / 4).q + 8 * (g % 4));
+    }
+  }
+}
+inline void store_nvfp4(const view<const nvfp4, 2>& blocks, const view<std::uint8_t, 2>& bytes,
+                        const view<f8_e4m3, 2>& scales) {
+  detail::check_microscaling<nvfp4>("store_nvfp4", bytes, scales, blocks);
+  for (std::size_t r = 0; r < blocks.extent(0); ++r) {
+    for (std::size_t g = 0; g < scales.extent(1); ++g) {
+      scales(r, g) = f8_e4m3::from_bits(blocks(r, g / 4).scales[g % 4]);
+      detail::pairs_of_halves<16>(blocks(r, g / 4).q + 8 * (g % 4), bytes.row(r) + 8 * g);
+    }
+  }
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/quantize.hpp
+// Matrices to blocks and back, row by row.
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+template <block_format F, class T, class Blocks>
+void check_blocks(std::string_view op, const view<T, 2>& values, const Blocks& blocks) {
+  if (values.extent(1) % F::block_size != 0) {
+    raise<shape_error>(std::string(op) + ": " + std::string(std::string_view(F::name)) +
+                       ": expected columns in multiples of " + std::to_string(F::block_size) + ", got " +
+                       std::to_string(values.extent(1)));
+  }
+  check_view(op, "values", values, {values.extent(0), values.extent(1)});
+  check_view(op, "blocks", blocks, {values.extent(0), values.extent(1) / F::block_size});
+}
+
+}  // namespace detail
+
+// values [rows, columns] to blocks [rows, columns / F::block_size]; the rows are shared out among the threads of `be`.
+// Values must be finite. Throws shape_error.
+template <block_format F, host Backend>
+void quantize(Backend& be, const view<const float, 2>& values, const view<F, 2>& blocks) {
+  detail::check_blocks<F>("quantize", values, blocks);
+  be.parallel_for(values.extent(0), 1 + 4096 / (values.extent(1) + 1), [&](std::size_t begin, std::size_t end) {
+    for (std::size_t r = begin; r < end; ++r) {
+      for (std::size_t b = 0; b < blocks.extent(1); ++b) {
+        blocks.row(r)[b] = F::encode(values.row(r) + b * F::block_size);
+      }
+    }
+  });
+}
+
+// The same by the calling thread.
+template <block_format F>
+void quantize(const view<const float, 2>& values, const view<F, 2>& blocks) {
+  reference be;
+  quantize<F>(be, values, blocks);
+}
+
+// blocks [rows, columns / F::block_size] to values [rows, columns]. Throws shape_error.
+template <block_format F, host Backend>
+void dequantize(Backend& be, const view<const F, 2>& blocks, const view<float, 2>& values) {
+  detail::check_blocks<F>("dequantize", values, blocks);
+  be.parallel_for(values.extent(0), 1 + 4096 / (values.extent(1) + 1), [&](std::size_t begin, std::size_t end) {
+    for (std::size_t r = begin; r < end; ++r) {
+      for (std::size_t b = 0; b < blocks.extent(1); ++b) {
+        blocks.row(r)[b].decode(values.row(r) + b * F::block_size);
+      }
+    }
+  });
+}
+
+template <block_format F>
+void dequantize(const view<const F, 2>& blocks, const view<float, 2>& values) {
+  reference be;
+  dequantize<F>(be, blocks, values);
 }
 
 MOTE_END_NAMESPACE

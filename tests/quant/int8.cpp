@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "support/backends.hpp"
+#include "support/golden.hpp"
 #include "support/random.hpp"
 
 TEST_CASE("quantize_int8_row: scale, ties to even, the largest value and a zero row") {
@@ -72,4 +73,58 @@ TEST_CASE("int8: the vector back end's activation codes are the reference's") {
       CHECK(wrong == 0);
     }
   }
+}
+
+TEST_CASE("quantize_int8 and quantize_uint8: published codes and scales") {
+  const test::golden golden("integer");
+  const auto quantized = [&](const std::string& name, auto&& check) {
+    const auto x = golden.floats(name);
+    const std::size_t rows = golden.extent(name.c_str(), 0), columns = golden.extent(name.c_str(), 1);
+    check(mote::view<const float, 2>(x.data(), rows, columns));
+  };
+  for (const std::string name : {"x", "w"}) {
+    quantized(name, [&](const mote::view<const float, 2>& x) {
+      std::vector<std::int8_t> codes(x.size());
+      std::vector<float> scale(x.extent(0));
+      std::vector<std::int32_t> sum(x.extent(0));
+      mote::quantize_int8(x, {codes.data(), x.extent(0), x.extent(1)}, scale, sum);
+      CHECK(codes == golden.bytes(name + "_int8"));
+      test::check_close(scale, golden.floats(name + "_scale"), 0.0f, 1e-6f);
+    });
+  }
+  quantized("x", [&](const mote::view<const float, 2>& x) {
+    std::vector<std::uint8_t> codes(x.size()), zero(x.extent(0));
+    std::vector<float> scale(x.extent(0)), back;
+    mote::quantize_uint8(x, {codes.data(), x.extent(0), x.extent(1)}, scale, zero);
+    CHECK(codes == golden.unsigned_bytes("asym.x_uint8"));
+    CHECK(zero == golden.unsigned_bytes("asym.zero"));
+    test::check_close(scale, golden.floats("asym.scale"), 0.0f, 1e-6f);
+    for (std::size_t i = 0; i < codes.size(); ++i) {
+      const std::size_t r = i / x.extent(1);
+      back.push_back(scale[r] * static_cast<float>(codes[i] - zero[r]));
+    }
+    test::check_close(back, golden.floats("asym.dequantized"), 1e-7f, 1e-6f);
+  });
+}
+
+TEST_CASE("quantize_uint8: zero is exact; zero, one-sided and huge rows") {
+  const float largest = std::numeric_limits<float>::max();
+  const std::vector<std::vector<float>> rows = {{0, 0, 0}, {1, 2, 255}, {-255, -1, 0}, {-1, 0, 254}, {1e-45f, 0, 0}};
+  for (const auto& x : rows) {
+    CAPTURE(x);
+    std::vector<std::uint8_t> codes(3);
+    const auto range = mote::quantize_uint8_row(x.data(), 3, codes.data());
+    for (std::size_t i = 0; i < 3; ++i) {
+      CHECK(std::abs(range.scale * static_cast<float>(codes[i] - range.zero) - x[i]) <= 1e-44f);
+    }
+  }
+  const std::vector<float> huge = {largest, -largest, 0.0f};
+  std::vector<std::uint8_t> codes(3);
+  const auto range = mote::quantize_uint8_row(huge.data(), 3, codes.data());
+  CHECK(std::isfinite(range.scale));
+  CHECK(codes[2] == range.zero);
+  std::vector<float> scale(1);
+  std::vector<std::uint8_t> zero(2);
+  CHECK_THROWS_WITH(mote::quantize_uint8({huge.data(), 1, 3}, {codes.data(), 1, 3}, scale, zero),
+                    "quantize_uint8: zero: expected shape [1], got [2]");
 }

@@ -31,6 +31,9 @@ class golden {
     return elements<std::int32_t>(name, mote::dtype::i32);
   }
   std::vector<std::int8_t> bytes(const std::string& name) const { return elements<std::int8_t>(name, mote::dtype::i8); }
+  std::vector<std::uint8_t> unsigned_bytes(const std::string& name) const {
+    return elements<std::uint8_t>(name, mote::dtype::u8);
+  }
 
  private:
   template <class T>

@@ -1,0 +1,413 @@
+#include <mote/quant/formats.hpp>
+#include <mote/quant/quantize.hpp>
+
+#include <cctype>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <string>
+
+#include "support/backends.hpp"
+#include "support/golden.hpp"
+#include "support/random.hpp"
+
+namespace {
+
+template <class F>
+std::vector<F> blocks_of(const std::vector<std::uint8_t>& bytes) {
+  REQUIRE(bytes.size() % sizeof(F) == 0);
+  std::vector<F> blocks(bytes.size() / sizeof(F));
+  std::memcpy(blocks.data(), bytes.data(), bytes.size());
+  return blocks;
+}
+
+template <class F>
+std::vector<std::uint8_t> bytes_of(const std::vector<F>& blocks) {
+  std::vector<std::uint8_t> bytes(blocks.size() * sizeof(F));
+  std::memcpy(bytes.data(), blocks.data(), bytes.size());
+  return bytes;
+}
+
+template <class F>
+std::vector<F> encode(const std::vector<float>& x) {
+  std::vector<F> blocks(x.size() / F::block_size);
+  mote::quantize<F>({x.data(), 1, x.size()}, {blocks.data(), 1, blocks.size()});
+  return blocks;
+}
+
+template <class F>
+std::vector<float> decode(const std::vector<F>& blocks) {
+  std::vector<float> x(blocks.size() * F::block_size);
+  mote::dequantize<F>({blocks.data(), 1, blocks.size()}, {x.data(), 1, x.size()});
+  return x;
+}
+
+double squared_distance(const std::vector<float>& a, const std::vector<float>& b) {
+  double sum = 0.0;
+  for (std::size_t i = 0; i < a.size(); ++i) sum += std::pow(static_cast<double>(a[i]) - b[i], 2);
+  return sum;
+}
+
+double squared_norm(const std::vector<float>& a) { return squared_distance(a, std::vector<float>(a.size())); }
+
+// Normal numbers, some of which are much larger.
+std::vector<float> heavy_tailed(test::random_source& random, std::size_t size) {
+  auto x = random.normal(size);
+  for (float& v : x) v *= std::exp(random.normal(1)[0]);
+  return x;
+}
+
+// "Q4_K" of "q4_k", as the golden files name formats.
+template <class F>
+std::string upper_name() {
+  std::string name(F::name);
+  for (char& c : name) c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+  return name;
+}
+
+// A made-up format of 3.5 bits an element: 32 integers in [-4, 3] and their scale. docs/formats.md shows it too.
+struct int3 {
+  static constexpr std::string_view name = "int3";
+  static constexpr std::size_t block_size = 32, group_size = 32;
+  static constexpr int code_bits = 3;
+  static constexpr std::array<std::int8_t, 16> code_values = {-4, -3, -2, -1, 0, 1, 2, 3};
+  using scale_type = mote::f16;
+
+  mote::f16 d;
+  std::uint8_t low[8], high[4];  // two bits of elements 4 i .. 4 i + 3; one bit of elements 8 i .. 8 i + 7
+
+  std::uint8_t code(std::size_t i) const {
+    return static_cast<std::uint8_t>((low[i / 4] >> (i % 4 * 2) & 3) | (high[i / 8] >> (i % 8) & 1) << 2);
+  }
+  mote::f16 scale(std::size_t) const { return d; }
+
+  static int3 encode(const float* x) {
+    int3 block{};
+    block.d = mote::detail::saturated_f16(mote::detail::largest_element(x, block_size) / -4.0f);
+    const float inverse = mote::detail::finite_inverse(static_cast<float>(block.d));
+    for (std::size_t i = 0; i < block_size; ++i) {
+      const auto bits = static_cast<unsigned>(std::clamp(x[i] * inverse + 4.5f, 0.0f, 7.0f));
+      block.low[i / 4] |= static_cast<std::uint8_t>((bits & 3u) << (i % 4 * 2));
+      block.high[i / 8] |= static_cast<std::uint8_t>((bits >> 2) << (i % 8));
+    }
+    return block;
+  }
+  void decode(float* y) const { mote::decode_codes(*this, y); }
+};
+static_assert(mote::integer_format<int3> && sizeof(int3) == 14);
+
+// Every format of the library and the made-up one.
+template <class Function>
+void for_each_format(Function&& f) {
+  mote::for_each_format(f);
+  mote::for_each_format(f, mote::type_list<int3>{});
+}
+
+// A format need not be made of integers.
+struct two_halves {
+  static constexpr std::string_view name = "two_halves";
+  static constexpr std::size_t block_size = 2;
+  mote::f16 values[2];
+  static two_halves encode(const float* x) { return {mote::f16(x[0]), mote::f16(x[1])}; }
+  void decode(float* y) const {
+    for (std::size_t i = 0; i < 2; ++i) y[i] = static_cast<float>(values[i]);
+  }
+};
+static_assert(mote::block_format<two_halves> && !mote::integer_format<two_halves>);
+static_assert(!mote::block_format<float> && !mote::block_format<mote::bf16>);
+static_assert(mote::format_with_min<mote::q4_k> && !mote::format_with_min<mote::q6_k>);
+static_assert(mote::two_level_format<mote::q4_k> && mote::two_level_format<mote::q6_k>);
+static_assert(!mote::two_level_format<mote::q8_0>);
+
+}  // namespace
+
+TEST_CASE("formats: published bytes decode to the published values, to the bit") {
+  const test::golden golden("gguf");
+  mote::for_each_format([&]<class F>() {
+    INFO(F::name);
+    const auto blocks = blocks_of<F>(golden.unsigned_bytes(upper_name<F>() + ".bytes"));
+    CHECK(test::same_bits(decode(blocks), golden.floats(upper_name<F>() + ".y")));
+  });
+}
+
+TEST_CASE("formats: where the rule is published, encoding gives the published bytes") {
+  const test::golden golden("gguf");
+  const auto check = [&]<class F>() {
+    INFO(F::name);
+    const auto blocks = encode<F>(golden.floats(upper_name<F>() + ".x"));
+    CHECK(bytes_of(blocks) == golden.unsigned_bytes(upper_name<F>() + ".bytes"));
+  };
+  mote::for_each_format(check, mote::type_list<mote::q8_0, mote::q4_0, mote::q5_0, mote::mxfp4>{});
+}
+
+TEST_CASE("formats: any bytes decode by code, scale and minimum") {
+  test::random_source random(1);
+  for_each_format([&]<class F>() {
+    INFO(F::name);
+    std::vector<std::uint8_t> bytes(200 * sizeof(F));
+    for (auto& b : bytes) b = static_cast<std::uint8_t>(random.below(256));
+    const auto blocks = blocks_of<F>(bytes);
+    const auto y = decode(blocks);
+    std::size_t wrong = 0;
+    for (std::size_t b = 0; b < blocks.size(); ++b) {
+      for (std::size_t i = 0; i < F::block_size; ++i) {
+        const std::size_t group = i / F::group_size;
+        const double scale = static_cast<double>(static_cast<float>(blocks[b].scale(group)));
+        double want = scale * mote::integer_value(blocks[b], i);
+        if constexpr (mote::format_with_min<F>) want -= static_cast<double>(blocks[b].min(group));
+        const float got = y[b * F::block_size + i];
+        wrong += !(got == static_cast<float>(want) || (std::isnan(got) && std::isnan(want)));
+        if constexpr (mote::two_level_format<F>) {
+          const float product =
+              static_cast<float>(blocks[b].super_scale()) * static_cast<float>(blocks[b].sub_scale(group));
+          wrong += !(product == static_cast<float>(scale) || std::isnan(product));
+        }
+      }
+    }
+    CHECK(wrong == 0);
+  });
+}
+
+TEST_CASE("formats: the error of a round trip") {
+  // Relative root mean square error on normal numbers, and on heavy tails; a little above what was measured.
+  const auto limits = [](std::string_view name) -> std::array<double, 2> {
+    if (name == "q8_0") return {0.0060, 0.010};
+    if (name == "q6_k") return {0.018, 0.030};
+    if (name == "q5_0") return {0.044, 0.076};
+    if (name == "q4_k") return {0.074, 0.10};
+    if (name == "iq4_nl") return {0.076, 0.107};
+    if (name == "q4_0") return {0.092, 0.14};
+    if (name == "nvfp4") return {0.086, 0.090};
+    if (name == "mxfp4") return {0.12, 0.16};
+    return {0.20, 0.29};  // int3
+  };
+  test::random_source random(2);
+  const std::vector<float> samples[] = {random.normal(1 << 14), heavy_tailed(random, 1 << 14)};
+  for_each_format([&]<class F>() {
+    for (std::size_t i = 0; i < 2; ++i) {
+      const double error =
+          std::sqrt(squared_distance(samples[i], decode(encode<F>(samples[i]))) / squared_norm(samples[i]));
+      CAPTURE(F::name, i, error);
+      CHECK(error < limits(F::name)[i]);
+      CHECK(error > 0.4 * limits(F::name)[i]);
+    }
+  });
+}
+
+TEST_CASE("formats: what a format holds is encoded as it is") {
+  test::random_source random(3);
+  const auto x = random.normal(1 << 13);
+  const auto exact = [&]<class F>() {
+    INFO(F::name);
+    const auto y = decode(encode<F>(x));
+    CHECK(decode(encode<F>(y)) == y);
+  };
+  mote::for_each_format(exact, mote::type_list<mote::q8_0, mote::q4_0, mote::q5_0, mote::mxfp4, int3>{});
+  // Formats with a search find a block as good, though not always the same.
+  const auto close = [&]<class F>() {
+    const auto y = decode(encode<F>(x));
+    const double again = squared_distance(y, decode(encode<F>(y))) / squared_distance(x, y);
+    CAPTURE(F::name, again);
+    CHECK(again < 0.1);
+  };
+  mote::for_each_format(close, mote::type_list<mote::q4_k, mote::q6_k, mote::iq4_nl, mote::nvfp4>{});
+}
+
+TEST_CASE("formats: zero, constant, tiny and huge blocks") {
+  for_each_format([&]<class F>() {
+    INFO(F::name);
+    const std::size_t n = F::block_size;
+    CHECK(decode(encode<F>(std::vector<float>(n))) == std::vector<float>(n));
+    CHECK(decode(encode<F>(std::vector<float>(n, -0.0f))) == std::vector<float>(n));
+
+    const float largest = std::numeric_limits<float>::max();
+    for (const float value : {1e-45f, 1e-38f, 1e-20f, 3e-8f, 1e-6f, 1e-3f, 0.37f, 12.5f, 6e4f, 1e7f, 1e20f, largest}) {
+      for (int pattern = 0; pattern < 6; ++pattern) {
+        CAPTURE(value, pattern);
+        std::vector<float> x(n, pattern % 2 == 0 ? value : -value);
+        if (pattern / 2 == 1) {  // alternating signs
+          for (std::size_t i = 0; i < n; i += 2) x[i] = -x[i];
+        } else if (pattern / 2 == 2) {  // alone among zeros
+          x.assign(n, 0.0f);
+          x[n / 3] = pattern % 2 == 0 ? value : -value;
+        }
+        const auto y = decode(encode<F>(x));
+        for (std::size_t i = 0; i < n; ++i) {
+          CHECK(std::isfinite(y[i]));
+          // Never beyond twice the largest, never of the wrong sign by more than half of it.
+          CHECK(std::abs(y[i] - x[i]) <= value + 1e-7f);
+        }
+        // NVFP4's scales without a scale of the tensor span 2^-10 to 448 only.
+        const bool in_range = F::name == "nvfp4" ? value >= 1e-3f && value <= 2600.0f : value >= 1e-3f && value <= 6e4f;
+        if (in_range && pattern / 2 != 1) CHECK(squared_distance(x, y) <= 0.12 * squared_norm(x));
+      }
+    }
+  });
+}
+
+TEST_CASE("formats: one huge element leaves the others finite") {
+  test::random_source random(4);
+  for_each_format([&]<class F>() {
+    INFO(F::name);
+    auto x = random.normal(F::block_size);
+    for (const float huge : {1e5f, 1e10f, -3e38f}) {
+      x[7] = huge;
+      for (const float v : decode(encode<F>(x))) CHECK(std::isfinite(v));
+    }
+  });
+}
+
+TEST_CASE("iq4_nl: the search comes near the best of all scales") {
+  test::random_source random(5);
+  double found = 0.0, best = 0.0;
+  for (int block = 0; block < 100; ++block) {
+    const auto x = block % 2 == 0 ? random.normal(32) : heavy_tailed(random, 32);
+    found += squared_distance(x, decode(encode<mote::iq4_nl>(x)));
+    const float unit = mote::detail::largest_magnitude(x.data(), 32) / 127.0f;
+    double smallest = squared_norm(x);
+    for (int step = -200; step <= 200; ++step) {
+      const float scale = unit * static_cast<float>(step) / 100.0f;
+      double error = 0.0;
+      for (const float v : x) {
+        double nearest = std::numeric_limits<double>::max();
+        for (const auto t : mote::iq4_nl::code_values) {
+          nearest = std::min(nearest, std::pow(static_cast<double>(v) - static_cast<double>(scale) * t, 2));
+        }
+        error += nearest;
+      }
+      smallest = std::min(smallest, error);
+    }
+    best += smallest;
+  }
+  CAPTURE(found / best);
+  CHECK(found < 1.03 * best);
+}
+
+TEST_CASE("nvfp4: the search comes near the best of all scales") {
+  test::random_source random(6);
+  double found = 0.0, best = 0.0;
+  for (int block = 0; block < 50; ++block) {
+    const auto x = block % 2 == 0 ? random.normal(64) : heavy_tailed(random, 64);
+    found += squared_distance(x, decode(encode<mote::nvfp4>(x)));
+    for (std::size_t g = 0; g < 4; ++g) {
+      double smallest = std::numeric_limits<double>::max();
+      for (unsigned code = 0; code < 0x7F; ++code) {
+        mote::nvfp4 trial{};
+        trial.scales[g] = static_cast<std::uint8_t>(code);
+        double error = 0.0;
+        for (std::size_t i = 0; i < 16; ++i) {
+          double nearest = std::numeric_limits<double>::max();
+          for (const auto t : mote::nvfp4::code_values) {
+            nearest = std::min(
+                nearest, std::pow(static_cast<double>(x[16 * g + i]) - static_cast<double>(trial.scale(g)) * t, 2));
+          }
+          error += nearest;
+        }
+        smallest = std::min(smallest, error);
+      }
+      best += smallest;
+    }
+  }
+  CAPTURE(found / best);
+  CHECK(found < 1.03 * best);
+}
+
+TEST_CASE("q4_k and q6_k: better than the ranges of each group at full precision") {
+  test::random_source random(7);
+  for (int kind = 0; kind < 3; ++kind) {
+    auto x = kind == 1 ? heavy_tailed(random, 1 << 14) : random.normal(1 << 14);
+    if (kind == 2) {
+      for (float& v : x) v += 3.0f;
+    }
+    double affine = 0.0, symmetric = 0.0;
+    for (std::size_t begin = 0; begin < x.size(); begin += 16) {
+      const std::size_t group = begin / 32 * 32;
+      const auto [low, high] = std::minmax_element(x.begin() + static_cast<std::ptrdiff_t>(group),
+                                                   x.begin() + static_cast<std::ptrdiff_t>(group + 32));
+      const float min = std::min(*low, 0.0f), step = (*high - min) / 15.0f;
+      const float peak = mote::detail::largest_element(x.data() + begin, 16) / -32.0f;
+      for (std::size_t i = begin; i < begin + 16; ++i) {
+        affine += std::pow(std::nearbyint((x[i] - min) / step) * step + min - x[i], 2);
+        symmetric += std::pow(std::min(std::nearbyint(x[i] / peak), 31.0f) * peak - x[i], 2);
+      }
+    }
+    const double q4_k = squared_distance(x, decode(encode<mote::q4_k>(x))) / affine;
+    const double q6_k = squared_distance(x, decode(encode<mote::q6_k>(x))) / symmetric;
+    CAPTURE(kind, q4_k, q6_k);
+    CHECK(q4_k < (kind == 1 ? 1.0 : 0.95));
+    CHECK(q6_k < 0.97);
+  }
+}
+
+TEST_CASE("mxfp4 and nvfp4: every scale and every code") {
+  for (unsigned bits = 0; bits < 256; ++bits) {
+    mote::mxfp4 block{};
+    block.e = mote::f8_e8m0::from_bits(static_cast<std::uint8_t>(bits));
+    CHECK(block.scale(0) == std::ldexp(1.0f, static_cast<int>(bits) - 128));
+    mote::nvfp4 four{};
+    four.scales[2] = static_cast<std::uint8_t>(bits);
+    const unsigned exponent = bits >> 3 & 15u, mantissa = bits & 7u;
+    const float scale = exponent == 0
+                            ? std::ldexp(static_cast<float>(mantissa), -9)
+                            : std::ldexp(1.0f + static_cast<float>(mantissa) / 8.0f, static_cast<int>(exponent) - 7);
+    CHECK(four.scale(2) == (bits == 0x7F ? 0.0f : scale / 2.0f));
+  }
+  for (unsigned code = 0; code < 16; ++code) {
+    const float value = static_cast<float>(mote::f4_e2m1::from_bits(static_cast<std::uint8_t>(code)));
+    CHECK(static_cast<float>(mote::mxfp4::code_values[code]) == 2.0f * value);
+  }
+}
+
+TEST_CASE("mxfp4: of two codes as near the first, beyond the largest the largest") {
+  std::vector<float> x(32);
+  const std::vector<float> ties = {4.0f, 0.25f, -0.25f, 0.75f, -0.75f, 1.25f, 1.75f, 2.5f, -3.5f, 5.0f, 7.9f, -7.9f};
+  std::copy(ties.begin(), ties.end(), x.begin());
+  const auto y = decode(encode<mote::mxfp4>(x));
+  const std::vector<float> want = {4.0f, 0.0f, 0.0f, 0.5f, -0.5f, 1.0f, 1.5f, 2.0f, -3.0f, 4.0f, 6.0f, -6.0f};
+  CHECK(std::vector<float>(y.begin(), y.begin() + 12) == want);
+}
+
+TEST_CASE("quantize: rows lie apart, any number of threads, and back") {
+  test::random_source random(8);
+  for_each_format([&]<class F>() {
+    INFO(F::name);
+    const std::size_t rows = 5, columns = 2 * F::block_size, gap = 2;
+    const auto values = random.normal(rows * columns);
+    test::framed w(rows, columns, values);
+    std::vector<F> want(rows * 2), spaced(rows * (2 + gap));
+    for (std::size_t b = 0; b < want.size(); ++b) want[b] = F::encode(values.data() + b * F::block_size);
+    std::memset(static_cast<void*>(spaced.data()), 0x5A, spaced.size() * sizeof(F));
+    const mote::view<F, 2> out(spaced.data(), {rows, 2}, {2 + gap, 1});
+    const auto check = [&](auto& be) {
+      mote::quantize<F>(be, w.view(), out);
+      test::framed back(rows, columns);
+      mote::dequantize<F>(be, out, back.view());
+      CHECK(test::same_bits(back.values(), decode(want)));
+      CHECK(back.intact());
+      std::size_t wrong = 0;
+      for (std::size_t r = 0; r < rows; ++r) {
+        wrong += std::memcmp(out.row(r), &want[2 * r], 2 * sizeof(F)) != 0;
+        const auto* between = reinterpret_cast<const unsigned char*>(out.row(r) + 2);
+        for (std::size_t i = 0; i < gap * sizeof(F); ++i) wrong += between[i] != 0x5A;
+      }
+      CHECK(wrong == 0);
+    };
+    mote::reference serial;
+    mote::simd<> threads{mote::threads{3}};
+    check(serial);
+    check(threads);
+    mote::quantize<F>({values.data(), 0, columns}, {want.data(), 0, 2});
+    mote::quantize<F>({values.data(), rows, 0}, {want.data(), rows, 0});
+  });
+}
+
+TEST_CASE("quantize: wrong shapes name the argument") {
+  std::vector<float> x(80);
+  std::vector<mote::q8_0> blocks(4);
+  CHECK_THROWS_WITH(mote::quantize<mote::q8_0>({x.data(), 2, 40}, {blocks.data(), 2, 1}),
+                    "quantize: q8_0: expected columns in multiples of 32, got 40");
+  CHECK_THROWS_WITH(mote::quantize<mote::q8_0>({x.data(), 2, 32}, {blocks.data(), 2, 2}),
+                    "quantize: blocks: expected shape [2, 1], got [2, 2]");
+  CHECK_THROWS_WITH(mote::dequantize<mote::q8_0>({blocks.data(), 2, 2}, {x.data(), 1, 64}),
+                    "dequantize: blocks: expected shape [1, 2], got [2, 2]");
+}
