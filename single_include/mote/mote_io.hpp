@@ -1242,10 +1242,890 @@ inline constexpr std::optional<dtype> dtype_of(std::string_view name) {
 
 MOTE_END_NAMESPACE
 
+// ---- mote/io/gguf/file.hpp
+// GGUF files, memory-mapped, and models of one or several of them.
+//
+// Layout, little-endian: "GGUF", a 32-bit version (2 or 3), 64-bit counts of tensors and of metadata entries; the entries
+// {key, 32-bit type, value}; the tensors {name, 32-bit count of dimensions, 64-bit extents, innermost first, 32-bit type,
+// 64-bit offset}; then, from the next multiple of `general.alignment` on, the data to which the offsets refer. A string is
+// a 64-bit length and its bytes, an array a 32-bit type, a 64-bit count and the elements. Every size and offset is checked;
+// the file may be hostile. Source: the GGUF specification (ggml's docs/gguf.md).
+
+#include <array>
+#include <cstdio>
+#include <type_traits>
+#include <variant>
+
+// ---- mote/io/gguf/metadata.hpp
+// The metadata of a GGUF file: named values of thirteen types.
+
+MOTE_BEGIN_NAMESPACE
+
+// The values are those of the file, and the order that of the variants below.
+enum class gguf_type : std::uint32_t { u8, i8, u16, i16, u32, i32, f32, boolean, string, array, u64, i64, f64 };
+
+inline constexpr std::string_view gguf_type_names[] = {"u8",      "i8",     "u16",   "i16", "u32", "i32", "f32",
+                                                       "boolean", "string", "array", "u64", "i64", "f64"};
+
+// Elements of one type; of arrays, too.
+struct gguf_array {
+  std::variant<std::vector<std::uint8_t>, std::vector<std::int8_t>, std::vector<std::uint16_t>,
+               std::vector<std::int16_t>, std::vector<std::uint32_t>, std::vector<std::int32_t>, std::vector<float>,
+               std::vector<bool>, std::vector<std::string>, std::vector<gguf_array>, std::vector<std::uint64_t>,
+               std::vector<std::int64_t>, std::vector<double>>
+      data;
+
+  gguf_type type() const { return static_cast<gguf_type>(data.index()); }  // of the elements
+  std::size_t size() const {
+    return std::visit([](const auto& elements) { return elements.size(); }, data);
+  }
+  friend bool operator==(const gguf_array& a, const gguf_array& b) { return a.data == b.data; }
+};
+
+using gguf_value = std::variant<std::uint8_t, std::int8_t, std::uint16_t, std::int16_t, std::uint32_t, std::int32_t,
+                                float, bool, std::string, gguf_array, std::uint64_t, std::int64_t, double>;
+
+inline gguf_type type_of(const gguf_value& value) { return static_cast<gguf_type>(value.index()); }
+
+// Values by key, and the file that they came from. Getters throw format_error "file: key: expected …" for a missing key,
+// a wrong type or a number out of range; the `_or` forms give a default for a missing key.
+class gguf_metadata {
+ public:
+  gguf_metadata() = default;
+  explicit gguf_metadata(std::string where) : where_(std::move(where)) {}
+
+  const std::string& where() const { return where_; }
+  const std::map<std::string, gguf_value, std::less<>>& values() const { return values_; }
+
+  // Whether the key was new.
+  bool add(std::string key, gguf_value value) {
+    return values_.emplace(std::move(key), std::move(value)).second;
+  }
+
+  [[noreturn]] void fail(std::string_view key, const std::string& message) const {
+    raise<format_error>(where_ + ": " + std::string(key) + ": " + message);
+  }
+
+  bool contains(std::string_view key) const { return values_.find(key) != values_.end(); }
+  const gguf_value& at(std::string_view key) const {
+    const auto it = values_.find(key);
+    if (it == values_.end()) fail(key, "missing");
+    return it->second;
+  }
+
+  const std::string& string(std::string_view key) const { return get<std::string>(key, "a string"); }
+  std::string string_or(std::string_view key, const std::string& fallback) const {
+    return contains(key) ? string(key) : fallback;
+  }
+
+  bool boolean(std::string_view key) const { return get<bool>(key, "a boolean"); }
+  bool boolean_or(std::string_view key, bool fallback) const { return contains(key) ? boolean(key) : fallback; }
+
+  // A whole number in [least, most], of whatever integer type.
+  std::size_t integer(std::string_view key, std::size_t least, std::size_t most) const {
+    const std::optional<std::uint64_t> n = std::visit(
+        [](const auto& v) -> std::optional<std::uint64_t> {
+          using T = std::remove_cvref_t<decltype(v)>;
+          if constexpr (std::is_integral_v<T> && !std::is_same_v<T, bool>) {
+            if (v >= T{0}) return static_cast<std::uint64_t>(v);
+          }
+          return std::nullopt;
+        },
+        at(key));
+    if (!n || *n < least || *n > most) {
+      fail(key, "expected a whole number from " + std::to_string(least) + " to " + std::to_string(most) + ", got " +
+                    (n ? std::to_string(*n) : shown(at(key))));
+    }
+    return static_cast<std::size_t>(*n);
+  }
+  std::size_t integer_or(std::string_view key, std::size_t fallback, std::size_t least, std::size_t most) const {
+    return contains(key) ? integer(key, least, most) : fallback;
+  }
+
+  // A finite number of whatever type.
+  double number(std::string_view key) const {
+    const double n = std::visit(
+        [](const auto& v) {
+          using T = std::remove_cvref_t<decltype(v)>;
+          if constexpr (std::is_arithmetic_v<T> && !std::is_same_v<T, bool>) {
+            return static_cast<double>(v);
+          } else {
+            return std::nan("");
+          }
+        },
+        at(key));
+    if (!std::isfinite(n)) fail(key, "expected a finite number, got " + shown(at(key)));
+    return n;
+  }
+  double number_or(std::string_view key, double fallback) const { return contains(key) ? number(key) : fallback; }
+
+  // The elements of an array of T, e.g. array<std::string>.
+  template <class T>
+  const std::vector<T>& array(std::string_view key) const {
+    const gguf_array& a = get<gguf_array>(key, "an array");
+    const auto* elements = std::get_if<std::vector<T>>(&a.data);
+    if (elements == nullptr) {
+      fail(key, "expected an array of " + std::string(name_of<std::vector<T>>(a.data)) + ", got one of " +
+                    std::string(gguf_type_names[a.data.index()]));
+    }
+    return *elements;
+  }
+
+ private:
+  template <class T>
+  const T& get(std::string_view key, const char* expected) const {
+    const gguf_value& value = at(key);
+    const T* v = std::get_if<T>(&value);
+    if (v == nullptr) fail(key, std::string("expected ") + expected + ", got " + shown(value));
+    return *v;
+  }
+
+  // The name of the alternative T of a variant in the order of gguf_type.
+  template <class T, class... Alternatives>
+  static std::string_view name_of(const std::variant<Alternatives...>&) {
+    std::size_t i = 0, found = 0;
+    ((std::is_same_v<T, Alternatives> ? (found = i++) : i++), ...);
+    return gguf_type_names[found];
+  }
+
+  static std::string shown(const gguf_value& value) {
+    return std::visit(
+        [&](const auto& v) -> std::string {
+          if constexpr (std::is_arithmetic_v<std::remove_cvref_t<decltype(v)>>) {
+            return std::string(gguf_type_names[value.index()]) + " " + std::to_string(v);
+          } else {
+            return std::string(gguf_type_names[value.index()]);
+          }
+        },
+        value);
+  }
+
+  std::string where_;
+  std::map<std::string, gguf_value, std::less<>> values_;
+};
+
+MOTE_END_NAMESPACE
+
+// ---- mote/io/gguf/types.hpp
+// Element types of GGUF tensors: codes, names and block sizes.
+
+MOTE_BEGIN_NAMESPACE
+
+// The values are those of the file. Codes that are left out were withdrawn.
+enum class ggml_type : std::uint32_t {
+  f32 = 0,
+  f16 = 1,
+  q4_0 = 2,
+  q4_1 = 3,
+  q5_0 = 6,
+  q5_1 = 7,
+  q8_0 = 8,
+  q8_1 = 9,
+  q2_k = 10,
+  q3_k = 11,
+  q4_k = 12,
+  q5_k = 13,
+  q6_k = 14,
+  q8_k = 15,
+  iq2_xxs = 16,
+  iq2_xs = 17,
+  iq3_xxs = 18,
+  iq1_s = 19,
+  iq4_nl = 20,
+  iq3_s = 21,
+  iq2_s = 22,
+  iq4_xs = 23,
+  i8 = 24,
+  i16 = 25,
+  i32 = 26,
+  i64 = 27,
+  f64 = 28,
+  iq1_m = 29,
+  bf16 = 30,
+  tq1_0 = 34,
+  tq2_0 = 35,
+  mxfp4 = 39,
+  nvfp4 = 40,
+  q1_0 = 41,
+  q2_0 = 42,
+};
+
+struct ggml_type_info {
+  ggml_type type;
+  std::string_view name;  // that of mote's format, where there is one
+  std::size_t block_size;
+  std::size_t bytes;  // of a block
+};
+
+inline constexpr ggml_type_info ggml_types[] = {
+    {ggml_type::f32, "f32", 1, 4},           {ggml_type::f16, "f16", 1, 2},
+    {ggml_type::q4_0, "q4_0", 32, 18},       {ggml_type::q4_1, "q4_1", 32, 20},
+    {ggml_type::q5_0, "q5_0", 32, 22},       {ggml_type::q5_1, "q5_1", 32, 24},
+    {ggml_type::q8_0, "q8_0", 32, 34},       {ggml_type::q8_1, "q8_1", 32, 36},
+    {ggml_type::q2_k, "q2_k", 256, 84},      {ggml_type::q3_k, "q3_k", 256, 110},
+    {ggml_type::q4_k, "q4_k", 256, 144},     {ggml_type::q5_k, "q5_k", 256, 176},
+    {ggml_type::q6_k, "q6_k", 256, 210},     {ggml_type::q8_k, "q8_k", 256, 292},
+    {ggml_type::iq2_xxs, "iq2_xxs", 256, 66}, {ggml_type::iq2_xs, "iq2_xs", 256, 74},
+    {ggml_type::iq3_xxs, "iq3_xxs", 256, 98}, {ggml_type::iq1_s, "iq1_s", 256, 50},
+    {ggml_type::iq4_nl, "iq4_nl", 32, 18},   {ggml_type::iq3_s, "iq3_s", 256, 110},
+    {ggml_type::iq2_s, "iq2_s", 256, 82},    {ggml_type::iq4_xs, "iq4_xs", 256, 136},
+    {ggml_type::i8, "i8", 1, 1},             {ggml_type::i16, "i16", 1, 2},
+    {ggml_type::i32, "i32", 1, 4},           {ggml_type::i64, "i64", 1, 8},
+    {ggml_type::f64, "f64", 1, 8},           {ggml_type::iq1_m, "iq1_m", 256, 56},
+    {ggml_type::bf16, "bf16", 1, 2},         {ggml_type::tq1_0, "tq1_0", 256, 54},
+    {ggml_type::tq2_0, "tq2_0", 256, 66},    {ggml_type::mxfp4, "mxfp4", 32, 17},
+    {ggml_type::nvfp4, "nvfp4", 64, 36},     {ggml_type::q1_0, "q1_0", 128, 18},
+    {ggml_type::q2_0, "q2_0", 64, 18}};
+
+// The entry of a code, or nothing for a code that is not known.
+inline constexpr const ggml_type_info* find_ggml_type(std::uint32_t code) {
+  for (const ggml_type_info& t : ggml_types) {
+    if (static_cast<std::uint32_t>(t.type) == code) return &t;
+  }
+  return nullptr;
+}
+
+inline constexpr const ggml_type_info& info(ggml_type type) {
+  return *find_ggml_type(static_cast<std::uint32_t>(type));
+}
+inline constexpr std::string_view ggml_type_name(ggml_type type) { return info(type).name; }
+
+inline constexpr std::optional<ggml_type> ggml_type_named(std::string_view name) {
+  for (const ggml_type_info& t : ggml_types) {
+    if (t.name == name) return t.type;
+  }
+  return std::nullopt;
+}
+
+// The type whose blocks are T: a block format, or one element.
+template <class T>
+constexpr ggml_type ggml_type_of() {
+  if constexpr (block_format<T>) {
+    constexpr std::optional<ggml_type> type = ggml_type_named(T::name);
+    static_assert(type.has_value(), "GGUF has no type for this format");
+    static_assert(info(*type).block_size == T::block_size && info(*type).bytes == sizeof(T));
+    return *type;
+  } else {
+    static_assert(std::is_same_v<T, float> || std::is_same_v<T, double> || std::is_same_v<T, f16> ||
+                  std::is_same_v<T, bf16>);
+    return std::is_same_v<T, float>    ? ggml_type::f32
+           : std::is_same_v<T, double> ? ggml_type::f64
+           : std::is_same_v<T, f16>    ? ggml_type::f16
+                                       : ggml_type::bf16;
+  }
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/io/gguf/file.hpp
+MOTE_BEGIN_NAMESPACE
+
+inline constexpr std::size_t gguf_default_alignment = 32;
+
+// A tensor in a mapped file; valid as long as the file's object.
+struct gguf_tensor {
+  std::string name;
+  ggml_type type = ggml_type::f32;
+  std::vector<std::size_t> shape;    // outermost first, in elements; the last is a multiple of the type's block size
+  std::span<const std::byte> bytes;  // aligned to at least 8 bytes
+  const std::string* file = nullptr;
+
+  // Elements.
+  std::size_t size() const { return bytes.size() / info(type).bytes * info(type).block_size; }
+
+  [[noreturn]] void fail(const std::string& message) const {
+    raise<format_error>(*file + ": tensor " + name + ": " + message);
+  }
+};
+
+namespace detail {
+
+// Reads a file's bytes in order; what does not fit is refused by what it belongs to.
+class gguf_cursor {
+ public:
+  gguf_cursor(std::span<const std::byte> bytes, const std::string& path) : bytes_(bytes), path_(path) {}
+
+  std::size_t position() const { return position_; }
+
+  // What is being read, for errors, e.g. "metadata entry 3".
+  void enter(std::string what) { what_ = std::move(what); }
+  [[noreturn]] void fail(const std::string& message) const { raise<format_error>(path_ + ": " + what_ + ": " + message); }
+
+  template <class T>
+  T number() {
+    T value{};
+    std::memcpy(&value, take(sizeof value), sizeof value);
+    return value;
+  }
+
+  bool boolean() {
+    const auto value = number<std::uint8_t>();
+    if (value > 1) fail("expected the boolean 0 or 1, got " + std::to_string(value));
+    return value == 1;
+  }
+
+  std::string string(std::size_t longest) {
+    const auto length = number<std::uint64_t>();
+    const std::size_t limit = std::min(longest, left());
+    if (length > limit) {
+      fail("a string of " + std::to_string(length) + " bytes at byte " + std::to_string(position_) +
+           ", expected at most " + std::to_string(limit));
+    }
+    const auto size = static_cast<std::size_t>(length);
+    return {reinterpret_cast<const char*>(take(size)), size};
+  }
+
+  // A count of things of at least `smallest` bytes each.
+  std::size_t count(const char* of, std::size_t smallest) {
+    const auto n = number<std::uint64_t>();
+    if (n > left() / smallest) {
+      fail(std::to_string(n) + " " + of + ", more than the file's " + std::to_string(bytes_.size()) +
+           " bytes can hold");
+    }
+    return static_cast<std::size_t>(n);
+  }
+
+ private:
+  std::size_t left() const { return bytes_.size() - position_; }
+
+  const std::byte* take(std::size_t size) {
+    if (size > left()) {
+      fail("expected " + std::to_string(size) + " bytes at byte " + std::to_string(position_) +
+           ", the file ends at byte " + std::to_string(bytes_.size()));
+    }
+    return bytes_.data() + std::exchange(position_, position_ + size);
+  }
+
+  std::span<const std::byte> bytes_;
+  const std::string& path_;
+  std::size_t position_ = 0;
+  std::string what_ = "header";
+};
+
+// One value of type T, inside `depth` arrays.
+template <class T>
+T read_gguf(gguf_cursor& in, int depth);
+
+// The alternative of the variant whose number the file gives.
+template <class Variant, std::size_t... I, class Read>
+Variant read_gguf_alternative(std::uint32_t type, std::index_sequence<I...>, Read&& read) {
+  Variant value;
+  ((type == I ? static_cast<void>(value.template emplace<I>(read(std::in_place_type<std::variant_alternative_t<I, Variant>>)))
+              : static_cast<void>(0)),
+   ...);
+  return value;
+}
+
+inline std::uint32_t read_gguf_type(gguf_cursor& in) {
+  const auto type = in.number<std::uint32_t>();
+  if (type >= std::size(gguf_type_names)) in.fail("unknown value type " + std::to_string(type));
+  return type;
+}
+
+inline gguf_array read_gguf_array(gguf_cursor& in, int depth) {
+  constexpr int deepest = 8;
+  if (depth >= deepest) in.fail("arrays nested more than " + std::to_string(deepest) + " deep");
+  const std::uint32_t type = read_gguf_type(in);
+  constexpr std::size_t smallest[] = {1, 1, 2, 2, 4, 4, 4, 1, 8, 12, 8, 8, 8};  // bytes of an element
+  const std::size_t size = in.count("array elements", smallest[type]);
+  using variant = decltype(gguf_array::data);
+  return {read_gguf_alternative<variant>(
+      type, std::make_index_sequence<std::variant_size_v<variant>>{}, [&]<class Elements>(std::in_place_type_t<Elements>) {
+        Elements elements;
+        elements.reserve(size);
+        for (std::size_t i = 0; i < size; ++i) {
+          elements.push_back(read_gguf<typename Elements::value_type>(in, depth + 1));
+        }
+        return elements;
+      })};
+}
+
+template <class T>
+T read_gguf(gguf_cursor& in, int depth) {
+  if constexpr (std::is_same_v<T, bool>) {
+    return in.boolean();
+  } else if constexpr (std::is_same_v<T, std::string>) {
+    return in.string(std::numeric_limits<std::size_t>::max());
+  } else if constexpr (std::is_same_v<T, gguf_array>) {
+    return read_gguf_array(in, depth);
+  } else {
+    return in.number<T>();
+  }
+}
+
+inline gguf_value read_gguf_value(gguf_cursor& in) {
+  const std::uint32_t type = read_gguf_type(in);
+  return read_gguf_alternative<gguf_value>(
+      type, std::make_index_sequence<std::variant_size_v<gguf_value>>{},
+      [&]<class T>(std::in_place_type_t<T>) { return read_gguf<T>(in, 0); });
+}
+
+}  // namespace detail
+
+class gguf_file {
+ public:
+  // Throws format_error naming file and metadata key, tensor or offset for anything that breaks the format.
+  explicit gguf_file(const std::string& path)
+      : file_(path), path_(std::make_unique<std::string>(path)), metadata_(path) {
+    detail::gguf_cursor in(file_.bytes(), *path_);
+    read_header(in);
+    const std::size_t tensors = in.count("tensors", 24), entries = in.count("metadata entries", 13);
+    for (std::size_t i = 0; i < entries; ++i) read_entry(in, i);
+    alignment_ = metadata_.integer_or("general.alignment", gguf_default_alignment, 8, std::size_t{1} << 31);
+    if ((alignment_ & (alignment_ - 1)) != 0) {
+      metadata_.fail("general.alignment", "expected a power of two, got " + std::to_string(alignment_));
+    }
+    std::vector<std::uint64_t> offsets;
+    std::vector<gguf_tensor> found;
+    for (std::size_t i = 0; i < tensors; ++i) {
+      found.push_back(read_tensor(in, i));
+      offsets.push_back(in.number<std::uint64_t>());
+    }
+    const std::span<const std::byte> all = file_.bytes();
+    const std::size_t start = (in.position() + alignment_ - 1) / alignment_ * alignment_;
+    data_ = all.subspan(std::min(start, all.size()));
+    for (std::size_t i = 0; i < tensors; ++i) place(std::move(found[i]), offsets[i]);
+    check_overlap();
+  }
+
+  const std::string& path() const { return *path_; }
+  std::uint32_t version() const { return version_; }
+  std::size_t alignment() const { return alignment_; }
+  const gguf_metadata& metadata() const { return metadata_; }
+
+  // In the order of their names.
+  const std::map<std::string, gguf_tensor, std::less<>>& tensors() const { return tensors_; }
+  bool contains(std::string_view name) const { return tensors_.find(name) != tensors_.end(); }
+
+  // Throws format_error naming the file when it has no such tensor.
+  const gguf_tensor& tensor(std::string_view name) const {
+    const auto it = tensors_.find(name);
+    if (it == tensors_.end()) raise<format_error>(*path_ + ": tensor " + std::string(name) + ": missing");
+    return it->second;
+  }
+
+ private:
+  void read_header(detail::gguf_cursor& in) {
+    const auto magic = in.number<std::array<char, 4>>();
+    if (std::string_view(magic.data(), 4) != "GGUF") in.fail("expected a file that begins with GGUF");
+    version_ = in.number<std::uint32_t>();
+    if (version_ != 0 && (version_ & 0xFFFFu) == 0) {
+      in.fail("a big-endian file, expected a little-endian one");
+    }
+    if (version_ != 2 && version_ != 3) in.fail("version " + std::to_string(version_) + ", expected 2 or 3");
+  }
+
+  void read_entry(detail::gguf_cursor& in, std::size_t i) {
+    in.enter("metadata entry " + std::to_string(i));
+    std::string key = in.string(65535);
+    if (key.empty()) in.fail("expected a key, got none");
+    in.enter("key " + key);
+    gguf_value value = detail::read_gguf_value(in);
+    if (!metadata_.add(std::move(key), std::move(value))) in.fail("stands twice");
+  }
+
+  gguf_tensor read_tensor(detail::gguf_cursor& in, std::size_t i) {
+    constexpr std::size_t longest_name = 64, most_dimensions = 4;
+    in.enter("tensor " + std::to_string(i));
+    gguf_tensor t;
+    t.file = path_.get();
+    t.name = in.string(longest_name);
+    if (t.name.empty()) in.fail("expected a name, got none");
+    in.enter("tensor " + t.name);
+    const auto dimensions = in.number<std::uint32_t>();
+    if (dimensions > most_dimensions) {
+      in.fail(std::to_string(dimensions) + " dimensions, expected at most " + std::to_string(most_dimensions));
+    }
+    t.shape.resize(dimensions);
+    for (std::size_t d = dimensions; d-- > 0;) {
+      const auto extent = in.number<std::uint64_t>();
+      if (extent > std::numeric_limits<std::size_t>::max() / 2) {
+        in.fail("an extent of " + std::to_string(extent) + " elements overflows");
+      }
+      t.shape[d] = static_cast<std::size_t>(extent);
+    }
+    const auto code = in.number<std::uint32_t>();
+    const ggml_type_info* known = find_ggml_type(code);
+    if (known == nullptr) in.fail("unknown type " + std::to_string(code));
+    t.type = known->type;
+    return t;
+  }
+
+  // Finds the tensor's bytes and adds it.
+  void place(gguf_tensor t, std::uint64_t offset) {
+    const ggml_type_info& type = info(t.type);
+    const std::size_t columns = t.shape.empty() ? 1 : t.shape.back();
+    if (columns % type.block_size != 0) {
+      t.fail("expected rows in multiples of " + std::to_string(type.block_size) + " elements for " +
+             std::string(type.name) + ", got " + shape_text(t.shape));
+    }
+    std::size_t size = type.bytes;
+    for (std::size_t d = 0; d < t.shape.size(); ++d) {
+      const std::size_t n = d + 1 == t.shape.size() ? t.shape[d] / type.block_size : t.shape[d];
+      if (n != 0 && size > std::numeric_limits<std::size_t>::max() / n) {
+        t.fail("shape " + shape_text(t.shape) + ": its product overflows");
+      }
+      size *= n;
+    }
+    if (offset % alignment_ != 0) {
+      t.fail("offset " + std::to_string(offset) + ", expected a multiple of " + std::to_string(alignment_));
+    }
+    if (offset > data_.size() || size > data_.size() - offset) {
+      t.fail(std::string(type.name) + " " + shape_text(t.shape) + " needs " + std::to_string(size) +
+             " bytes at offset " + std::to_string(offset) + ", outside the file's " + std::to_string(data_.size()) +
+             " bytes of data");
+    }
+    t.bytes = data_.subspan(static_cast<std::size_t>(offset), size);
+    std::string name = t.name;
+    const auto [it, added] = tensors_.emplace(std::move(name), std::move(t));
+    if (!added) it->second.fail("stands twice");
+  }
+
+  void check_overlap() const {
+    std::vector<const gguf_tensor*> order;
+    for (const auto& [name, t] : tensors_) {
+      if (!t.bytes.empty()) order.push_back(&t);
+    }
+    std::sort(order.begin(), order.end(), [](auto* a, auto* b) { return a->bytes.data() < b->bytes.data(); });
+    for (std::size_t i = 1; i < order.size(); ++i) {
+      if (order[i - 1]->bytes.data() + order[i - 1]->bytes.size() > order[i]->bytes.data()) {
+        order[i]->fail("its data overlaps that of " + order[i - 1]->name);
+      }
+    }
+  }
+
+  mapped_file file_;
+  std::unique_ptr<std::string> path_;  // its address stays when the object moves
+  gguf_metadata metadata_;
+  std::uint32_t version_ = 0;
+  std::size_t alignment_ = gguf_default_alignment;
+  std::span<const std::byte> data_;
+  std::map<std::string, gguf_tensor, std::less<>> tensors_;
+};
+
+// A model of one file, or of the files NAME-00001-of-00003.gguf, -00002-… that it was split into.
+class gguf_checkpoint {
+ public:
+  // `path`: the file, or any one of a split model's. Throws format_error naming the file that is missing or malformed.
+  explicit gguf_checkpoint(const std::string& path) {
+    constexpr std::size_t most = 65535;
+    files_.emplace_back(path);
+    const gguf_metadata& given = files_[0].metadata();
+    const std::size_t count = given.integer_or("split.count", 1, 0, most);
+    if (count > 1) {
+      const std::size_t number = given.integer("split.no", 0, count - 1);
+      const std::string ending = part_ending(number, count);
+      if (!path.ends_with(ending)) {
+        given.fail("split.no", "the name of part " + std::to_string(number + 1) + " of " + std::to_string(count) +
+                                   " must end with \"" + ending + "\"");
+      }
+      open_parts(path.substr(0, path.size() - ending.size()), count);
+    }
+    std::size_t total = 0;
+    for (const gguf_file& file : files_) {
+      total += file.tensors().size();
+      for (const auto& [name, t] : file.tensors()) {
+        if (!tensors_.emplace(name, &t).second) t.fail("stands in another part as well");
+      }
+    }
+    const gguf_metadata& first = metadata();
+    if (count > 1 && first.integer("split.tensors.count", 0, std::numeric_limits<std::uint32_t>::max()) != total) {
+      first.fail("split.tensors.count", "the parts hold " + std::to_string(total) + " tensors");
+    }
+  }
+
+  // The first file's path and metadata.
+  const std::string& path() const { return files_[0].path(); }
+  const gguf_metadata& metadata() const { return files_[0].metadata(); }
+  const std::vector<gguf_file>& files() const { return files_; }
+
+  bool contains(std::string_view name) const { return tensors_.find(name) != tensors_.end(); }
+
+  // Every tensor, in the order of their names.
+  std::vector<gguf_tensor> tensors() const {
+    std::vector<gguf_tensor> all;
+    for (const auto& [name, t] : tensors_) all.push_back(*t);
+    return all;
+  }
+
+  // Throws format_error naming the file and the tensor when it is missing.
+  const gguf_tensor& tensor(std::string_view name) const {
+    const auto it = tensors_.find(name);
+    if (it == tensors_.end()) raise<format_error>(path() + ": tensor " + std::string(name) + ": missing");
+    return *it->second;
+  }
+
+  // The same, of the given shape.
+  const gguf_tensor& tensor(std::string_view name, std::span<const std::size_t> shape) const {
+    const gguf_tensor& t = tensor(name);
+    if (!std::equal(shape.begin(), shape.end(), t.shape.begin(), t.shape.end())) {
+      t.fail("expected shape " + shape_text(shape) + ", got " + shape_text(t.shape));
+    }
+    return t;
+  }
+
+ private:
+  // "-00001-of-00003.gguf" for the first (0) of three.
+  static std::string part_ending(std::size_t number, std::size_t count) {
+    char text[64] = {};
+    std::snprintf(text, sizeof text, "-%05zu-of-%05zu.gguf", number + 1, count);
+    return text;
+  }
+
+  void open_parts(const std::string& prefix, std::size_t count) {
+    files_.clear();
+    for (std::size_t i = 0; i < count; ++i) {
+      const gguf_metadata& m = files_.emplace_back(prefix + part_ending(i, count)).metadata();
+      if (m.integer("split.count", 0, 65535) != count) {
+        m.fail("split.count", "expected " + std::to_string(count));
+      }
+      if (m.integer("split.no", 0, 65535) != i) m.fail("split.no", "expected " + std::to_string(i));
+    }
+  }
+
+  std::vector<gguf_file> files_;
+  std::map<std::string, const gguf_tensor*, std::less<>> tensors_;
+};
+
+// The tensor's blocks or elements straight from the map: [rows, columns / block size], all but the last dimension taken
+// together as rows. T is a block format, float, f16, bf16 or double. Throws format_error for a tensor of another type.
+template <class T>
+view<const T, 2> mapped_view(const gguf_tensor& t) {
+  if (t.type != ggml_type_of<T>()) {
+    t.fail("expected type " + std::string(ggml_type_name(ggml_type_of<T>())) + ", got " +
+           std::string(ggml_type_name(t.type)));
+  }
+  const std::size_t across = (t.shape.empty() ? 1 : t.shape.back()) / info(t.type).block_size;
+  const std::size_t blocks = t.bytes.size() / sizeof(T);
+  return {reinterpret_cast<const T*>(t.bytes.data()), across == 0 ? 0 : blocks / across, across};
+}
+
+// Calls f.template operator()<T>() with the block format or element type of a tensor that mote can read as numbers. Throws
+// format_error naming the tensor when it can not.
+template <class F>
+void visit_type(const gguf_tensor& t, F&& f) {
+  bool known = false;
+  const auto consider = [&]<class T>() {
+    if (t.type != ggml_type_of<T>()) return;
+    known = true;
+    f.template operator()<T>();
+  };
+  for_each_format(consider, type_list<float, f16, bf16, double>{});
+  for_each_format(consider);
+  if (!known) t.fail("type " + std::string(ggml_type_name(t.type)) + " is not supported");
+}
+
+// Elements as float32, blocks decoded. Throws format_error for a type that mote has no format for.
+inline buffer<float> read_float(const gguf_tensor& t) {
+  buffer<float> values(t.size());
+  visit_type(t, [&]<class T>() {
+    const view<const T, 2> stored = mapped_view<T>(t);
+    for (std::size_t i = 0; i < stored.size(); ++i) {
+      if constexpr (block_format<T>) {
+        stored.data()[i].decode(values.data() + i * T::block_size);
+      } else {
+        values[i] = static_cast<float>(stored.data()[i]);
+      }
+    }
+  });
+  return values;
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/io/gguf/writer.hpp
+// Writing GGUF files, version 3: metadata and the list of tensors first, then the tensors' data in that order.
+
+MOTE_BEGIN_NAMESPACE
+
+//   gguf_writer file("model.gguf");
+//   file.add("general.architecture", std::string("deepseek2"));
+//   file.add_tensor("token_embd.weight", ggml_type::q4_0, shape);    // all of them
+//   file.write("token_embd.weight", bytes);                          // in the same order, whole or piece by piece
+//   file.finish();
+//
+// The file has the name PATH.part until finish() gives it its own; unfinished, it is removed with the object.
+class gguf_writer {
+ public:
+  // `alignment`: of every tensor's data, a power of two of at least 8. Throws format_error when the file cannot be created.
+  explicit gguf_writer(std::string path, std::size_t alignment = gguf_default_alignment)
+      : path_(std::move(path)), part_(path_ + ".part"), alignment_(alignment) {
+    check(alignment >= 8 && alignment <= (std::size_t{1} << 31) && (alignment & (alignment - 1)) == 0, "gguf_writer",
+          "alignment: expected a power of two of at least 8");
+    file_ = std::fopen(part_.c_str(), "wb");
+    if (file_ == nullptr) raise<format_error>(path_ + ": cannot be written");
+    if (alignment != gguf_default_alignment) put_entry("general.alignment", static_cast<std::uint32_t>(alignment));
+  }
+  gguf_writer(const gguf_writer&) = delete;
+  gguf_writer& operator=(const gguf_writer&) = delete;
+  ~gguf_writer() {
+    if (file_ == nullptr) return;
+    std::fclose(file_);
+    std::remove(part_.c_str());
+  }
+
+  // A metadata entry; `general.alignment` is the writer's own. Throws shape_error for a key given twice or too late, when
+  // data was written.
+  void add(const std::string& key, const gguf_value& value) {
+    check(!started_, "gguf_writer", "add: " + key + ": after the first data");
+    check(!key.empty() && key.size() <= 65535, "gguf_writer", "add: expected a key of 1 to 65535 bytes");
+    check(key != "general.alignment", "gguf_writer", "add: general.alignment: is an argument of the constructor");
+    put_entry(key, value);
+  }
+
+  // A tensor to come, `shape` outermost first. Throws shape_error for a name given twice or longer than 63 bytes, a shape
+  // of more than four dimensions or with rows that are no whole blocks, or too late, when data was written.
+  void add_tensor(const std::string& name, ggml_type type, std::span<const std::size_t> shape) {
+    const std::string where = "add_tensor: " + name;
+    check(!started_, "gguf_writer", where + ": after the first data");
+    check(!name.empty() && name.size() <= 63, "gguf_writer", where + ": expected a name of 1 to 63 bytes");
+    check(shape.size() <= 4, "gguf_writer", where + ": expected at most 4 dimensions");
+    check(names_.insert(name).second, "gguf_writer", where + ": given twice");
+    const std::size_t columns = shape.empty() ? 1 : shape.back(), block = info(type).block_size;
+    check(columns % block == 0, "gguf_writer", where + ": expected rows in multiples of " + std::to_string(block));
+    std::size_t size = columns / block * info(type).bytes;
+    for (std::size_t d = 0; d + 1 < shape.size(); ++d) {
+      check(shape[d] == 0 || size <= std::numeric_limits<std::size_t>::max() / 2 / shape[d], "gguf_writer",
+            where + ": its size overflows");
+      size *= shape[d];
+    }
+    put_string(list_, name);
+    put(list_, static_cast<std::uint32_t>(shape.size()));
+    for (std::size_t d = shape.size(); d-- > 0;) put(list_, static_cast<std::uint64_t>(shape[d]));
+    put(list_, static_cast<std::uint32_t>(type));
+    put(list_, static_cast<std::uint64_t>(next_offset_));
+    next_offset_ += (size + alignment_ - 1) / alignment_ * alignment_;
+    tensors_.push_back({name, size});
+  }
+
+  // The next bytes of the first tensor that is not complete, which must be `name`. Throws shape_error for another one or
+  // too many bytes, format_error when they cannot be written.
+  void write(std::string_view name, std::span<const std::byte> bytes) {
+    start();
+    skip_empty();
+    if (bytes.empty()) return;
+    check(current_ < tensors_.size() && tensors_[current_].name == name, "gguf_writer",
+          "write: " + std::string(name) + ": expected " +
+              (current_ < tensors_.size() ? tensors_[current_].name : "no more tensors"));
+    tensor& t = tensors_[current_];
+    check(bytes.size() <= t.size - written_, "gguf_writer",
+          "write: " + t.name + ": more than its " + std::to_string(t.size) + " bytes");
+    write_file(bytes.data(), bytes.size());
+    written_ += bytes.size();
+    if (written_ < t.size) return;
+    pad(t.size);
+    written_ = 0;
+    ++current_;
+  }
+
+  // The same for contiguous blocks or elements.
+  template <class T, std::size_t Rank>
+  void write(std::string_view name, const view<const T, Rank>& values) {
+    check(values.contiguous(), "gguf_writer", "write: " + std::string(name) + ": expected contiguous values");
+    write(name, std::as_bytes(std::span<const T>(values.data(), values.size())));
+  }
+
+  // Gives the file its name. Throws format_error when it cannot be written, shape_error when data is missing.
+  void finish() {
+    start();
+    skip_empty();
+    check(current_ == tensors_.size(), "gguf_writer",
+          "finish: " + (current_ < tensors_.size() ? tensors_[current_].name : std::string()) + ": data is missing");
+    const bool closed = std::fclose(std::exchange(file_, nullptr)) == 0;
+    std::error_code problem;
+    if (closed) std::filesystem::rename(part_, path_, problem);
+    if (!closed || problem) {
+      std::remove(part_.c_str());
+      raise<format_error>(path_ + ": cannot be written");
+    }
+  }
+
+ private:
+  struct tensor {
+    std::string name;
+    std::size_t size;  // bytes
+  };
+
+  void put_entry(const std::string& key, const gguf_value& value) {
+    check(keys_.insert(key).second, "gguf_writer", "add: " + key + ": given twice");
+    put_string(metadata_, key);
+    put(metadata_, static_cast<std::uint32_t>(value.index()));
+    std::visit([&](const auto& v) { put_value(metadata_, v); }, value);
+  }
+
+  template <class T>
+  static void put(std::string& out, T value) {
+    out.append(reinterpret_cast<const char*>(&value), sizeof value);
+  }
+  static void put_string(std::string& out, std::string_view text) {
+    put(out, static_cast<std::uint64_t>(text.size()));
+    out.append(text);
+  }
+  template <class T>
+  static void put_value(std::string& out, const T& value) {
+    if constexpr (std::is_same_v<T, std::string>) {
+      put_string(out, value);
+    } else if constexpr (std::is_same_v<T, bool>) {
+      put(out, static_cast<std::uint8_t>(value));
+    } else if constexpr (std::is_same_v<T, gguf_array>) {
+      put(out, static_cast<std::uint32_t>(value.data.index()));
+      put(out, static_cast<std::uint64_t>(value.size()));
+      std::visit(
+          [&]<class Elements>(const Elements& elements) {
+            for (const typename Elements::value_type& e : elements) put_value(out, e);
+          },
+          value.data);
+    } else {
+      put(out, value);
+    }
+  }
+
+  void start() {
+    if (std::exchange(started_, true)) return;
+    std::string header = "GGUF";
+    put(header, std::uint32_t{3});
+    put(header, static_cast<std::uint64_t>(tensors_.size()));
+    put(header, static_cast<std::uint64_t>(keys_.size()));
+    for (const std::string* part : {&header, &metadata_, &list_}) write_file(part->data(), part->size());
+    pad(header.size() + metadata_.size() + list_.size());
+    metadata_ = list_ = {};
+  }
+
+  // Tensors without elements have no data to wait for.
+  void skip_empty() {
+    while (current_ < tensors_.size() && tensors_[current_].size == 0) ++current_;
+  }
+
+  // Zeros up to the next multiple of the alignment after `size` bytes.
+  void pad(std::size_t size) {
+    const std::string zeros((alignment_ - size % alignment_) % alignment_, '\0');
+    write_file(zeros.data(), zeros.size());
+  }
+
+  void write_file(const void* data, std::size_t size) {
+    if (size != 0 && std::fwrite(data, 1, size, file_) != size) raise<format_error>(path_ + ": cannot be written");
+  }
+
+  std::string path_, part_;
+  std::size_t alignment_;
+  std::FILE* file_ = nullptr;
+  std::unordered_set<std::string> keys_, names_;
+  std::string metadata_, list_;  // as they will stand in the file
+  std::vector<tensor> tensors_;
+  std::size_t next_offset_ = 0;
+  bool started_ = false;     // the header is written
+  std::size_t current_ = 0;  // the tensor whose data comes next, and how much of it was written
+  std::size_t written_ = 0;
+};
+
+MOTE_END_NAMESPACE
+
+// ---- mote/io/gguf.hpp
+// GGUF files: reading (memory-mapped), writing, metadata and typed tensors. The tokenizer that such a file holds is in
+// gguf/tokenizer.hpp.
+
 // ---- mote/io/npy.hpp
 // Writing NumPy's .npy files, format 1.0.
-
-#include <cstdio>
 
 MOTE_BEGIN_NAMESPACE
 
@@ -1711,8 +2591,6 @@ MOTE_END_NAMESPACE
 
 // ---- mote/io/tokenizer/utf8.hpp
 // UTF-8: how long a well-formed character is, and the byte-level alphabet of GPT-2.
-
-#include <array>
 
 MOTE_BEGIN_NAMESPACE
 
