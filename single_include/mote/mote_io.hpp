@@ -1298,9 +1298,7 @@ class gguf_metadata {
   const std::map<std::string, gguf_value, std::less<>>& values() const { return values_; }
 
   // Whether the key was new.
-  bool add(std::string key, gguf_value value) {
-    return values_.emplace(std::move(key), std::move(value)).second;
-  }
+  bool add(std::string key, gguf_value value) { return values_.emplace(std::move(key), std::move(value)).second; }
 
   [[noreturn]] void fail(std::string_view key, const std::string& message) const {
     raise<format_error>(where_ + ": " + std::string(key) + ": " + message);
@@ -1457,25 +1455,41 @@ struct ggml_type_info {
   std::size_t bytes;  // of a block
 };
 
-inline constexpr ggml_type_info ggml_types[] = {
-    {ggml_type::f32, "f32", 1, 4},           {ggml_type::f16, "f16", 1, 2},
-    {ggml_type::q4_0, "q4_0", 32, 18},       {ggml_type::q4_1, "q4_1", 32, 20},
-    {ggml_type::q5_0, "q5_0", 32, 22},       {ggml_type::q5_1, "q5_1", 32, 24},
-    {ggml_type::q8_0, "q8_0", 32, 34},       {ggml_type::q8_1, "q8_1", 32, 36},
-    {ggml_type::q2_k, "q2_k", 256, 84},      {ggml_type::q3_k, "q3_k", 256, 110},
-    {ggml_type::q4_k, "q4_k", 256, 144},     {ggml_type::q5_k, "q5_k", 256, 176},
-    {ggml_type::q6_k, "q6_k", 256, 210},     {ggml_type::q8_k, "q8_k", 256, 292},
-    {ggml_type::iq2_xxs, "iq2_xxs", 256, 66}, {ggml_type::iq2_xs, "iq2_xs", 256, 74},
-    {ggml_type::iq3_xxs, "iq3_xxs", 256, 98}, {ggml_type::iq1_s, "iq1_s", 256, 50},
-    {ggml_type::iq4_nl, "iq4_nl", 32, 18},   {ggml_type::iq3_s, "iq3_s", 256, 110},
-    {ggml_type::iq2_s, "iq2_s", 256, 82},    {ggml_type::iq4_xs, "iq4_xs", 256, 136},
-    {ggml_type::i8, "i8", 1, 1},             {ggml_type::i16, "i16", 1, 2},
-    {ggml_type::i32, "i32", 1, 4},           {ggml_type::i64, "i64", 1, 8},
-    {ggml_type::f64, "f64", 1, 8},           {ggml_type::iq1_m, "iq1_m", 256, 56},
-    {ggml_type::bf16, "bf16", 1, 2},         {ggml_type::tq1_0, "tq1_0", 256, 54},
-    {ggml_type::tq2_0, "tq2_0", 256, 66},    {ggml_type::mxfp4, "mxfp4", 32, 17},
-    {ggml_type::nvfp4, "nvfp4", 64, 36},     {ggml_type::q1_0, "q1_0", 128, 18},
-    {ggml_type::q2_0, "q2_0", 64, 18}};
+inline constexpr ggml_type_info ggml_types[] = {{ggml_type::f32, "f32", 1, 4},
+                                                {ggml_type::f16, "f16", 1, 2},
+                                                {ggml_type::q4_0, "q4_0", 32, 18},
+                                                {ggml_type::q4_1, "q4_1", 32, 20},
+                                                {ggml_type::q5_0, "q5_0", 32, 22},
+                                                {ggml_type::q5_1, "q5_1", 32, 24},
+                                                {ggml_type::q8_0, "q8_0", 32, 34},
+                                                {ggml_type::q8_1, "q8_1", 32, 36},
+                                                {ggml_type::q2_k, "q2_k", 256, 84},
+                                                {ggml_type::q3_k, "q3_k", 256, 110},
+                                                {ggml_type::q4_k, "q4_k", 256, 144},
+                                                {ggml_type::q5_k, "q5_k", 256, 176},
+                                                {ggml_type::q6_k, "q6_k", 256, 210},
+                                                {ggml_type::q8_k, "q8_k", 256, 292},
+                                                {ggml_type::iq2_xxs, "iq2_xxs", 256, 66},
+                                                {ggml_type::iq2_xs, "iq2_xs", 256, 74},
+                                                {ggml_type::iq3_xxs, "iq3_xxs", 256, 98},
+                                                {ggml_type::iq1_s, "iq1_s", 256, 50},
+                                                {ggml_type::iq4_nl, "iq4_nl", 32, 18},
+                                                {ggml_type::iq3_s, "iq3_s", 256, 110},
+                                                {ggml_type::iq2_s, "iq2_s", 256, 82},
+                                                {ggml_type::iq4_xs, "iq4_xs", 256, 136},
+                                                {ggml_type::i8, "i8", 1, 1},
+                                                {ggml_type::i16, "i16", 1, 2},
+                                                {ggml_type::i32, "i32", 1, 4},
+                                                {ggml_type::i64, "i64", 1, 8},
+                                                {ggml_type::f64, "f64", 1, 8},
+                                                {ggml_type::iq1_m, "iq1_m", 256, 56},
+                                                {ggml_type::bf16, "bf16", 1, 2},
+                                                {ggml_type::tq1_0, "tq1_0", 256, 54},
+                                                {ggml_type::tq2_0, "tq2_0", 256, 66},
+                                                {ggml_type::mxfp4, "mxfp4", 32, 17},
+                                                {ggml_type::nvfp4, "nvfp4", 64, 36},
+                                                {ggml_type::q1_0, "q1_0", 128, 18},
+                                                {ggml_type::q2_0, "q2_0", 64, 18}};
 
 // The entry of a code, or nothing for a code that is not known.
 inline constexpr const ggml_type_info* find_ggml_type(std::uint32_t code) {
@@ -1549,7 +1563,9 @@ class gguf_cursor {
 
   // What is being read, for errors, e.g. "metadata entry 3".
   void enter(std::string what) { what_ = std::move(what); }
-  [[noreturn]] void fail(const std::string& message) const { raise<format_error>(path_ + ": " + what_ + ": " + message); }
+  [[noreturn]] void fail(const std::string& message) const {
+    raise<format_error>(path_ + ": " + what_ + ": " + message);
+  }
 
   template <class T>
   T number() {
@@ -1610,8 +1626,9 @@ T read_gguf(gguf_cursor& in, int depth);
 template <class Variant, std::size_t... I, class Read>
 Variant read_gguf_alternative(std::uint32_t type, std::index_sequence<I...>, Read&& read) {
   Variant value;
-  ((type == I ? static_cast<void>(value.template emplace<I>(read(std::in_place_type<std::variant_alternative_t<I, Variant>>)))
-              : static_cast<void>(0)),
+  ((type == I
+        ? static_cast<void>(value.template emplace<I>(read(std::in_place_type<std::variant_alternative_t<I, Variant>>)))
+        : static_cast<void>(0)),
    ...);
   return value;
 }
@@ -1629,15 +1646,16 @@ inline gguf_array read_gguf_array(gguf_cursor& in, int depth) {
   constexpr std::size_t smallest[] = {1, 1, 2, 2, 4, 4, 4, 1, 8, 12, 8, 8, 8};  // bytes of an element
   const std::size_t size = in.count("array elements", smallest[type]);
   using variant = decltype(gguf_array::data);
-  return {read_gguf_alternative<variant>(
-      type, std::make_index_sequence<std::variant_size_v<variant>>{}, [&]<class Elements>(std::in_place_type_t<Elements>) {
-        Elements elements;
-        elements.reserve(size);
-        for (std::size_t i = 0; i < size; ++i) {
-          elements.push_back(read_gguf<typename Elements::value_type>(in, depth + 1));
-        }
-        return elements;
-      })};
+  return {read_gguf_alternative<variant>(type, std::make_index_sequence<std::variant_size_v<variant>>{},
+                                         [&]<class Elements>(std::in_place_type_t<Elements>) {
+                                           Elements elements;
+                                           elements.reserve(size);
+                                           for (std::size_t i = 0; i < size; ++i) {
+                                             elements.push_back(
+                                                 read_gguf<typename Elements::value_type>(in, depth + 1));
+                                           }
+                                           return elements;
+                                         })};
 }
 
 template <class T>
@@ -1655,9 +1673,8 @@ T read_gguf(gguf_cursor& in, int depth) {
 
 inline gguf_value read_gguf_value(gguf_cursor& in) {
   const std::uint32_t type = read_gguf_type(in);
-  return read_gguf_alternative<gguf_value>(
-      type, std::make_index_sequence<std::variant_size_v<gguf_value>>{},
-      [&]<class T>(std::in_place_type_t<T>) { return read_gguf<T>(in, 0); });
+  return read_gguf_alternative<gguf_value>(type, std::make_index_sequence<std::variant_size_v<gguf_value>>{},
+                                           [&]<class T>(std::in_place_type_t<T>) { return read_gguf<T>(in, 0); });
 }
 
 }  // namespace detail

@@ -63,7 +63,9 @@ class gguf_cursor {
 
   // What is being read, for errors, e.g. "metadata entry 3".
   void enter(std::string what) { what_ = std::move(what); }
-  [[noreturn]] void fail(const std::string& message) const { raise<format_error>(path_ + ": " + what_ + ": " + message); }
+  [[noreturn]] void fail(const std::string& message) const {
+    raise<format_error>(path_ + ": " + what_ + ": " + message);
+  }
 
   template <class T>
   T number() {
@@ -124,8 +126,9 @@ T read_gguf(gguf_cursor& in, int depth);
 template <class Variant, std::size_t... I, class Read>
 Variant read_gguf_alternative(std::uint32_t type, std::index_sequence<I...>, Read&& read) {
   Variant value;
-  ((type == I ? static_cast<void>(value.template emplace<I>(read(std::in_place_type<std::variant_alternative_t<I, Variant>>)))
-              : static_cast<void>(0)),
+  ((type == I
+        ? static_cast<void>(value.template emplace<I>(read(std::in_place_type<std::variant_alternative_t<I, Variant>>)))
+        : static_cast<void>(0)),
    ...);
   return value;
 }
@@ -143,15 +146,16 @@ inline gguf_array read_gguf_array(gguf_cursor& in, int depth) {
   constexpr std::size_t smallest[] = {1, 1, 2, 2, 4, 4, 4, 1, 8, 12, 8, 8, 8};  // bytes of an element
   const std::size_t size = in.count("array elements", smallest[type]);
   using variant = decltype(gguf_array::data);
-  return {read_gguf_alternative<variant>(
-      type, std::make_index_sequence<std::variant_size_v<variant>>{}, [&]<class Elements>(std::in_place_type_t<Elements>) {
-        Elements elements;
-        elements.reserve(size);
-        for (std::size_t i = 0; i < size; ++i) {
-          elements.push_back(read_gguf<typename Elements::value_type>(in, depth + 1));
-        }
-        return elements;
-      })};
+  return {read_gguf_alternative<variant>(type, std::make_index_sequence<std::variant_size_v<variant>>{},
+                                         [&]<class Elements>(std::in_place_type_t<Elements>) {
+                                           Elements elements;
+                                           elements.reserve(size);
+                                           for (std::size_t i = 0; i < size; ++i) {
+                                             elements.push_back(
+                                                 read_gguf<typename Elements::value_type>(in, depth + 1));
+                                           }
+                                           return elements;
+                                         })};
 }
 
 template <class T>
@@ -169,9 +173,8 @@ T read_gguf(gguf_cursor& in, int depth) {
 
 inline gguf_value read_gguf_value(gguf_cursor& in) {
   const std::uint32_t type = read_gguf_type(in);
-  return read_gguf_alternative<gguf_value>(
-      type, std::make_index_sequence<std::variant_size_v<gguf_value>>{},
-      [&]<class T>(std::in_place_type_t<T>) { return read_gguf<T>(in, 0); });
+  return read_gguf_alternative<gguf_value>(type, std::make_index_sequence<std::variant_size_v<gguf_value>>{},
+                                           [&]<class T>(std::in_place_type_t<T>) { return read_gguf<T>(in, 0); });
 }
 
 }  // namespace detail

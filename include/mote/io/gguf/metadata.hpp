@@ -54,9 +54,7 @@ class gguf_metadata {
   const std::map<std::string, gguf_value, std::less<>>& values() const { return values_; }
 
   // Whether the key was new.
-  bool add(std::string key, gguf_value value) {
-    return values_.emplace(std::move(key), std::move(value)).second;
-  }
+  bool add(std::string key, gguf_value value) { return values_.emplace(std::move(key), std::move(value)).second; }
 
   [[noreturn]] void fail(std::string_view key, const std::string& message) const {
     raise<format_error>(where_ + ": " + std::string(key) + ": " + message);
