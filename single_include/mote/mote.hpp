@@ -4457,6 +4457,400 @@ static_assert(executor<team_member>);
 
 MOTE_END_NAMESPACE
 
+// ---- mote/core/int8_dot.hpp
+// int8_dot<Arch>: dot products of int8 codes with one weight row in each int32 lane, by instruction set.
+//
+//   operand   for each lane four codes of k, one row's; unsigned where `unsigned_limit` allows, else signed
+//   dot       acc[lane] += Σ_{i<4} w[lane][i] · x[i], exact; the four signed codes x are the same for every lane
+//
+// `unsigned_limit` is the largest code that dot_unsigned takes without saturating; 0 where only dot_signed exists.
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+// Any instruction set: what the vector ones must agree with.
+template <class Arch, std::size_t Lanes = batch<float, Arch>::size>
+struct int8_dot {
+  static constexpr std::size_t lanes = Lanes;
+  static constexpr int unsigned_limit = 0;
+  using floats = batch<float, Arch>;
+  struct ints {
+    std::int32_t lane[Lanes];
+  };
+  struct operand {
+    std::int8_t code[Lanes * 4];
+  };
+  static ints splat(std::int32_t x) {
+    ints all;
+    for (auto& lane : all.lane) lane = x;
+    return all;
+  }
+  template <int Bits>
+  static ints shift_left(ints x) {
+    for (auto& lane : x.lane) lane = static_cast<std::int32_t>(static_cast<std::uint32_t>(lane) << Bits);
+    return x;
+  }
+  static operand load(const std::uint8_t* p) {
+    operand w;
+    std::memcpy(w.code, p, sizeof w);
+    return w;
+  }
+  static operand splat_codes(const std::int8_t* x) {
+    operand all;
+    for (std::size_t i = 0; i < Lanes * 4; ++i) all.code[i] = x[i % 4];
+    return all;
+  }
+  static ints dot_signed(ints acc, const operand& w, const operand& x) {
+    for (std::size_t i = 0; i < Lanes * 4; ++i) acc.lane[i / 4] += w.code[i] * x.code[i];
+    return acc;
+  }
+  static operand low_nibbles(operand w) {
+    for (auto& c : w.code) c = static_cast<std::int8_t>(c & 15);
+    return w;
+  }
+  static operand high_nibbles(operand w) {
+    for (auto& c : w.code) c = static_cast<std::int8_t>(static_cast<std::uint8_t>(c) >> 4);
+    return w;
+  }
+  static operand lookup(const std::array<std::int8_t, 16>& table, operand w) {
+    for (auto& c : w.code) c = table[static_cast<std::uint8_t>(c)];
+    return w;
+  }
+  static floats to_float(const ints& x) {
+    float lane[Lanes];
+    for (std::size_t i = 0; i < Lanes; ++i) lane[i] = static_cast<float>(x.lane[i]);
+    return floats::load_unaligned(lane);
+  }
+  // Codes round(x), |x| <= 127, ties to even; returns their sum. Adding 1.5 · 2^23 leaves them in the low bits.
+  static std::int32_t store_codes(std::int8_t* codes, const floats& x) {
+    float lane[Lanes];
+    (x + floats(12582912.0f)).store_unaligned(lane);
+    std::int32_t total = 0;
+    for (std::size_t i = 0; i < Lanes; ++i) {
+      codes[i] = static_cast<std::int8_t>(static_cast<std::uint8_t>(bit_cast<std::uint32_t>(lane[i])));
+      total += codes[i];
+    }
+    return total;
+  }
+};
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__)
+template <class Arch>
+struct int8_dot<Arch, 16> {
+  static constexpr std::size_t lanes = 16;
+  using floats = batch<float, Arch>;
+  using ints = __m512i;
+  using operand = __m512i;
+  static ints splat(std::int32_t x) { return _mm512_set1_epi32(x); }
+  template <int Bits>
+  static ints shift_left(ints x) {
+    return _mm512_slli_epi32(x, Bits);
+  }
+  static operand load(const std::uint8_t* p) { return _mm512_loadu_si512(p); }
+  static operand splat_codes(const std::int8_t* x) {
+    std::int32_t four;
+    std::memcpy(&four, x, 4);
+    return _mm512_set1_epi32(four);
+  }
+#if defined(__AVX512VNNI__)
+  static constexpr int unsigned_limit = 255;
+  static ints dot_unsigned(ints acc, operand w, operand x) { return _mm512_dpbusd_epi32(acc, w, x); }
+#else
+  static constexpr int unsigned_limit = 127;
+  static ints dot_unsigned(ints acc, operand w, operand x) {
+    return _mm512_add_epi32(acc, _mm512_madd_epi16(_mm512_maddubs_epi16(w, x), _mm512_set1_epi16(1)));
+  }
+  static ints dot_signed(ints acc, operand w, operand x) {
+    const operand signed_x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w), _mm512_setzero_si512(), x);
+    return dot_unsigned(acc, _mm512_abs_epi8(w), signed_x);
+  }
+#endif
+  static operand low_nibbles(operand w) { return _mm512_and_si512(w, _mm512_set1_epi8(15)); }
+  static operand high_nibbles(operand w) { return low_nibbles(_mm512_srli_epi16(w, 4)); }
+  static operand lookup(const std::array<std::int8_t, 16>& table, operand w) {
+    const __m128i row = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table.data()));
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(row), w);
+  }
+  static floats to_float(ints x) { return floats(_mm512_cvtepi32_ps(x)); }
+  static std::int32_t store_codes(std::int8_t* codes, const floats& x) {
+    const ints whole = _mm512_cvtps_epi32(x);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes), _mm512_cvtepi32_epi8(whole));
+    return _mm512_reduce_add_epi32(whole);
+  }
+};
+#endif
+
+#if defined(__AVX2__)
+template <class Arch>
+struct int8_dot<Arch, 8> {
+  static constexpr std::size_t lanes = 8;
+  using floats = batch<float, Arch>;
+  using ints = __m256i;
+  using operand = __m256i;
+  static ints splat(std::int32_t x) { return _mm256_set1_epi32(x); }
+  template <int Bits>
+  static ints shift_left(ints x) {
+    return _mm256_slli_epi32(x, Bits);
+  }
+  static operand load(const std::uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static operand splat_codes(const std::int8_t* x) {
+    std::int32_t four;
+    std::memcpy(&four, x, 4);
+    return _mm256_set1_epi32(four);
+  }
+#if defined(__AVXVNNI__)
+  static constexpr int unsigned_limit = 255;
+  static ints dot_unsigned(ints acc, operand w, operand x) { return _mm256_dpbusd_avx_epi32(acc, w, x); }
+#else
+  static constexpr int unsigned_limit = 127;  // 2 · 127 · 127 fits 16 bits
+  static ints dot_unsigned(ints acc, operand w, operand x) {
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
+  }
+  static ints dot_signed(ints acc, operand w, operand x) {
+    return dot_unsigned(acc, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+  }
+#endif
+  static operand low_nibbles(operand w) { return _mm256_and_si256(w, _mm256_set1_epi8(15)); }
+  static operand high_nibbles(operand w) { return low_nibbles(_mm256_srli_epi16(w, 4)); }
+  static operand lookup(const std::array<std::int8_t, 16>& table, operand w) {
+    const __m128i row = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table.data()));
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(row), w);
+  }
+  static floats to_float(ints x) { return floats(_mm256_cvtepi32_ps(x)); }
+  static std::int32_t store_codes(std::int8_t* codes, const floats& x) {
+    const ints whole = _mm256_cvtps_epi32(x);
+    const __m128i low = _mm256_castsi256_si128(whole), high = _mm256_extracti128_si256(whole, 1);
+    const __m128i words = _mm_packs_epi32(low, high);
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(codes), _mm_packs_epi16(words, words));
+    __m128i total = _mm_add_epi32(low, high);
+    total = _mm_add_epi32(total, _mm_shuffle_epi32(total, 0x4E));
+    return _mm_cvtsi128_si32(_mm_add_epi32(total, _mm_shuffle_epi32(total, 0xB1)));
+  }
+};
+#endif
+
+#if defined(__SSE2__)
+template <class Arch>
+struct int8_dot<Arch, 4> {
+  static constexpr std::size_t lanes = 4;
+  static constexpr int unsigned_limit = 0;
+  using floats = batch<float, Arch>;
+  using ints = __m128i;
+  using operand = __m128i;
+  static ints splat(std::int32_t x) { return _mm_set1_epi32(x); }
+  template <int Bits>
+  static ints shift_left(ints x) {
+    return _mm_slli_epi32(x, Bits);
+  }
+  static operand load(const std::uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+  static operand splat_codes(const std::int8_t* x) {
+    std::int32_t four;
+    std::memcpy(&four, x, 4);
+    return _mm_set1_epi32(four);
+  }
+  static ints dot_signed(ints acc, operand w, operand x) {
+    const operand none = _mm_setzero_si128(), sign = _mm_cmpgt_epi8(none, w), sign_x = _mm_cmpgt_epi8(none, x);
+    const operand wide_x = _mm_unpacklo_epi8(x, sign_x);  // x repeats itself
+    const __m128 low = _mm_castsi128_ps(_mm_madd_epi16(_mm_unpacklo_epi8(w, sign), wide_x));
+    const __m128 high = _mm_castsi128_ps(_mm_madd_epi16(_mm_unpackhi_epi8(w, sign), wide_x));
+    const ints even = _mm_castps_si128(_mm_shuffle_ps(low, high, 0x88));
+    const ints odd = _mm_castps_si128(_mm_shuffle_ps(low, high, 0xDD));
+    return _mm_add_epi32(acc, _mm_add_epi32(even, odd));
+  }
+  static operand low_nibbles(operand w) { return _mm_and_si128(w, _mm_set1_epi8(15)); }
+  static operand high_nibbles(operand w) { return low_nibbles(_mm_srli_epi16(w, 4)); }
+  static operand lookup(const std::array<std::int8_t, 16>& table, operand w) {
+    alignas(16) std::uint8_t codes[16];
+    _mm_store_si128(reinterpret_cast<__m128i*>(codes), w);
+    for (auto& c : codes) c = static_cast<std::uint8_t>(table[c]);
+    return _mm_load_si128(reinterpret_cast<const __m128i*>(codes));
+  }
+  static floats to_float(ints x) { return floats(_mm_cvtepi32_ps(x)); }
+  static std::int32_t store_codes(std::int8_t* codes, const floats& x) {
+    const ints whole = _mm_cvtps_epi32(x), words = _mm_packs_epi32(whole, whole);
+    const std::int32_t four = _mm_cvtsi128_si32(_mm_packs_epi16(words, words));
+    std::memcpy(codes, &four, 4);
+    const ints pairs = _mm_add_epi32(whole, _mm_shuffle_epi32(whole, 0x4E));
+    return _mm_cvtsi128_si32(_mm_add_epi32(pairs, _mm_shuffle_epi32(pairs, 0xB1)));
+  }
+};
+#endif
+
+#if defined(__aarch64__) && defined(__ARM_NEON)
+template <class Arch>
+struct int8_dot<Arch, 4> {
+  static constexpr std::size_t lanes = 4;
+  static constexpr int unsigned_limit = 0;
+  using floats = batch<float, Arch>;
+  using ints = int32x4_t;
+  using operand = int8x16_t;
+  static ints splat(std::int32_t x) { return vdupq_n_s32(x); }
+  template <int Bits>
+  static ints shift_left(ints x) {
+    return vshlq_n_s32(x, Bits);
+  }
+  static operand load(const std::uint8_t* p) { return vreinterpretq_s8_u8(vld1q_u8(p)); }
+  static operand splat_codes(const std::int8_t* x) {
+    std::int32_t four;
+    std::memcpy(&four, x, 4);
+    return vreinterpretq_s8_s32(vdupq_n_s32(four));
+  }
+  static ints dot_signed(ints acc, operand w, operand x) {
+#if defined(__ARM_FEATURE_DOTPROD)
+    return vdotq_s32(acc, w, x);
+#else
+    const int16x8_t low = vmull_s8(vget_low_s8(w), vget_low_s8(x)), high = vmull_high_s8(w, x);
+    return vaddq_s32(acc, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
+#endif
+  }
+  static operand low_nibbles(operand w) { return vandq_s8(w, vdupq_n_s8(15)); }
+  static operand high_nibbles(operand w) { return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(w), 4)); }
+  static operand lookup(const std::array<std::int8_t, 16>& table, operand w) {
+    return vqtbl1q_s8(vld1q_s8(table.data()), vreinterpretq_u8_s8(w));
+  }
+  static floats to_float(ints x) { return floats(vcvtq_f32_s32(x)); }
+  static std::int32_t store_codes(std::int8_t* codes, const floats& x) {
+    const ints whole = vcvtnq_s32_f32(x);
+    const int16x4_t words = vmovn_s32(whole);
+    const std::int32_t four = vget_lane_s32(vreinterpret_s32_s8(vmovn_s16(vcombine_s16(words, words))), 0);
+    std::memcpy(codes, &four, 4);
+    return vaddvq_s32(whole);
+  }
+};
+#endif
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
+// ---- mote/core/widen.hpp
+// widen<Arch>(p): one vector of float32 from as many numbers of a narrower type at p.
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+template <class Arch>
+batch<float, Arch> widen(const float* p) {
+  return batch<float, Arch>::load_unaligned(p);
+}
+
+// One by one, for the types and instruction sets that have no conversion below.
+template <class Arch, class T>
+batch<float, Arch> widen(const T* p) {
+  float lanes[batch<float, Arch>::size];
+  for (std::size_t i = 0; i < batch<float, Arch>::size; ++i) lanes[i] = static_cast<float>(p[i]);
+  return batch<float, Arch>::load_unaligned(lanes);
+}
+
+// bf16 is the upper half of a float32, so widening is exact.
+template <class Arch>
+batch<float, Arch> widen(const bf16* p) {
+  using vector = batch<float, Arch>;
+  if constexpr (vector::size == 16) {
+#if defined(__AVX512F__)
+    const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return vector(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16)));
+#endif
+  } else if constexpr (vector::size == 8) {
+#if defined(__AVX2__)
+    const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return vector(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(narrow), 16)));
+#elif defined(__AVX__)
+    const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), zero = _mm_setzero_si128();
+    const __m128 low = _mm_castsi128_ps(_mm_unpacklo_epi16(zero, narrow));
+    const __m128 high = _mm_castsi128_ps(_mm_unpackhi_epi16(zero, narrow));
+    return vector(_mm256_insertf128_ps(_mm256_castps128_ps256(low), high, 1));
+#endif
+  } else {
+#if defined(__SSE2__)
+    const __m128i narrow = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return vector(_mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), narrow)));
+#elif defined(__ARM_NEON)
+    const uint16x4_t narrow = vld1_u16(reinterpret_cast<const std::uint16_t*>(p));
+    return vector(vreinterpretq_f32_u32(vshll_n_u16(narrow, 16)));
+#endif
+  }
+}
+
+template <class Arch>
+batch<float, Arch> widen(const f16* p) {
+  using vector = batch<float, Arch>;
+#if defined(__AVX512F__)
+  if constexpr (vector::size == 16) {
+    return vector(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+  }
+#endif
+#if defined(__F16C__)
+  if constexpr (vector::size == 8) {
+    return vector(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
+#endif
+#if defined(__aarch64__)
+  return vector(vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const std::uint16_t*>(p)))));
+#endif
+  return widen<Arch, f16>(p);
+}
+
+template <class Arch>
+batch<float, Arch> widen(const std::int8_t* p) {
+  using vector = batch<float, Arch>;
+#if defined(__AVX512F__)
+  if constexpr (vector::size == 16) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return vector(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)));
+  }
+#endif
+#if defined(__AVX2__)
+  if constexpr (vector::size == 8) {
+    return vector(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))));
+  }
+#endif
+  return widen<Arch, std::int8_t>(p);
+}
+
+// 2^(e - 127): e in the exponent's place, but that float32 writes 2^-127 as a subnormal and NaN with another bit set.
+template <class Arch>
+batch<float, Arch> widen(const f8_e8m0* p) {
+  using vector = batch<float, Arch>;
+#if defined(__AVX512F__)
+  if constexpr (vector::size == 16) {
+    const __m512i e = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    const __m512i next = _mm512_and_si512(_mm512_add_epi32(e, _mm512_set1_epi32(1)), _mm512_set1_epi32(255));
+    const __mmask16 special = _mm512_cmplt_epi32_mask(next, _mm512_set1_epi32(2));
+    const __m512i bits = _mm512_slli_epi32(e, 23);
+    return vector(_mm512_castsi512_ps(_mm512_mask_or_epi32(bits, special, bits, _mm512_set1_epi32(0x400000))));
+  }
+#endif
+#if defined(__AVX2__)
+  if constexpr (vector::size == 8) {
+    const __m256i e = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    const __m256i next = _mm256_and_si256(_mm256_add_epi32(e, _mm256_set1_epi32(1)), _mm256_set1_epi32(255));
+    const __m256i special = _mm256_cmpgt_epi32(_mm256_set1_epi32(2), next);
+    const __m256i extra = _mm256_and_si256(special, _mm256_set1_epi32(0x400000));
+    return vector(_mm256_castsi256_ps(_mm256_or_si256(_mm256_slli_epi32(e, 23), extra)));
+  }
+#endif
+  return widen<Arch, f8_e8m0>(p);
+}
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
 // ---- mote/decode/kv_cache.hpp
 // A paged cache for all layers of a model, and the sequences that live in it.
 //

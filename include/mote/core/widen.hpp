@@ -1,0 +1,126 @@
+// widen<Arch>(p): one vector of float32 from as many numbers of a narrower type at p.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+#include "simd.hpp"
+#include "types.hpp"
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+template <class Arch>
+batch<float, Arch> widen(const float* p) {
+  return batch<float, Arch>::load_unaligned(p);
+}
+
+// One by one, for the types and instruction sets that have no conversion below.
+template <class Arch, class T>
+batch<float, Arch> widen(const T* p) {
+  float lanes[batch<float, Arch>::size];
+  for (std::size_t i = 0; i < batch<float, Arch>::size; ++i) lanes[i] = static_cast<float>(p[i]);
+  return batch<float, Arch>::load_unaligned(lanes);
+}
+
+// bf16 is the upper half of a float32, so widening is exact.
+template <class Arch>
+batch<float, Arch> widen(const bf16* p) {
+  using vector = batch<float, Arch>;
+  if constexpr (vector::size == 16) {
+#if defined(__AVX512F__)
+    const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return vector(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16)));
+#endif
+  } else if constexpr (vector::size == 8) {
+#if defined(__AVX2__)
+    const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return vector(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(narrow), 16)));
+#elif defined(__AVX__)
+    const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), zero = _mm_setzero_si128();
+    const __m128 low = _mm_castsi128_ps(_mm_unpacklo_epi16(zero, narrow));
+    const __m128 high = _mm_castsi128_ps(_mm_unpackhi_epi16(zero, narrow));
+    return vector(_mm256_insertf128_ps(_mm256_castps128_ps256(low), high, 1));
+#endif
+  } else {
+#if defined(__SSE2__)
+    const __m128i narrow = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return vector(_mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), narrow)));
+#elif defined(__ARM_NEON)
+    const uint16x4_t narrow = vld1_u16(reinterpret_cast<const std::uint16_t*>(p));
+    return vector(vreinterpretq_f32_u32(vshll_n_u16(narrow, 16)));
+#endif
+  }
+}
+
+template <class Arch>
+batch<float, Arch> widen(const f16* p) {
+  using vector = batch<float, Arch>;
+#if defined(__AVX512F__)
+  if constexpr (vector::size == 16) {
+    return vector(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+  }
+#endif
+#if defined(__F16C__)
+  if constexpr (vector::size == 8) {
+    return vector(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
+#endif
+#if defined(__aarch64__)
+  return vector(vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const std::uint16_t*>(p)))));
+#endif
+  return widen<Arch, f16>(p);
+}
+
+template <class Arch>
+batch<float, Arch> widen(const std::int8_t* p) {
+  using vector = batch<float, Arch>;
+#if defined(__AVX512F__)
+  if constexpr (vector::size == 16) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return vector(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)));
+  }
+#endif
+#if defined(__AVX2__)
+  if constexpr (vector::size == 8) {
+    return vector(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))));
+  }
+#endif
+  return widen<Arch, std::int8_t>(p);
+}
+
+// 2^(e - 127): e in the exponent's place, but that float32 writes 2^-127 as a subnormal and NaN with another bit set.
+template <class Arch>
+batch<float, Arch> widen(const f8_e8m0* p) {
+  using vector = batch<float, Arch>;
+#if defined(__AVX512F__)
+  if constexpr (vector::size == 16) {
+    const __m512i e = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    const __m512i next = _mm512_and_si512(_mm512_add_epi32(e, _mm512_set1_epi32(1)), _mm512_set1_epi32(255));
+    const __mmask16 special = _mm512_cmplt_epi32_mask(next, _mm512_set1_epi32(2));
+    const __m512i bits = _mm512_slli_epi32(e, 23);
+    return vector(_mm512_castsi512_ps(_mm512_mask_or_epi32(bits, special, bits, _mm512_set1_epi32(0x400000))));
+  }
+#endif
+#if defined(__AVX2__)
+  if constexpr (vector::size == 8) {
+    const __m256i e = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    const __m256i next = _mm256_and_si256(_mm256_add_epi32(e, _mm256_set1_epi32(1)), _mm256_set1_epi32(255));
+    const __m256i special = _mm256_cmpgt_epi32(_mm256_set1_epi32(2), next);
+    const __m256i extra = _mm256_and_si256(special, _mm256_set1_epi32(0x400000));
+    return vector(_mm256_castsi256_ps(_mm256_or_si256(_mm256_slli_epi32(e, 23), extra)));
+  }
+#endif
+  return widen<Arch, f8_e8m0>(p);
+}
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
