@@ -1179,15 +1179,25 @@ MOTE_END_NAMESPACE
 //   y[t, n] = Σ_k x[t, k] · W[n, k]            (output::overwrite)
 //   y[t, n] += Σ_k x[t, k] · W[n, k]           (output::accumulate)
 //
-// x: [tokens, in] float32, rows may be strided; W: [out, in] in any weight format; y: [tokens, out], rows may be strided,
-// must not overlap x. float32 and bf16 weights: products and sums in float32. int8 weights: x is quantized to int8 per
-// token, the dot product is exact in int32, y = scale_x · scale_w · Σ q_x q_w.
+// x: [tokens, in] float32, rows may be strided; W: [out, in], a `weight` (quant/weight.hpp) or a matrix of any one form;
+// y: [tokens, out], rows may be strided, must not overlap x.
+//
+//   float32, bf16        products and sums in float32
+//   int8_matrix          x is quantized to int8 per token; y = scale_x · scale_w · Σ q_x q_w, the sum exact in int32
+//   integer formats      x is quantized to int8 in blocks of 32; each group's sum is exact in int32, then scaled and added
+//   other block formats  decoded, then as float32
+//
 // A token's result does not depend on the other tokens or on the number of threads.
 // Throws shape_error when the shapes differ.
 
 // ---- mote/quant/weight.hpp
-// `weight`: a matrix [out, in] in one of the formats that matmul reads. A model's layers may carry different formats; the
+// `weight`: a matrix [out, in] in one of the forms that matmul reads. A model's layers may carry different forms; the
 // variant is visited once for each matmul, never for each element. A weight does not own its memory.
+//
+//   view<const float, 2>, view<const bf16, 2>      rows as checkpoints store them
+//   int8_matrix                                    int8 with one scale for each row
+//   view<const F, 2>                               blocks of a format F as files store them, [out, in / F::block_size]
+//   packed_matrix<F>                               the same numbers in the order of the vector kernels: faster
 
 // ---- mote/core/types.hpp
 // Element types narrower than float32. Each holds its published bit pattern; conversion to float is exact, conversion
@@ -1424,6 +1434,1502 @@ struct f4_e2m1 {
 
 MOTE_END_NAMESPACE
 
+// ---- mote/quant/formats.hpp
+// Every block format, one after another.
+
+// ---- mote/quant/formats/iq4_nl.hpp
+// GGUF IQ4_NL: 32 numbers of a table that is denser near zero, and their scale, 18 bytes. value = d · T[code].
+//
+//   encode: the scale of least squared error among those that put the largest element at or near either end of T
+
+// ---- mote/quant/format.hpp
+// A block format: how a run of `block_size` numbers is stored. The struct of one block is the format, byte for byte; a
+// matrix [out, in] in format F is a view<const F, 2> of shape [out, in / block_size].
+//
+//   struct q8_0 {
+//     static constexpr std::string_view name = "q8_0";
+//     static constexpr std::size_t block_size = 32;
+//     f16 d;                                     // the stored fields, in the published order
+//     std::int8_t q[32];
+//     static q8_0 encode(const float* x);        // x[block_size]; finite values
+//     void decode(float* y) const;               // y[block_size]
+//   };
+//
+// From that alone every op works; docs/formats.md shows it with a made-up format.
+
+MOTE_BEGIN_NAMESPACE
+
+template <class F>
+concept block_format = std::is_trivially_copyable_v<F> && alignof(F) <= 2 &&
+                       requires(const F block, const float* x, float* y) {
+  { F::name } -> std::convertible_to<std::string_view>;
+  { F::block_size } -> std::convertible_to<std::size_t>;
+  { F::encode(x) } -> std::same_as<F>;
+  { block.decode(y) } -> std::same_as<void>;
+};
+
+namespace detail {
+
+// Codes of at most four bits, looked up: q[i] = code_values[code(i)].
+template <class F>
+concept table_codes = requires(const F block, std::size_t i) {
+  requires(F::code_bits >= 1 && F::code_bits <= 4);
+  { F::code_values } -> std::convertible_to<const std::array<std::int8_t, 16>&>;
+  { block.code(i) } -> std::same_as<std::uint8_t>;
+};
+
+// Wider codes are the integers themselves: q[i] = code(i).
+template <class F>
+concept signed_codes = requires(const F block, std::size_t i) {
+  requires(F::code_bits > 4 && F::code_bits <= 8);
+  { block.code(i) } -> std::same_as<std::int8_t>;
+};
+
+}  // namespace detail
+
+// A format whose elements are small integers times a scale shared by `group_size` of them, which integer dot products
+// can use without decoding:
+//
+//   value[i] = scale(i / group_size) · q[i] - min(i / group_size),    q[i] = code_values[code(i)], or code(i) if wider
+//
+// `scale_type` holds every scale exactly in the fewest bytes; a format without `min` has none to subtract. Where
+// code_values holds multiples of the numbers meant, a constant `F::unit` says what to multiply scales by.
+template <class F>
+concept integer_format = block_format<F> &&
+    (detail::table_codes<F> || detail::signed_codes<F>)&&requires(const F block, std::size_t group) {
+  { F::group_size } -> std::convertible_to<std::size_t>;
+  requires(F::block_size % F::group_size == 0);
+  { block.scale(group) } -> std::same_as<typename F::scale_type>;
+  static_cast<float>(block.scale(group));
+};
+
+// Integer formats that subtract a minimum.
+template <class F>
+concept format_with_min = integer_format<F> && requires(const F block, std::size_t group) {
+  { block.min(group) } -> std::same_as<float>;
+};
+
+// Integer formats whose scales are integers themselves: scale(g) = super_scale() · sub_scale(g), and with a minimum
+// min(g) = super_min() · sub_min(g).
+template <class F>
+concept two_level_format = integer_format<F> && requires(const F block, std::size_t group) {
+  { block.super_scale() } -> std::same_as<f16>;
+  { block.sub_scale(group) } -> std::same_as<int>;
+};
+
+// The integer q[i] of an element.
+template <integer_format F>
+int integer_value(const F& block, std::size_t i) {
+  if constexpr (detail::table_codes<F>) {
+    return F::code_values[block.code(i)];
+  } else {
+    return block.code(i);
+  }
+}
+
+// The scale of a group as float32.
+template <integer_format F>
+float group_scale(const F& block, std::size_t g) {
+  const auto scale = static_cast<float>(block.scale(g));
+  if constexpr (requires { F::unit; }) {
+    return F::unit * scale;
+  } else {
+    return scale;
+  }
+}
+
+// decode() spelled out by the formula above.
+template <integer_format F>
+void decode_codes(const F& block, float* y) {
+  for (std::size_t g = 0; g < F::block_size / F::group_size; ++g) {
+    const float scale = group_scale(block, g);
+    float min = 0.0f;
+    if constexpr (format_with_min<F>) min = block.min(g);
+    for (std::size_t i = g * F::group_size; i < (g + 1) * F::group_size; ++i) {
+      y[i] = scale * static_cast<float>(integer_value(block, i)) - min;
+    }
+  }
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/formats/search.hpp
+// Scales that lose least: encoders of formats without a published rule try several ways to round a group of elements to
+// its integers q, and take for each the scale (and minimum) of least squared error, which has a closed form.
+
+#include <algorithm>
+
+// ---- mote/quant/formats/bits.hpp
+// What the formats' encoders share: largest magnitudes, published roundings, saturation and nibbles.
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+inline constexpr float largest_f16 = 65504.0f;
+
+inline f16 saturated_f16(float x) { return f16(std::clamp(x, -largest_f16, largest_f16)); }
+
+// 1 / x, and 0 where that would not be finite.
+inline float finite_inverse(float x) { return std::fabs(x) < 0x1p-126f ? 0.0f : 1.0f / x; }
+
+// max |x[i]|. As integers, because those maxima are vectorized under strict floating-point rules.
+inline float largest_magnitude(const float* x, std::size_t n) {
+  std::int32_t largest = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    largest = std::max(largest, static_cast<std::int32_t>(bit_cast<std::uint32_t>(x[i]) & 0x7FFFFFFFu));
+  }
+  return bit_cast<float>(largest);
+}
+
+// The first element of largest magnitude.
+inline float largest_element(const float* x, std::size_t n) {
+  const float magnitude = largest_magnitude(x, n);
+  std::size_t i = 0;
+  while (i + 1 < n && std::fabs(x[i]) != magnitude) ++i;
+  return x[i];
+}
+
+// Nearest integer, halves away from zero. |x| < 2^30.
+inline int round_half_away(float x) {
+  const int whole = static_cast<int>(x);
+  const float rest = x - static_cast<float>(whole);
+  return whole + (rest >= 0.5f ? 1 : 0) - (rest <= -0.5f ? 1 : 0);
+}
+
+// y = x · factor, each product rounded to float32: compilers may not fuse it with what the caller adds to it.
+template <std::size_t N>
+void rounded_products(const float* x, float factor, float (&y)[N]) {
+  for (std::size_t i = 0; i < N; ++i) y[i] = x[i] * factor;
+  asm("" : "+m"(y));
+}
+
+// The e2m1 codes nearest to x, the numbers doubled: 0, 1, 2, 3, 4, 6, 8, 12 times `unit`. Of two as near the smaller;
+// zero has no sign.
+template <std::size_t N>
+void nearest_e2m1(const float* x, float unit, std::uint8_t (&codes)[N]) {
+  std::int32_t magnitude_codes[N] = {};
+  for (const float middle : {0.5f, 1.5f, 2.5f, 3.5f, 5.0f, 7.0f, 10.0f}) {
+    for (std::size_t i = 0; i < N; ++i) magnitude_codes[i] += std::fabs(x[i]) > middle * unit ? 1 : 0;
+  }
+  for (std::size_t i = 0; i < N; ++i) {
+    codes[i] = static_cast<std::uint8_t>(magnitude_codes[i] + (x[i] < 0.0f && magnitude_codes[i] > 0 ? 8 : 0));
+  }
+}
+
+// Twice the e2m1 numbers, ascending.
+inline constexpr std::array<std::int8_t, 15> e2m1_numbers = {-12, -8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8, 12};
+
+// Four-bit codes of 32 elements: byte i holds element i low, element i + 16 high.
+inline std::uint8_t nibble(const std::uint8_t (&bytes)[16], std::size_t i) {
+  return i < 16 ? bytes[i] & 15u : static_cast<std::uint8_t>(bytes[i - 16] >> 4);
+}
+inline void pack_nibbles(const std::uint8_t (&codes)[32], std::uint8_t (&bytes)[16]) {
+  for (std::size_t i = 0; i < 16; ++i) bytes[i] = static_cast<std::uint8_t>(codes[i] | (codes[i + 16] << 4));
+}
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/formats/search.hpp
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+using search_batch = batch<float, default_arch>;
+
+// A magnitude below half of the smallest f16: every format here stores zero for it.
+inline constexpr float negligible = 0x1p-25f;
+
+// q = the integer in [0, largest] nearest to (x + min) / scale.
+struct affine_round {
+  float inverse, min, largest;
+  search_batch operator()(const search_batch& x) const {
+    const search_batch q = xsimd::nearbyint((x + search_batch(min)) * search_batch(inverse));
+    return xsimd::min(xsimd::max(q, search_batch(0.0f)), search_batch(largest));
+  }
+};
+
+// q = the integer in [-largest - 1, largest] nearest to x / scale.
+struct integer_round {
+  float inverse, largest;
+  search_batch operator()(const search_batch& x) const {
+    const search_batch q = xsimd::nearbyint(x * search_batch(inverse));
+    return xsimd::min(xsimd::max(q, search_batch(-largest - 1.0f)), search_batch(largest));
+  }
+};
+
+// q = the number of an ascending table nearest to x / scale.
+template <std::size_t Size>
+struct table_round {
+  const std::array<std::int8_t, Size>& table;
+  float inverse;
+  search_batch operator()(const search_batch& x) const {
+    const search_batch scaled = x * search_batch(inverse);
+    search_batch q(table[0]);
+    for (std::size_t i = 1; i < Size; ++i) {
+      const search_batch middle(0.5f * static_cast<float>(table[i - 1] + table[i]));
+      q = xsimd::select(scaled > middle, search_batch(table[i]), q);
+    }
+    return q;
+  }
+};
+
+// The index of the number nearest to x.
+template <std::size_t Size>
+std::uint8_t nearest_code(const std::array<std::int8_t, Size>& table, float x) {
+  int code = 0;
+  for (std::size_t i = 1; i < Size; ++i) code += x > 0.5f * static_cast<float>(table[i - 1] + table[i]) ? 1 : 0;
+  return static_cast<std::uint8_t>(code);
+}
+
+struct code_sums {
+  float q = 0, qq = 0, xq = 0;
+};
+
+// Σ q, Σ q², Σ x q over N elements.
+template <std::size_t N, class Round>
+code_sums sums_of(const float* x, const Round& round) {
+  search_batch q_sum(0.0f), qq(0.0f), xq(0.0f);
+  for (std::size_t i = 0; i < N; i += search_batch::size) {
+    const auto v = search_batch::load_unaligned(x + i);
+    const search_batch q = round(v);
+    q_sum += q;
+    qq = fused_multiply_add<default_arch>(q, q, qq);
+    xq = fused_multiply_add<default_arch>(v, q, xq);
+  }
+  return {sum<default_arch>(q_sum), sum<default_arch>(qq), sum<default_arch>(xq)};
+}
+
+struct code_error {
+  float error = 0, q = 0;
+};
+
+// Σ (scale · q - min - x)² and Σ q.
+template <std::size_t N, class Round>
+code_error error_of(const float* x, float scale, float min, const Round& round) {
+  search_batch error(0.0f), q_sum(0.0f);
+  for (std::size_t i = 0; i < N; i += search_batch::size) {
+    const auto v = search_batch::load_unaligned(x + i);
+    const search_batch q = round(v);
+    const search_batch r = search_batch(scale) * q - search_batch(min) - v;
+    error = fused_multiply_add<default_arch>(r, r, error);
+    q_sum += q;
+  }
+  return {sum<default_arch>(error), sum<default_arch>(q_sum)};
+}
+
+// The scale of least squared error whose codes are those of one of the scales x_peak / peak, x_peak being the element of
+// largest magnitude: it is either sign's largest code, or lies a little inside or outside.
+template <std::size_t N, class MakeRound>
+float fit_scale(const float* x, std::initializer_list<float> peaks, const MakeRound& round) {
+  const float inverse = finite_inverse(largest_element(x, N));
+  float best = 0.0f, best_gain = 0.0f;
+  for (const float peak : peaks) {
+    const auto s = sums_of<N>(x, round(peak * inverse));
+    if (s.xq * s.xq > best_gain * s.qq) {
+      best = s.xq / s.qq;
+      best_gain = s.xq * best;
+    }
+  }
+  return best;
+}
+
+struct affine {
+  float scale = 0, min = 0;
+};
+
+// The scale >= 0 and min >= 0 whose codes 0..largest reproduce x best, over several ranges that clip none, some or no
+// more than the outermost elements.
+template <std::size_t N>
+affine fit_affine(const float* x, float largest) {
+  const float low = std::min(0.0f, *std::min_element(x, x + N)), high = *std::max_element(x, x + N);
+  if (!(high - low > 0.0f)) return {0.0f, -low};
+  // Relative to `low`: sums of x itself would cancel where all elements lie far from zero.
+  float z[N], z_sum = 0.0f;
+  for (std::size_t i = 0; i < N; ++i) z_sum += z[i] = x[i] - low;
+  affine best{0.0f, -low};
+  float best_error = 0.0f;
+  for (int step = -10; step <= 10; step += 2) {
+    const float inverse = (largest + 0.1f * static_cast<float>(step)) / (high - low);
+    const auto s = sums_of<N>(z, affine_round{inverse, 0.0f, largest});
+    const float n = static_cast<float>(N), determinant = n * s.qq - s.q * s.q;
+    float scale = (n * s.xq - z_sum * s.q) / determinant;
+    float min = (scale * s.q - z_sum) / n;
+    if (!(determinant > 0.0f && min >= low)) {
+      min = low;
+      scale = s.qq > 0.0f ? (s.xq + low * s.q) / s.qq : 0.0f;
+    }
+    const float error = scale * scale * s.qq + n * min * min + 2.0f * (min * z_sum - scale * (min * s.q + s.xq));
+    if (error < best_error) {
+      best_error = error;
+      best = {scale, min - low};
+    }
+  }
+  return best;
+}
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/formats/iq4_nl.hpp
+MOTE_BEGIN_NAMESPACE
+
+struct iq4_nl {
+  static constexpr std::string_view name = "iq4_nl";
+  static constexpr std::size_t block_size = 32, group_size = 32;
+  static constexpr int code_bits = 4;
+  static constexpr std::array<std::int8_t, 16> code_values = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                                              1,    13,   25,  38,  53,  69,  89,  113};
+  using scale_type = f16;
+
+  f16 d;
+  std::uint8_t q[16];  // byte i: element i low, element i + 16 high
+
+  std::uint8_t code(std::size_t i) const { return detail::nibble(q, i); }
+  f16 scale(std::size_t) const { return d; }
+
+  static iq4_nl encode(const float* values) {
+    constexpr float limit = 127.0f * detail::largest_f16;
+    float x[block_size];
+    for (std::size_t i = 0; i < block_size; ++i) x[i] = std::clamp(values[i], -limit, limit);
+    iq4_nl block{};
+    if (detail::largest_magnitude(x, block_size) >= detail::negligible) {
+      const auto round = [](float inverse) { return detail::table_round<16>{code_values, inverse}; };
+      const auto error = [&](f16 scale) {
+        const float s = static_cast<float>(scale);
+        return detail::error_of<block_size>(x, s, 0.0f, round(detail::finite_inverse(s))).error;
+      };
+      const f16 fitted = detail::saturated_f16(detail::fit_scale<block_size>(
+          x, {-127, -123, -119, -115, -111, -107, -131, -135, 113, 109, 105, 101, 97, 117, 121}, round));
+      const f16 plain = detail::saturated_f16(detail::largest_element(x, block_size) / -127.0f);
+      block.d = error(plain) < error(fitted) ? plain : fitted;
+    }
+    const float inverse = detail::finite_inverse(static_cast<float>(block.d));
+    std::uint8_t codes[block_size];
+    for (std::size_t i = 0; i < block_size; ++i) codes[i] = detail::nearest_code(code_values, x[i] * inverse);
+    detail::pack_nibbles(codes, block.q);
+    return block;
+  }
+
+  void decode(float* y) const { decode_codes(*this, y); }
+};
+static_assert(integer_format<iq4_nl> && sizeof(iq4_nl) == 18);
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/formats/mxfp4.hpp
+// MXFP4 as GGUF stores it: 32 e2m1 numbers and a power of two, 17 bytes. value = e2m1(code) · 2^(e - 127).
+//
+//   encode: e - 127 = ⌊log2 amax⌋ - 2, at least -127; the nearest code, the first of two as near
+//
+// The safetensors layout of the same numbers is in quant/microscaling.hpp. Source: OCP Microscaling Formats v1.0.
+
+MOTE_BEGIN_NAMESPACE
+
+struct mxfp4 {
+  static constexpr std::string_view name = "mxfp4";
+  static constexpr std::size_t block_size = 32, group_size = 32;
+  static constexpr int code_bits = 4;
+  // Twice the e2m1 number, so that it is an integer.
+  static constexpr std::array<std::int8_t, 16> code_values = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+  static constexpr float unit = 0.5f;
+  using scale_type = f8_e8m0;
+
+  f8_e8m0 e;
+  std::uint8_t q[16];  // byte i: element i low, element i + 16 high
+
+  std::uint8_t code(std::size_t i) const { return detail::nibble(q, i); }
+  f8_e8m0 scale(std::size_t) const { return e; }
+
+  static mxfp4 encode(const float* x) {
+    mxfp4 block;
+    const std::uint8_t exponent = f8_e8m0(detail::largest_magnitude(x, block_size)).bits;
+    block.e = f8_e8m0::from_bits(exponent > 2 ? static_cast<std::uint8_t>(exponent - 2) : std::uint8_t{0});
+    std::uint8_t codes[block_size];
+    detail::nearest_e2m1(x, group_scale(block, 0), codes);
+    detail::pack_nibbles(codes, block.q);
+    return block;
+  }
+
+  void decode(float* y) const { decode_codes(*this, y); }
+};
+static_assert(integer_format<mxfp4> && sizeof(mxfp4) == 17);
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/formats/nvfp4.hpp
+// NVFP4 as GGUF stores it: 64 e2m1 numbers in 4 groups of 16, each with an unsigned e4m3 scale, 36 bytes.
+// value = e2m1(code) · e4m3(scale); scale codes 0 and 0x7F mean 0.
+//
+//   encode: for each group the scale of least squared error around amax / 6; the nearest code, the first of two as near
+//
+// The safetensors layout, with a scale of the whole tensor, is in quant/microscaling.hpp. Source: NVIDIA's NVFP4.
+
+MOTE_BEGIN_NAMESPACE
+
+struct nvfp4 {
+  static constexpr std::string_view name = "nvfp4";
+  static constexpr std::size_t block_size = 64, group_size = 16;
+  static constexpr int code_bits = 4;
+  static constexpr std::array<std::int8_t, 16> code_values = mxfp4::code_values;  // twice e2m1
+  using scale_type = f16;
+
+  std::uint8_t scales[4];
+  std::uint8_t q[32];  // byte 8 g + i: element 16 g + i low, element 16 g + 8 + i high
+
+  std::uint8_t code(std::size_t i) const {
+    const unsigned byte = q[i / 16 * 8 + i % 8];
+    return static_cast<std::uint8_t>(i / 8 % 2 == 0 ? byte & 15u : byte >> 4);
+  }
+  f16 scale(std::size_t g) const { return f16(half_e4m3(scales[g])); }
+
+  static nvfp4 encode(const float* values) {
+    constexpr float limit = 6.0f * 448.0f;
+    nvfp4 block{};
+    for (std::size_t g = 0; g < 4; ++g) {
+      float x[group_size];
+      for (std::size_t i = 0; i < group_size; ++i) x[i] = std::clamp(values[g * group_size + i], -limit, limit);
+      const int nearest = f8_e4m3(detail::largest_magnitude(x, group_size) / 6.0f).bits;
+      float best = -1.0f;
+      for (int code = std::max(nearest - 4, 0); code <= std::min(nearest + 4, 0x7E); ++code) {
+        const float unit = half_e4m3(static_cast<std::uint8_t>(code));
+        const detail::table_round<15> round{detail::e2m1_numbers, detail::finite_inverse(unit)};
+        const float error = detail::error_of<group_size>(x, unit, 0.0f, round).error;
+        if (best >= 0.0f && error >= best) continue;
+        best = error;
+        block.scales[g] = static_cast<std::uint8_t>(code);
+      }
+      std::uint8_t codes[group_size];
+      detail::nearest_e2m1(x, group_scale(block, g), codes);
+      for (std::size_t i = 0; i < 8; ++i) block.q[g * 8 + i] = static_cast<std::uint8_t>(codes[i] | codes[i + 8] << 4);
+    }
+    return block;
+  }
+
+  void decode(float* y) const { decode_codes(*this, y); }
+
+ private:
+  static float half_e4m3(std::uint8_t code) {
+    return code == 0x7F ? 0.0f : 0.5f * detail::expand_magnitude<3, 7>(code & 0x7Fu);
+  }
+};
+static_assert(integer_format<nvfp4> && sizeof(nvfp4) == 36);
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/formats/q4_0.hpp
+// GGUF Q4_0: 32 integers in [-8, 7] and their scale, 18 bytes. value = d · (code - 8).
+//
+//   encode: d = (the value of largest magnitude) / -8, code = min(15, ⌊x / d + 8.5⌋), with d still in float32
+
+MOTE_BEGIN_NAMESPACE
+
+struct q4_0 {
+  static constexpr std::string_view name = "q4_0";
+  static constexpr std::size_t block_size = 32, group_size = 32;
+  static constexpr int code_bits = 4;
+  static constexpr std::array<std::int8_t, 16> code_values = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
+  using scale_type = f16;
+
+  f16 d;
+  std::uint8_t q[16];  // byte i: element i low, element i + 16 high
+
+  std::uint8_t code(std::size_t i) const { return detail::nibble(q, i); }
+  f16 scale(std::size_t) const { return d; }
+
+  static q4_0 encode(const float* x) {
+    const float scale =
+        std::clamp(detail::largest_element(x, block_size) / -8.0f, -detail::largest_f16, detail::largest_f16);
+    float scaled[block_size];
+    detail::rounded_products(x, detail::finite_inverse(scale), scaled);
+    std::uint8_t codes[block_size];
+    for (std::size_t i = 0; i < block_size; ++i) {
+      codes[i] = static_cast<std::uint8_t>(std::clamp(scaled[i] + 8.5f, 0.0f, 15.0f));
+    }
+    q4_0 block;
+    block.d = f16(scale);
+    detail::pack_nibbles(codes, block.q);
+    return block;
+  }
+
+  void decode(float* y) const { decode_codes(*this, y); }
+};
+static_assert(integer_format<q4_0> && sizeof(q4_0) == 18);
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/formats/q4_k.hpp
+// GGUF Q4_K: 256 elements in 8 groups of 32, each with a six-bit scale and minimum, 144 bytes.
+// value = d · scale[group] · code - dmin · min[group].
+//
+//   encode: scale and min of least squared error for each group; then, with d and dmin rounded, the best of the integer
+//   scales and minima nearby; then d and dmin of least squared error for those integers
+
+// ---- mote/quant/formats/search_q4_k.hpp
+// The search behind q4_k::encode.
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+struct q4_k_fit {
+  static constexpr std::size_t groups = 8, group_size = 32, size = groups * group_size;
+  f16 d, dmin;
+  std::uint8_t scale[groups], min[groups], codes[size];
+};
+
+// The f16 nearest to x >= 0; not zero unless x is: then no integer scale could save the group.
+inline f16 positive_f16(float x) {
+  const f16 y = saturated_f16(x);
+  return y.bits == 0 && x > 0.0f ? f16::from_bits(1) : y;
+}
+
+inline int six_bits(float x) { return static_cast<int>(std::clamp(x + 0.5f, 0.0f, 63.0f)); }
+
+// Chooses scale[g] and min[g] around `target`, with d and dmin given; returns the group's squared error.
+inline float fit_group(const float* x, std::size_t g, const affine& target, q4_k_fit& fit) {
+  constexpr float n = q4_k_fit::group_size;
+  const float d = static_cast<float>(fit.d), dmin = static_cast<float>(fit.dmin);
+  const float inverse_dmin = finite_inverse(dmin);
+  float x_sum = 0.0f;
+  for (std::size_t i = 0; i < q4_k_fit::group_size; ++i) x_sum += x[i];
+  float best = -1.0f;
+  // Takes this pair if it is the best so far; returns the minimum that suits its codes best.
+  const auto consider = [&](int scale, int min) {
+    const float s = d * static_cast<float>(scale), m = dmin * static_cast<float>(min);
+    const auto result = error_of<q4_k_fit::group_size>(x, s, m, affine_round{finite_inverse(s), m, 15.0f});
+    if (best < 0.0f || result.error < best) {
+      best = result.error;
+      fit.scale[g] = static_cast<std::uint8_t>(scale);
+      fit.min[g] = static_cast<std::uint8_t>(min);
+    }
+    return six_bits((s * result.q - x_sum) / n * inverse_dmin);
+  };
+  const int scale = six_bits(target.scale * finite_inverse(d)), min = six_bits(target.min * inverse_dmin);
+  for (int s = std::max(scale - 1, 0); s <= std::min(scale + 1, 63); ++s) {
+    const int centre = consider(s, min);
+    for (int m = std::max(centre - 1, 0); m <= std::min(centre + 1, 63); ++m) {
+      if (m != min) consider(s, m);
+    }
+  }
+  return best;
+}
+
+// d and dmin of least squared error for the integers chosen: Σ (d a - dmin b - x)², a = scale · code, b = min.
+inline affine refit_super_scales(const float* x, const q4_k_fit& fit) {
+  float aa = 0, ab = 0, bb = 0, ax = 0, bx = 0;
+  for (std::size_t g = 0; g < q4_k_fit::groups; ++g) {
+    const float* group = x + g * q4_k_fit::group_size;
+    const float scale = fit.scale[g], min = fit.min[g];
+    const float s = static_cast<float>(fit.d) * scale, m = static_cast<float>(fit.dmin) * min;
+    const auto sums = sums_of<q4_k_fit::group_size>(group, affine_round{finite_inverse(s), m, 15.0f});
+    float x_sum = 0.0f;
+    for (std::size_t i = 0; i < q4_k_fit::group_size; ++i) x_sum += group[i];
+    aa += scale * scale * sums.qq;
+    ab += scale * min * sums.q;
+    bb += min * min * static_cast<float>(q4_k_fit::group_size);
+    ax += scale * sums.xq;
+    bx += min * x_sum;
+  }
+  const float determinant = aa * bb - ab * ab;
+  if (determinant > 1e-6f * aa * bb) return {(ax * bb - ab * bx) / determinant, (ab * ax - aa * bx) / determinant};
+  return {aa > 0.0f ? ax / aa : 0.0f, 0.0f};
+}
+
+inline q4_k_fit fit_q4_k(const float* values) {
+  constexpr std::size_t groups = q4_k_fit::groups, group_size = q4_k_fit::group_size;
+  constexpr float limit = 63.0f * 15.0f * largest_f16;
+  q4_k_fit fit{};
+  if (largest_magnitude(values, q4_k_fit::size) < negligible) return fit;
+  float x[q4_k_fit::size];
+  for (std::size_t i = 0; i < q4_k_fit::size; ++i) x[i] = std::clamp(values[i], -limit, limit);
+
+  affine target[groups];
+  affine largest;
+  for (std::size_t g = 0; g < groups; ++g) {
+    target[g] = fit_affine<group_size>(x + g * group_size, 15.0f);
+    largest.scale = std::max(largest.scale, target[g].scale);
+    largest.min = std::max(largest.min, target[g].min);
+  }
+  float error = -1.0f;
+  const auto consider = [&](const affine& super) {
+    q4_k_fit other = fit;
+    other.d = positive_f16(super.scale);
+    other.dmin = positive_f16(super.min);
+    float other_error = 0.0f;
+    for (std::size_t g = 0; g < groups; ++g) other_error += fit_group(x + g * group_size, g, target[g], other);
+    const bool better = error < 0.0f || other_error < error;
+    if (better) {
+      fit = other;
+      error = other_error;
+    }
+    return better;
+  };
+  // The largest integers that the groups may use.
+  for (const float top : {63.0f, 61.0f, 58.0f}) consider({largest.scale / top, largest.min / top});
+  for (int round = 0; round < 2; ++round) {
+    const affine super = refit_super_scales(x, fit);
+    if (!(super.scale > 0.0f && super.min >= 0.0f && consider(super))) break;
+  }
+
+  for (std::size_t g = 0; g < groups; ++g) {
+    const float scale = static_cast<float>(fit.d) * fit.scale[g], min = static_cast<float>(fit.dmin) * fit.min[g];
+    const float inverse = finite_inverse(scale);
+    for (std::size_t i = g * group_size; i < (g + 1) * group_size; ++i) {
+      fit.codes[i] = static_cast<std::uint8_t>(std::clamp((x[i] + min) * inverse + 0.5f, 0.0f, 15.0f));
+    }
+  }
+  return fit;
+}
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/formats/q4_k.hpp
+MOTE_BEGIN_NAMESPACE
+
+struct q4_k {
+  static constexpr std::string_view name = "q4_k";
+  static constexpr std::size_t block_size = 256, group_size = 32;
+  static constexpr int code_bits = 4;
+  static constexpr std::array<std::int8_t, 16> code_values = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  using scale_type = float;
+
+  f16 d, dmin;
+  std::uint8_t scales[12];  // bytes 0-3: six bits of scales 0-3, 4-7: of minima 0-3, 8-11: low nibbles of scales
+                            // (low) and minima (high) 4-7, whose upper two bits top the bytes 0-7
+  std::uint8_t q[128];      // byte 32 p + i: element 64 p + i low, element 64 p + 32 + i high
+
+  std::uint8_t code(std::size_t i) const {
+    const unsigned byte = q[i / 64 * 32 + i % 32];
+    return static_cast<std::uint8_t>(i / 32 % 2 == 0 ? byte & 15u : byte >> 4);
+  }
+  f16 super_scale() const { return d; }
+  f16 super_min() const { return dmin; }
+  int sub_scale(std::size_t g) const {
+    return g < 4 ? scales[g] & 63 : (scales[g + 4] & 15) | (scales[g - 4] >> 6 << 4);
+  }
+  int sub_min(std::size_t g) const { return g < 4 ? scales[g + 4] & 63 : (scales[g + 4] >> 4) | (scales[g] >> 6 << 4); }
+  float scale(std::size_t g) const { return static_cast<float>(d) * static_cast<float>(sub_scale(g)); }
+  float min(std::size_t g) const { return static_cast<float>(dmin) * static_cast<float>(sub_min(g)); }
+
+  static q4_k encode(const float* x) {
+    const detail::q4_k_fit fit = detail::fit_q4_k(x);
+    q4_k block{};
+    block.d = fit.d;
+    block.dmin = fit.dmin;
+    for (std::size_t g = 0; g < 4; ++g) {
+      const unsigned scale = fit.scale[g + 4], min = fit.min[g + 4];
+      block.scales[g] = static_cast<std::uint8_t>(fit.scale[g] | (scale >> 4 << 6));
+      block.scales[g + 4] = static_cast<std::uint8_t>(fit.min[g] | (min >> 4 << 6));
+      block.scales[g + 8] = static_cast<std::uint8_t>((scale & 15u) | (min & 15u) << 4);
+    }
+    for (std::size_t i = 0; i < block_size; ++i) {
+      block.q[i / 64 * 32 + i % 32] |= static_cast<std::uint8_t>(fit.codes[i] << (i / 32 % 2 * 4));
+    }
+    return block;
+  }
+
+  void decode(float* y) const { decode_codes(*this, y); }
+};
+static_assert(format_with_min<q4_k> && two_level_format<q4_k> && sizeof(q4_k) == 144);
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/formats/q5_0.hpp
+// GGUF Q5_0: 32 integers in [-16, 15] and their scale, 22 bytes. value = d · (code - 16).
+//
+//   encode: d = (the value of largest magnitude) / -16, code = min(31, ⌊x / d + 16.5⌋), with d still in float32
+
+MOTE_BEGIN_NAMESPACE
+
+struct q5_0 {
+  static constexpr std::string_view name = "q5_0";
+  static constexpr std::size_t block_size = 32, group_size = 32;
+  static constexpr int code_bits = 5;
+  using scale_type = f16;
+
+  f16 d;
+  std::uint8_t high[4];  // bit i: bit 4 of element i
+  std::uint8_t q[16];    // byte i: element i low, element i + 16 high
+
+  std::int8_t code(std::size_t i) const {
+    const int top = high[i / 8] >> (i % 8) & 1;
+    return static_cast<std::int8_t>((detail::nibble(q, i) | (top << 4)) - 16);
+  }
+  f16 scale(std::size_t) const { return d; }
+
+  static q5_0 encode(const float* x) {
+    const float scale =
+        std::clamp(detail::largest_element(x, block_size) / -16.0f, -detail::largest_f16, detail::largest_f16);
+    float scaled[block_size];
+    detail::rounded_products(x, detail::finite_inverse(scale), scaled);
+    q5_0 block{};
+    block.d = f16(scale);
+    std::uint8_t low[block_size];
+    for (std::size_t i = 0; i < block_size; ++i) {
+      const auto code = static_cast<unsigned>(std::clamp(scaled[i] + 16.5f, 0.0f, 31.0f));
+      low[i] = static_cast<std::uint8_t>(code & 15u);
+      block.high[i / 8] |= static_cast<std::uint8_t>((code >> 4) << (i % 8));
+    }
+    detail::pack_nibbles(low, block.q);
+    return block;
+  }
+
+  void decode(float* y) const { decode_codes(*this, y); }
+};
+static_assert(integer_format<q5_0> && sizeof(q5_0) == 22);
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/formats/q6_k.hpp
+// GGUF Q6_K: 256 integers in [-32, 31] in 16 groups of 16, each with an int8 scale, 210 bytes.
+// value = d · scale[group] · q.
+//
+//   encode: the scale of least squared error for each group; then, with d rounded, the best of the integer scales nearby;
+//   then d of least squared error for those integers
+
+// ---- mote/quant/formats/search_q6_k.hpp
+// The search behind q6_k::encode.
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+struct q6_k_fit {
+  static constexpr std::size_t groups = 16, group_size = 16, size = groups * group_size;
+  f16 d;
+  std::int8_t scale[groups], codes[size];
+};
+
+// Chooses every scale[g] around `target` for fit.d and returns the block's squared error.
+inline float fit_groups(const float* x, const float (&target)[q6_k_fit::groups], q6_k_fit& fit) {
+  const float d = static_cast<float>(fit.d), inverse = finite_inverse(d);
+  float total = 0.0f;
+  for (std::size_t g = 0; g < q6_k_fit::groups; ++g) {
+    const int nearest = round_half_away(std::clamp(target[g] * inverse, -128.0f, 127.0f));
+    float best = -1.0f;
+    for (int scale = std::max(nearest - 1, -128); scale <= std::min(nearest + 1, 127); ++scale) {
+      const float s = d * static_cast<float>(scale);
+      const integer_round round{finite_inverse(s), 31.0f};
+      const float error = error_of<q6_k_fit::group_size>(x + g * q6_k_fit::group_size, s, 0.0f, round).error;
+      if (best >= 0.0f && error >= best) continue;
+      best = error;
+      fit.scale[g] = static_cast<std::int8_t>(scale);
+    }
+    total += best;
+  }
+  return total;
+}
+
+// d of least squared error for the integers chosen.
+inline float refit_super_scale(const float* x, const q6_k_fit& fit) {
+  float aa = 0.0f, ax = 0.0f;
+  for (std::size_t g = 0; g < q6_k_fit::groups; ++g) {
+    const float scale = fit.scale[g];
+    const integer_round round{finite_inverse(static_cast<float>(fit.d) * scale), 31.0f};
+    const auto sums = sums_of<q6_k_fit::group_size>(x + g * q6_k_fit::group_size, round);
+    aa += scale * scale * sums.qq;
+    ax += scale * sums.xq;
+  }
+  return aa > 0.0f ? ax / aa : 0.0f;
+}
+
+inline q6_k_fit fit_q6_k(const float* values) {
+  constexpr std::size_t groups = q6_k_fit::groups, group_size = q6_k_fit::group_size;
+  constexpr float limit = 128.0f * 32.0f * largest_f16;
+  q6_k_fit fit{};
+  if (largest_magnitude(values, q6_k_fit::size) < negligible) return fit;
+  float x[q6_k_fit::size];
+  for (std::size_t i = 0; i < q6_k_fit::size; ++i) x[i] = std::clamp(values[i], -limit, limit);
+
+  float target[groups];
+  for (std::size_t g = 0; g < groups; ++g) {
+    const auto round = [](float inverse) { return integer_round{inverse, 31.0f}; };
+    target[g] = fit_scale<group_size>(
+        x + g * group_size, {-32.0f, -31.75f, -31.5f, -31.25f, -32.25f, -32.5f, -33.0f, 31.0f, 31.25f, 31.5f}, round);
+  }
+  const float largest = largest_element(target, groups);
+  float error = -1.0f;
+  const auto consider = [&](float super) {
+    q6_k_fit other = fit;
+    other.d = saturated_f16(super);
+    if (other.d.bits << 1 == 0) other.d.bits |= 1;  // no integer scale could save the block
+    const float other_error = fit_groups(x, target, other);
+    const bool better = error < 0.0f || other_error < error;
+    if (better) {
+      fit = other;
+      error = other_error;
+    }
+    return better;
+  };
+  // The largest integers that the groups may use.
+  for (const float top : {-128.0f, -126.0f, -123.0f, 127.0f}) consider(largest / top);
+  consider(refit_super_scale(x, fit));
+
+  for (std::size_t g = 0; g < groups; ++g) {
+    const float inverse = finite_inverse(static_cast<float>(fit.d) * fit.scale[g]);
+    for (std::size_t i = g * group_size; i < (g + 1) * group_size; ++i) {
+      fit.codes[i] = static_cast<std::int8_t>(round_half_away(std::clamp(x[i] * inverse, -32.0f, 31.0f)));
+    }
+  }
+  return fit;
+}
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/formats/q6_k.hpp
+MOTE_BEGIN_NAMESPACE
+
+struct q6_k {
+  static constexpr std::string_view name = "q6_k";
+  static constexpr std::size_t block_size = 256, group_size = 16;
+  static constexpr int code_bits = 6;
+  using scale_type = float;
+
+  // Half h, i < 32: elements 128 h + i + (0, 32, 64, 96) are low nibbles of low[64 h + i], low[64 h + 32 + i], then high
+  // nibbles of the same, and from the lowest up two bits each of high[32 h + i].
+  std::uint8_t low[128], high[64];
+  std::int8_t scales[16];
+  f16 d;
+
+  std::int8_t code(std::size_t i) const {
+    const std::size_t half = i / 128, part = i / 32 % 4;
+    const int nibble = low[64 * half + i % 64] >> (part / 2 * 4) & 15;
+    const int top = high[32 * half + i % 32] >> (part * 2) & 3;
+    return static_cast<std::int8_t>((nibble | (top << 4)) - 32);
+  }
+  f16 super_scale() const { return d; }
+  int sub_scale(std::size_t g) const { return scales[g]; }
+  float scale(std::size_t g) const { return static_cast<float>(d) * static_cast<float>(scales[g]); }
+
+  static q6_k encode(const float* x) {
+    const detail::q6_k_fit fit = detail::fit_q6_k(x);
+    q6_k block{};
+    block.d = fit.d;
+    std::copy(fit.scale, fit.scale + 16, block.scales);
+    for (std::size_t i = 0; i < block_size; ++i) {
+      const std::size_t half = i / 128, part = i / 32 % 4;
+      const auto code = static_cast<unsigned>(fit.codes[i] + 32);
+      block.low[64 * half + i % 64] |= static_cast<std::uint8_t>((code & 15u) << (part / 2 * 4));
+      block.high[32 * half + i % 32] |= static_cast<std::uint8_t>(code >> 4 << (part * 2));
+    }
+    return block;
+  }
+
+  void decode(float* y) const { decode_codes(*this, y); }
+};
+static_assert(two_level_format<q6_k> && sizeof(q6_k) == 210);
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/formats/q8_0.hpp
+// GGUF Q8_0: 32 int8 and their scale, 34 bytes. value = d · q.
+//
+//   encode: d = amax / 127, q = round(x / d), halves away from zero, with d still in float32
+
+MOTE_BEGIN_NAMESPACE
+
+struct q8_0 {
+  static constexpr std::string_view name = "q8_0";
+  static constexpr std::size_t block_size = 32, group_size = 32;
+  static constexpr int code_bits = 8;
+  using scale_type = f16;
+
+  f16 d;
+  std::int8_t q[32];
+
+  std::int8_t code(std::size_t i) const { return q[i]; }
+  f16 scale(std::size_t) const { return d; }
+
+  static q8_0 encode(const float* x) {
+    const float scale = std::min(detail::largest_magnitude(x, block_size) / 127.0f, detail::largest_f16);
+    float scaled[block_size];
+    detail::rounded_products(x, detail::finite_inverse(scale), scaled);
+    q8_0 block;
+    block.d = f16(scale);
+    for (std::size_t i = 0; i < block_size; ++i) {
+      block.q[i] = static_cast<std::int8_t>(detail::round_half_away(std::clamp(scaled[i], -127.0f, 127.0f)));
+    }
+    return block;
+  }
+
+  void decode(float* y) const { decode_codes(*this, y); }
+};
+static_assert(integer_format<q8_0> && sizeof(q8_0) == 34);
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/formats.hpp
+MOTE_BEGIN_NAMESPACE
+
+template <class... Types>
+struct type_list {};
+
+using formats = type_list<q8_0, q4_0, q5_0, q4_k, q6_k, iq4_nl, mxfp4, nvfp4>;
+
+// f.template operator()<F>() for each F of the list, in order: for_each_format([]<class F>() { … });
+template <class Function, class... F>
+void for_each_format(Function&& f, type_list<F...>) {
+  (f.template operator()<F>(), ...);
+}
+template <class Function>
+void for_each_format(Function&& f) {
+  for_each_format(f, formats{});
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/packed.hpp
+// `packed_matrix<F>`: a matrix of an integer format in the order in which vector kernels read it.
+//
+// Rows come in panels of 32 (the last one padded with zeros), a panel's bytes one after another along k:
+//
+//   for each block of F:   two-level formats: f16 super_scale[32], and f16 super_min[32] where there is a minimum
+//     for each group:      codes, by strips of `lanes` rows: for each four k, four bytes of every row of the strip;
+//                          codes of at most four bits: for each eight k, the first four low, the next four high
+//                          scale_type scale[32], and float min[32] where there is a minimum;
+//                          two-level formats: int8 sub_scale[32], and int8 sub_min[32]
+//
+// so that one load holds four k of `lanes` rows, a product walks memory once from front to back, and no sum across lanes
+// is needed. Codes wider than four bits are stored as bytes q + code_offset, see below.
+
+// ---- mote/core/int8_dot.hpp
+// int8_dot<Arch>: dot products of int8 codes with one weight row in each int32 lane, by instruction set.
+//
+//   operand   for each lane four codes of k, one row's; unsigned where `unsigned_limit` allows, else signed
+//   dot       acc[lane] += Σ_{i<4} w[lane][i] · x[i], exact; the four signed codes x are the same for every lane
+//
+// `unsigned_limit` is the largest code that dot_unsigned takes without saturating; 0 where only dot_signed exists.
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+// Any instruction set: what the vector ones must agree with.
+template <class Arch, std::size_t Lanes = batch<float, Arch>::size>
+struct int8_dot {
+  static constexpr std::size_t lanes = Lanes;
+  static constexpr int unsigned_limit = 0;
+  using floats = batch<float, Arch>;
+  struct ints {
+    std::int32_t lane[Lanes];
+  };
+  struct operand {
+    std::int8_t code[Lanes * 4];
+  };
+  static ints splat(std::int32_t x) {
+    ints all;
+    for (auto& lane : all.lane) lane = x;
+    return all;
+  }
+  template <int Bits>
+  static ints shift_left(ints x) {
+    for (auto& lane : x.lane) lane = static_cast<std::int32_t>(static_cast<std::uint32_t>(lane) << Bits);
+    return x;
+  }
+  static operand load(const std::uint8_t* p) {
+    operand w;
+    std::memcpy(w.code, p, sizeof w);
+    return w;
+  }
+  static operand splat_codes(const std::int8_t* x) {
+    operand all;
+    for (std::size_t i = 0; i < Lanes * 4; ++i) all.code[i] = x[i % 4];
+    return all;
+  }
+  static ints dot_signed(ints acc, const operand& w, const operand& x) {
+    for (std::size_t i = 0; i < Lanes * 4; ++i) acc.lane[i / 4] += w.code[i] * x.code[i];
+    return acc;
+  }
+  static operand low_nibbles(operand w) {
+    for (auto& c : w.code) c = static_cast<std::int8_t>(c & 15);
+    return w;
+  }
+  static operand high_nibbles(operand w) {
+    for (auto& c : w.code) c = static_cast<std::int8_t>(static_cast<std::uint8_t>(c) >> 4);
+    return w;
+  }
+  static operand lookup(const std::array<std::int8_t, 16>& table, operand w) {
+    for (auto& c : w.code) c = table[static_cast<std::uint8_t>(c)];
+    return w;
+  }
+  static floats to_float(const ints& x) {
+    float lane[Lanes];
+    for (std::size_t i = 0; i < Lanes; ++i) lane[i] = static_cast<float>(x.lane[i]);
+    return floats::load_unaligned(lane);
+  }
+  // Codes round(x), |x| <= 127, ties to even; returns their sum. Adding 1.5 · 2^23 leaves them in the low bits.
+  static std::int32_t store_codes(std::int8_t* codes, const floats& x) {
+    float lane[Lanes];
+    (x + floats(12582912.0f)).store_unaligned(lane);
+    std::int32_t total = 0;
+    for (std::size_t i = 0; i < Lanes; ++i) {
+      codes[i] = static_cast<std::int8_t>(static_cast<std::uint8_t>(bit_cast<std::uint32_t>(lane[i])));
+      total += codes[i];
+    }
+    return total;
+  }
+};
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__)
+template <class Arch>
+struct int8_dot<Arch, 16> {
+  static constexpr std::size_t lanes = 16;
+  using floats = batch<float, Arch>;
+  using ints = __m512i;
+  using operand = __m512i;
+  static ints splat(std::int32_t x) { return _mm512_set1_epi32(x); }
+  template <int Bits>
+  static ints shift_left(ints x) {
+    return _mm512_slli_epi32(x, Bits);
+  }
+  static operand load(const std::uint8_t* p) { return _mm512_loadu_si512(p); }
+  static operand splat_codes(const std::int8_t* x) {
+    std::int32_t four;
+    std::memcpy(&four, x, 4);
+    return _mm512_set1_epi32(four);
+  }
+#if defined(__AVX512VNNI__)
+  static constexpr int unsigned_limit = 255;
+  static ints dot_unsigned(ints acc, operand w, operand x) { return _mm512_dpbusd_epi32(acc, w, x); }
+#else
+  static constexpr int unsigned_limit = 127;
+  static ints dot_unsigned(ints acc, operand w, operand x) {
+    return _mm512_add_epi32(acc, _mm512_madd_epi16(_mm512_maddubs_epi16(w, x), _mm512_set1_epi16(1)));
+  }
+  static ints dot_signed(ints acc, operand w, operand x) {
+    const operand signed_x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w), _mm512_setzero_si512(), x);
+    return dot_unsigned(acc, _mm512_abs_epi8(w), signed_x);
+  }
+#endif
+  static operand low_nibbles(operand w) { return _mm512_and_si512(w, _mm512_set1_epi8(15)); }
+  static operand high_nibbles(operand w) { return low_nibbles(_mm512_srli_epi16(w, 4)); }
+  static operand lookup(const std::array<std::int8_t, 16>& table, operand w) {
+    const __m128i row = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table.data()));
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(row), w);
+  }
+  static floats to_float(ints x) { return floats(_mm512_cvtepi32_ps(x)); }
+  static std::int32_t store_codes(std::int8_t* codes, const floats& x) {
+    const ints whole = _mm512_cvtps_epi32(x);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes), _mm512_cvtepi32_epi8(whole));
+    return _mm512_reduce_add_epi32(whole);
+  }
+};
+#endif
+
+#if defined(__AVX2__)
+template <class Arch>
+struct int8_dot<Arch, 8> {
+  static constexpr std::size_t lanes = 8;
+  using floats = batch<float, Arch>;
+  using ints = __m256i;
+  using operand = __m256i;
+  static ints splat(std::int32_t x) { return _mm256_set1_epi32(x); }
+  template <int Bits>
+  static ints shift_left(ints x) {
+    return _mm256_slli_epi32(x, Bits);
+  }
+  static operand load(const std::uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static operand splat_codes(const std::int8_t* x) {
+    std::int32_t four;
+    std::memcpy(&four, x, 4);
+    return _mm256_set1_epi32(four);
+  }
+#if defined(__AVXVNNI__)
+  static constexpr int unsigned_limit = 255;
+  static ints dot_unsigned(ints acc, operand w, operand x) { return _mm256_dpbusd_avx_epi32(acc, w, x); }
+#else
+  static constexpr int unsigned_limit = 127;  // 2 · 127 · 127 fits 16 bits
+  static ints dot_unsigned(ints acc, operand w, operand x) {
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
+  }
+  static ints dot_signed(ints acc, operand w, operand x) {
+    return dot_unsigned(acc, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+  }
+#endif
+  static operand low_nibbles(operand w) { return _mm256_and_si256(w, _mm256_set1_epi8(15)); }
+  static operand high_nibbles(operand w) { return low_nibbles(_mm256_srli_epi16(w, 4)); }
+  static operand lookup(const std::array<std::int8_t, 16>& table, operand w) {
+    const __m128i row = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table.data()));
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(row), w);
+  }
+  static floats to_float(ints x) { return floats(_mm256_cvtepi32_ps(x)); }
+  static std::int32_t store_codes(std::int8_t* codes, const floats& x) {
+    const ints whole = _mm256_cvtps_epi32(x);
+    const __m128i low = _mm256_castsi256_si128(whole), high = _mm256_extracti128_si256(whole, 1);
+    const __m128i words = _mm_packs_epi32(low, high);
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(codes), _mm_packs_epi16(words, words));
+    __m128i total = _mm_add_epi32(low, high);
+    total = _mm_add_epi32(total, _mm_shuffle_epi32(total, 0x4E));
+    return _mm_cvtsi128_si32(_mm_add_epi32(total, _mm_shuffle_epi32(total, 0xB1)));
+  }
+};
+#endif
+
+#if defined(__SSE2__)
+template <class Arch>
+struct int8_dot<Arch, 4> {
+  static constexpr std::size_t lanes = 4;
+  static constexpr int unsigned_limit = 0;
+  using floats = batch<float, Arch>;
+  using ints = __m128i;
+  using operand = __m128i;
+  static ints splat(std::int32_t x) { return _mm_set1_epi32(x); }
+  template <int Bits>
+  static ints shift_left(ints x) {
+    return _mm_slli_epi32(x, Bits);
+  }
+  static operand load(const std::uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+  static operand splat_codes(const std::int8_t* x) {
+    std::int32_t four;
+    std::memcpy(&four, x, 4);
+    return _mm_set1_epi32(four);
+  }
+  static ints dot_signed(ints acc, operand w, operand x) {
+    const operand none = _mm_setzero_si128(), sign = _mm_cmpgt_epi8(none, w), sign_x = _mm_cmpgt_epi8(none, x);
+    const operand wide_x = _mm_unpacklo_epi8(x, sign_x);  // x repeats itself
+    const __m128 low = _mm_castsi128_ps(_mm_madd_epi16(_mm_unpacklo_epi8(w, sign), wide_x));
+    const __m128 high = _mm_castsi128_ps(_mm_madd_epi16(_mm_unpackhi_epi8(w, sign), wide_x));
+    const ints even = _mm_castps_si128(_mm_shuffle_ps(low, high, 0x88));
+    const ints odd = _mm_castps_si128(_mm_shuffle_ps(low, high, 0xDD));
+    return _mm_add_epi32(acc, _mm_add_epi32(even, odd));
+  }
+  static operand low_nibbles(operand w) { return _mm_and_si128(w, _mm_set1_epi8(15)); }
+  static operand high_nibbles(operand w) { return low_nibbles(_mm_srli_epi16(w, 4)); }
+  static operand lookup(const std::array<std::int8_t, 16>& table, operand w) {
+    alignas(16) std::uint8_t codes[16];
+    _mm_store_si128(reinterpret_cast<__m128i*>(codes), w);
+    for (auto& c : codes) c = static_cast<std::uint8_t>(table[c]);
+    return _mm_load_si128(reinterpret_cast<const __m128i*>(codes));
+  }
+  static floats to_float(ints x) { return floats(_mm_cvtepi32_ps(x)); }
+  static std::int32_t store_codes(std::int8_t* codes, const floats& x) {
+    const ints whole = _mm_cvtps_epi32(x), words = _mm_packs_epi32(whole, whole);
+    const std::int32_t four = _mm_cvtsi128_si32(_mm_packs_epi16(words, words));
+    std::memcpy(codes, &four, 4);
+    const ints pairs = _mm_add_epi32(whole, _mm_shuffle_epi32(whole, 0x4E));
+    return _mm_cvtsi128_si32(_mm_add_epi32(pairs, _mm_shuffle_epi32(pairs, 0xB1)));
+  }
+};
+#endif
+
+#if defined(__aarch64__) && defined(__ARM_NEON)
+template <class Arch>
+struct int8_dot<Arch, 4> {
+  static constexpr std::size_t lanes = 4;
+  static constexpr int unsigned_limit = 0;
+  using floats = batch<float, Arch>;
+  using ints = int32x4_t;
+  using operand = int8x16_t;
+  static ints splat(std::int32_t x) { return vdupq_n_s32(x); }
+  template <int Bits>
+  static ints shift_left(ints x) {
+    return vshlq_n_s32(x, Bits);
+  }
+  static operand load(const std::uint8_t* p) { return vreinterpretq_s8_u8(vld1q_u8(p)); }
+  static operand splat_codes(const std::int8_t* x) {
+    std::int32_t four;
+    std::memcpy(&four, x, 4);
+    return vreinterpretq_s8_s32(vdupq_n_s32(four));
+  }
+  static ints dot_signed(ints acc, operand w, operand x) {
+#if defined(__ARM_FEATURE_DOTPROD)
+    return vdotq_s32(acc, w, x);
+#else
+    const int16x8_t low = vmull_s8(vget_low_s8(w), vget_low_s8(x)), high = vmull_high_s8(w, x);
+    return vaddq_s32(acc, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
+#endif
+  }
+  static operand low_nibbles(operand w) { return vandq_s8(w, vdupq_n_s8(15)); }
+  static operand high_nibbles(operand w) { return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(w), 4)); }
+  static operand lookup(const std::array<std::int8_t, 16>& table, operand w) {
+    return vqtbl1q_s8(vld1q_s8(table.data()), vreinterpretq_u8_s8(w));
+  }
+  static floats to_float(ints x) { return floats(vcvtq_f32_s32(x)); }
+  static std::int32_t store_codes(std::int8_t* codes, const floats& x) {
+    const ints whole = vcvtnq_s32_f32(x);
+    const int16x4_t words = vmovn_s32(whole);
+    const std::int32_t four = vget_lane_s32(vreinterpret_s32_s8(vmovn_s16(vcombine_s16(words, words))), 0);
+    std::memcpy(codes, &four, 4);
+    return vaddvq_s32(whole);
+  }
+};
+#endif
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/packed.hpp
+MOTE_BEGIN_NAMESPACE
+
+// What a vector kernel wants of a packed matrix: rows that share a vector, and the largest unsigned code it multiplies.
+struct packing {
+  std::size_t lanes;
+  int largest_code;
+
+  friend bool operator==(const packing&, const packing&) = default;
+};
+
+template <class Arch>
+inline constexpr packing packing_of{detail::int8_dot<Arch>::lanes, detail::int8_dot<Arch>::unsigned_limit > 0
+                                                                       ? detail::int8_dot<Arch>::unsigned_limit
+                                                                       : 127};
+
+namespace detail {
+
+inline constexpr std::size_t packed_rows = 32;
+
+// Kernels multiply q + offset >= 0 where that fits `largest_code` and subtract offset · Σ x at the end; with offset 0,
+// where codes may be negative, q itself. A power of two.
+template <integer_format F>
+constexpr int code_offset(int largest_code) {
+  int low = 0, high = 0;
+  if constexpr (table_codes<F>) {
+    for (const int v : F::code_values) {
+      low = v < low ? v : low;
+      high = v > high ? v : high;
+    }
+  } else {
+    low = -(1 << (F::code_bits - 1));
+    high = -low - 1;
+  }
+  int offset = low < 0 ? 1 : 0;
+  while (offset < -low) offset *= 2;
+  return high + offset <= largest_code ? offset : 0;
+}
+
+// Whether q + offset may be negative.
+template <integer_format F>
+constexpr bool has_negative_codes(int offset) {
+  if constexpr (table_codes<F>) {
+    for (const int v : F::code_values) {
+      if (v + offset < 0) return true;
+    }
+    return false;
+  } else {
+    return offset == 0;
+  }
+}
+
+// Where things are in a panel, in bytes.
+template <integer_format F>
+struct packed_layout {
+  static constexpr bool nibbles = table_codes<F>, two_level = two_level_format<F>, has_min = format_with_min<F>;
+  static constexpr std::size_t groups = F::block_size / F::group_size;  // in a block
+  static constexpr std::size_t scale_size = [] {
+    if constexpr (two_level) {
+      return std::size_t{1};
+    } else {
+      return sizeof(typename F::scale_type);
+    }
+  }();
+  static constexpr std::size_t min_size = !has_min ? 0 : two_level ? 1 : sizeof(float);
+  static constexpr std::size_t row_codes = nibbles ? F::group_size / 2 : F::group_size;  // of a row in a group
+
+  static constexpr std::size_t super_bytes = two_level ? packed_rows * sizeof(f16) * (has_min ? 2 : 1) : 0;
+  static constexpr std::size_t scales = packed_rows * row_codes;  // in a group
+  static constexpr std::size_t mins = scales + packed_rows * scale_size;
+  static constexpr std::size_t group_bytes = mins + packed_rows * min_size;
+  static constexpr std::size_t block_bytes = super_bytes + groups * group_bytes;
+
+  static_assert(F::group_size == 16 || F::group_size == 32, "integer formats have groups of 16 or 32");
+};
+
+}  // namespace detail
+
+// Does not own its memory.
+template <integer_format F>
+class packed_matrix {
+ public:
+  using format = F;
+  static constexpr std::size_t panel_rows = detail::packed_rows;
+
+  packed_matrix() = default;
+  // A matrix [out, in] in `bytes`, which pack() has filled. Throws shape_error.
+  packed_matrix(view<const std::uint8_t, 1> bytes, std::size_t out, std::size_t in, const packing& order)
+      : bytes_(bytes), out_(out), in_(in), order_(order) {
+    check_view("packed_matrix", "bytes", bytes, {size(out, in)});
+  }
+
+  // Bytes that a packed matrix [out, in] takes. Throws shape_error where `in` is no multiple of the block size.
+  static std::size_t size(std::size_t out, std::size_t in) {
+    if (in % F::block_size != 0) {
+      raise<shape_error>("packed_matrix: " + std::string(std::string_view(F::name)) +
+                         ": expected columns in multiples of " + std::to_string(F::block_size) + ", got " +
+                         std::to_string(in));
+    }
+    return (out + panel_rows - 1) / panel_rows * panel_bytes(in);
+  }
+  static constexpr std::size_t panel_bytes(std::size_t in) {
+    return in / F::block_size * detail::packed_layout<F>::block_bytes;
+  }
+
+  std::size_t out_features() const { return out_; }
+  std::size_t in_features() const { return in_; }
+  const packing& order() const { return order_; }
+  view<const std::uint8_t, 1> bytes() const { return bytes_; }
+  const std::uint8_t* panel(std::size_t i) const { return bytes_.data() + i * panel_bytes(in_); }
+
+ private:
+  view<const std::uint8_t, 1> bytes_;
+  std::size_t out_ = 0, in_ = 0;
+  packing order_{};
+};
+
+namespace detail {
+
+// Puts what row `row` of a panel holds in its block `block` where packed_layout wants it; `to` is the block's place.
+template <integer_format F>
+void pack_block(const F& block, std::size_t row, const packing& order, std::uint8_t* to) noexcept {
+  using layout = packed_layout<F>;
+  const auto put = [row](std::uint8_t* array, const auto& value) {
+    std::memcpy(array + row * sizeof value, &value, sizeof value);
+  };
+  if constexpr (layout::two_level) {
+    put(to, block.super_scale());
+    if constexpr (layout::has_min) put(to + packed_rows * sizeof(f16), block.super_min());
+  }
+  const int offset = layout::nibbles ? 0 : code_offset<F>(order.largest_code);
+  for (std::size_t g = 0; g < layout::groups; ++g) {
+    std::uint8_t* group = to + layout::super_bytes + g * layout::group_bytes;
+    std::uint8_t codes[F::group_size];
+    for (std::size_t i = 0; i < F::group_size; ++i) {
+      codes[i] = static_cast<std::uint8_t>(block.code(g * F::group_size + i) + offset);
+    }
+    if constexpr (layout::nibbles) {
+      for (std::size_t i = 0; i < F::group_size / 2; ++i) {
+        const std::size_t low = i / 4 * 8 + i % 4;
+        codes[i] = static_cast<std::uint8_t>(codes[low] | codes[low + 4] << 4);
+      }
+    }
+    // The row's bytes of each four k lie `lanes` rows apart.
+    std::uint8_t* strip = group + row / order.lanes * order.lanes * layout::row_codes + row % order.lanes * 4;
+    for (std::size_t i = 0; i < layout::row_codes; i += 4) std::memcpy(strip + i * order.lanes, codes + i, 4);
+    if constexpr (layout::two_level) {
+      put(group + layout::scales, static_cast<std::int8_t>(block.sub_scale(g)));
+      if constexpr (layout::has_min) put(group + layout::mins, static_cast<std::int8_t>(block.sub_min(g)));
+    } else {
+      put(group + layout::scales, block.scale(g));
+      if constexpr (layout::has_min) put(group + layout::mins, block.min(g));
+    }
+  }
+}
+
+// Panel rows [first, first + count) of w, blocks [begin, end), to `to`; the rest of the panel must be zeros.
+template <integer_format F>
+void pack_panel(const view<const F, 2>& w, std::size_t first, std::size_t count, std::size_t begin, std::size_t end,
+                const packing& order, std::uint8_t* to) noexcept {
+  for (std::size_t b = begin; b < end; ++b) {
+    for (std::size_t r = 0; r < count; ++r) {
+      pack_block(w.row(first + r)[b], r, order, to + (b - begin) * packed_layout<F>::block_bytes);
+    }
+  }
+}
+
+}  // namespace detail
+
+namespace detail {
+
+// Throws shape_error unless the matrix is packed as `Arch` reads it.
+template <class Arch, class Matrix>
+void check_packing(std::string_view, const Matrix&) {}
+template <class Arch, class F>
+void check_packing(std::string_view op, const packed_matrix<F>& w) {
+  check(w.order() == packing_of<Arch>, op, "w: packed for another instruction set");
+}
+
+}  // namespace detail
+
+// One group of a row as integers: value[i] = scale · q[i] - min.
+template <integer_format F>
+struct code_group {
+  int q[F::group_size];
+  float scale, min;
+};
+
+template <integer_format F>
+code_group<F> read_group(const view<const F, 2>& w, std::size_t row, std::size_t index) noexcept {
+  constexpr std::size_t groups = F::block_size / F::group_size;
+  const F& block = w.row(row)[index / groups];
+  const std::size_t g = index % groups;
+  code_group<F> group{};
+  for (std::size_t i = 0; i < F::group_size; ++i) group.q[i] = integer_value(block, g * F::group_size + i);
+  group.scale = group_scale(block, g);
+  if constexpr (format_with_min<F>) group.min = block.min(g);
+  return group;
+}
+
+template <integer_format F>
+code_group<F> read_group(const packed_matrix<F>& w, std::size_t row, std::size_t index) noexcept {
+  using layout = detail::packed_layout<F>;
+  const std::size_t lanes = w.order().lanes, r = row % detail::packed_rows;
+  const std::uint8_t* block = w.panel(row / detail::packed_rows) + index / layout::groups * layout::block_bytes;
+  const std::uint8_t* group = block + layout::super_bytes + index % layout::groups * layout::group_bytes;
+  const std::uint8_t* strip = group + r / lanes * lanes * layout::row_codes + r % lanes * 4;
+  const auto get = [r]<class T>(const std::uint8_t* array, T value) {
+    std::memcpy(&value, array + r * sizeof value, sizeof value);
+    return static_cast<float>(value);
+  };
+  code_group<F> result{};
+  for (std::size_t i = 0; i < layout::row_codes; ++i) {
+    const std::uint8_t byte = strip[i / 4 * 4 * lanes + i % 4];
+    if constexpr (layout::nibbles) {
+      const std::size_t low = i / 4 * 8 + i % 4;
+      result.q[low] = F::code_values[byte & 15u];
+      result.q[low + 4] = F::code_values[byte >> 4];
+    } else {
+      const int offset = detail::code_offset<F>(w.order().largest_code);
+      result.q[i] = offset > 0 ? byte - offset : static_cast<std::int8_t>(byte);
+    }
+  }
+  if constexpr (layout::two_level) {
+    result.scale = get(block, f16{}) * get(group + layout::scales, std::int8_t{});
+    if constexpr (layout::has_min) {
+      result.min = get(block + detail::packed_rows * sizeof(f16), f16{}) * get(group + layout::mins, std::int8_t{});
+    }
+  } else {
+    result.scale = get(group + layout::scales, typename F::scale_type{});
+    if constexpr (layout::has_min) result.min = get(group + layout::mins, 0.0f);
+  }
+  if constexpr (requires { F::unit; }) result.scale *= F::unit;
+  return result;
+}
+
+// w [out, in / F::block_size] into `bytes`, packed_matrix<F>::size(out, in) of them, as `be` reads it; the panels are
+// shared out among its threads. Throws shape_error.
+template <integer_format F, class Arch, class Executor>
+packed_matrix<F> pack(simd<Arch, Executor>& be, const view<const F, 2>& w, const view<std::uint8_t, 1>& bytes) {
+  const std::size_t out = w.extent(0), in = w.extent(1) * F::block_size, rows = detail::packed_rows;
+  check_view("pack", "w", w, {w.extent(0), w.extent(1)});
+  const packed_matrix<F> packed(bytes, out, in, packing_of<Arch>);
+  const std::size_t panel_bytes = packed.panel_bytes(in);
+  be.parallel_for((out + rows - 1) / rows, 1, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t i = begin; i < end; ++i) {
+      std::uint8_t* panel = bytes.data() + i * panel_bytes;
+      const std::size_t first = i * rows, count = first + rows <= out ? rows : out - first;
+      if (count < rows) std::memset(panel, 0, panel_bytes);
+      detail::pack_panel(w, first, count, 0, w.extent(1), packed.order(), panel);
+    }
+  });
+  return packed;
+}
+
+MOTE_END_NAMESPACE
+
 // ---- mote/quant/weight.hpp
 MOTE_BEGIN_NAMESPACE
 
@@ -1435,16 +2941,88 @@ struct int8_matrix {
   view<const std::int32_t, 1> sum;   // [out]
 };
 
-using weight = std::variant<view<const float, 2>, view<const bf16, 2>, int8_matrix>;
+namespace detail {
 
-inline std::size_t out_features(const view<const float, 2>& w) { return w.extent(0); }
-inline std::size_t out_features(const view<const bf16, 2>& w) { return w.extent(0); }
+template <class List>
+struct weight_of;
+template <class... F>
+struct weight_of<type_list<F...>> {
+  using type =
+      std::variant<view<const float, 2>, view<const bf16, 2>, int8_matrix, view<const F, 2>..., packed_matrix<F>...>;
+};
+
+// Columns that one element of a row stands for.
+template <class T>
+inline constexpr std::size_t columns_of = 1;
+template <block_format F>
+inline constexpr std::size_t columns_of<F> = F::block_size;
+
+}  // namespace detail
+
+using weight = detail::weight_of<formats>::type;
+
+namespace detail {
+
+template <class M>
+inline constexpr bool is_matrix = std::is_same_v<M, int8_matrix>;
+template <class T>
+inline constexpr bool is_matrix<view<const T, 2>> = true;
+template <class F>
+inline constexpr bool is_matrix<packed_matrix<F>> = true;
+
+}  // namespace detail
+
+// One of the forms above, for a format of the list or any other.
+template <class M>
+concept matrix = detail::is_matrix<M>;
+
+// --- Shape -----------------------------------------------------------------------------------------------------------
+
+template <class T>
+std::size_t out_features(const view<const T, 2>& w) {
+  return w.extent(0);
+}
 inline std::size_t out_features(const int8_matrix& w) { return w.codes.extent(0); }
-inline std::size_t in_features(const view<const float, 2>& w) { return w.extent(1); }
-inline std::size_t in_features(const view<const bf16, 2>& w) { return w.extent(1); }
-inline std::size_t in_features(const int8_matrix& w) { return w.codes.extent(1); }
+template <class F>
+std::size_t out_features(const packed_matrix<F>& w) {
+  return w.out_features();
+}
+inline std::size_t out_features(const weight& w) {
+  return std::visit([](const auto& m) { return out_features(m); }, w);
+}
 
-// Output rows [begin, begin + count).
+template <class T>
+std::size_t in_features(const view<const T, 2>& w) {
+  return w.extent(1) * detail::columns_of<T>;
+}
+inline std::size_t in_features(const int8_matrix& w) { return w.codes.extent(1); }
+template <class F>
+std::size_t in_features(const packed_matrix<F>& w) {
+  return w.in_features();
+}
+inline std::size_t in_features(const weight& w) {
+  return std::visit([](const auto& m) { return in_features(m); }, w);
+}
+
+// Throws shape_error unless the matrix's rows are contiguous.
+template <class T>
+void check_rows(std::string_view op, std::string_view argument, const view<const T, 2>& w) {
+  check_view(op, argument, w, {w.extent(0), w.extent(1)});
+}
+inline void check_rows(std::string_view op, std::string_view argument, const int8_matrix& w) {
+  check_rows(op, argument, w.codes);
+  check_view(op, argument, w.scale, {w.codes.extent(0)});
+  check_view(op, argument, w.sum, {w.codes.extent(0)});
+}
+template <class F>
+void check_rows(std::string_view, std::string_view, const packed_matrix<F>&) {}
+inline void check_rows(std::string_view op, std::string_view argument, const weight& w) {
+  std::visit([&](const auto& m) { check_rows(op, argument, m); }, w);
+}
+
+// --- Rows ------------------------------------------------------------------------------------------------------------
+
+// Output rows [begin, begin + count). Packed matrices are cut at multiples of 32; other beginnings throw shape_error.
 template <class T>
 view<const T, 2> slice_rows(const view<const T, 2>& w, std::size_t begin, std::size_t count) {
   return w.slice(0, begin, count);
@@ -1452,58 +3030,138 @@ view<const T, 2> slice_rows(const view<const T, 2>& w, std::size_t begin, std::s
 inline int8_matrix slice_rows(const int8_matrix& w, std::size_t begin, std::size_t count) {
   return {w.codes.slice(0, begin, count), w.scale.slice(0, begin, count), w.sum.slice(0, begin, count)};
 }
-
-// One element as float32.
-inline float dequantize(const view<const float, 2>& w, std::size_t n, std::size_t k) { return w(n, k); }
-inline float dequantize(const view<const bf16, 2>& w, std::size_t n, std::size_t k) {
-  return static_cast<float>(w(n, k));
-}
-inline float dequantize(const int8_matrix& w, std::size_t n, std::size_t k) {
-  return w.scale(n) * static_cast<float>(w.codes(n, k));
-}
-
-inline std::size_t out_features(const weight& w) {
-  return std::visit([](const auto& m) { return out_features(m); }, w);
-}
-inline std::size_t in_features(const weight& w) {
-  return std::visit([](const auto& m) { return in_features(m); }, w);
-}
-// Throws shape_error unless the matrix's rows are contiguous.
-inline void check_rows(std::string_view op, std::string_view argument, const weight& w) {
-  std::visit(
-      [&](const auto& m) {
-        if constexpr (std::is_same_v<std::remove_cvref_t<decltype(m)>, int8_matrix>) {
-          check_view(op, argument, m.codes, {m.codes.extent(0), m.codes.extent(1)});
-          check_view(op, argument, m.scale, {m.codes.extent(0)});
-          check_view(op, argument, m.sum, {m.codes.extent(0)});
-        } else {
-          check_view(op, argument, m, {m.extent(0), m.extent(1)});
-        }
-      },
-      w);
-}
-
-// Bytes that one pass over the matrix reads.
-inline std::size_t bytes(const weight& w) {
-  return std::visit(
-      [](const auto& m) -> std::size_t {
-        using matrix = std::remove_cvref_t<decltype(m)>;
-        if constexpr (std::is_same_v<matrix, int8_matrix>) {
-          return m.codes.size() + m.scale.size() * sizeof(float) + m.sum.size() * sizeof(std::int32_t);
-        } else {
-          return m.size() * sizeof(typename matrix::value_type);
-        }
-      },
-      w);
+template <class F>
+packed_matrix<F> slice_rows(const packed_matrix<F>& w, std::size_t begin, std::size_t count) {
+  const std::size_t rows = packed_matrix<F>::panel_rows, in = w.in_features();
+  if (begin % rows != 0) {
+    raise<shape_error>("slice_rows: packed matrices are cut at multiples of " + std::to_string(rows) + ", got " +
+                       std::to_string(begin));
+  }
+  const auto bytes = w.bytes().slice(0, begin / rows * w.panel_bytes(in), packed_matrix<F>::size(count, in));
+  return {bytes, count, in, w.order()};
 }
 inline weight slice_rows(const weight& w, std::size_t begin, std::size_t count) {
   return std::visit([&](const auto& m) -> weight { return slice_rows(m, begin, count); }, w);
+}
+
+// One row as float32, y[in_features(w)].
+template <class T>
+void dequantize_row(const view<const T, 2>& w, std::size_t row, float* y) {
+  for (std::size_t i = 0; i < w.extent(1); ++i) {
+    if constexpr (block_format<T>) {
+      w.row(row)[i].decode(y + i * T::block_size);
+    } else {
+      y[i] = static_cast<float>(w.row(row)[i]);
+    }
+  }
+}
+inline void dequantize_row(const int8_matrix& w, std::size_t row, float* y) {
+  for (std::size_t k = 0; k < w.codes.extent(1); ++k) y[k] = w.scale(row) * static_cast<float>(w.codes(row, k));
+}
+template <class F>
+void dequantize_row(const packed_matrix<F>& w, std::size_t row, float* y) {
+  for (std::size_t g = 0; g < w.in_features() / F::group_size; ++g) {
+    const code_group<F> group = read_group(w, row, g);
+    for (const int q : group.q) *y++ = group.scale * static_cast<float>(q) - group.min;
+  }
+}
+inline void dequantize_row(const weight& w, std::size_t row, float* y) {
+  std::visit([&](const auto& m) { dequantize_row(m, row, y); }, w);
+}
+
+// --- Memory ----------------------------------------------------------------------------------------------------------
+
+// Bytes that one pass over the matrix reads.
+template <class T>
+std::size_t bytes(const view<const T, 2>& w) {
+  return w.size() * sizeof(T);
+}
+inline std::size_t bytes(const int8_matrix& w) {
+  return w.codes.size() + w.scale.size() * sizeof(float) + w.sum.size() * sizeof(std::int32_t);
+}
+template <class F>
+std::size_t bytes(const packed_matrix<F>& w) {
+  return w.bytes().size();
+}
+inline std::size_t bytes(const weight& w) {
+  return std::visit([](const auto& m) { return bytes(m); }, w);
 }
 
 // The three projections of a SwiGLU feed-forward network: gate and up [intermediate, hidden], down [hidden, intermediate].
 struct ffn_weights {
   weight gate, up, down;
 };
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/activation_block.hpp
+// Activations in int8 blocks of 32, as products with integer formats read them: made once for all matrices of a layer.
+//
+//   d = max |x| / 127,  q = round(x · 127 / max |x|), ties to even      x ≈ d · q
+//
+// A block below 2^-100 counts as zero; infinity and NaN make d infinite or NaN, and so every product with it.
+
+MOTE_BEGIN_NAMESPACE
+
+struct alignas(64) activation_block {
+  static constexpr std::size_t size = 32;
+
+  std::int8_t q[size];
+  float d;
+  std::int32_t minus_sum;          // -Σ q
+  std::int32_t minus_half_sum[2];  // of 16 each
+  float sum;                       // d · Σ q
+  float half_sum[2];
+
+  // Blocks for a row of n; the last one is padded with zeros.
+  static constexpr std::size_t count(std::size_t n) { return (n + size - 1) / size; }
+
+  // Sets d for the largest magnitude, given as the bits of a float32; returns what to multiply x by.
+  float set_scale(std::int32_t magnitude) {
+    const float amax = detail::bit_cast<float>(magnitude);
+    const bool zero = amax < 0x1p-100f;
+    d = zero ? 0.0f : amax / 127.0f;
+    return zero ? 0.0f : 127.0f / amax;
+  }
+  void set_sums(std::int32_t first, std::int32_t second) {
+    minus_sum = -(first + second);
+    minus_half_sum[0] = -first;
+    minus_half_sum[1] = -second;
+    sum = d * static_cast<float>(first + second);
+    half_sum[0] = d * static_cast<float>(first);
+    half_sum[1] = d * static_cast<float>(second);
+  }
+
+  // The sums that groups of 16 or 32 weights need; `half` is 0 for 32.
+  template <std::size_t Group>
+  std::int32_t minus(std::size_t half) const {
+    return Group == size ? minus_sum : minus_half_sum[half];
+  }
+  template <std::size_t Group>
+  float scaled_sum(std::size_t half) const {
+    return Group == size ? sum : half_sum[half];
+  }
+};
+
+// x[n] to activation_block::count(n) blocks, in plain steps.
+inline void quantize_activation_blocks(const float* x, std::size_t n, activation_block* blocks) {
+  for (std::size_t begin = 0; begin < n; begin += activation_block::size) {
+    activation_block& block = *blocks++;
+    const std::size_t count = std::min(activation_block::size, n - begin);
+    std::int32_t magnitude = 0;  // as integers, because NaN comes after infinity then
+    for (std::size_t i = 0; i < count; ++i) {
+      magnitude = std::max(magnitude, detail::bit_cast<std::int32_t>(std::fabs(x[begin + i])));
+    }
+    const float inverse = block.set_scale(magnitude);
+    std::int32_t sums[2] = {};
+    for (std::size_t i = 0; i < activation_block::size; ++i) {
+      const float scaled = i < count ? x[begin + i] * inverse : 0.0f;
+      block.q[i] = std::fabs(scaled) <= 127.5f ? static_cast<std::int8_t>(std::nearbyint(scaled)) : std::int8_t{0};
+      sums[i / 16] += block.q[i];
+    }
+    block.set_sums(sums[0], sums[1]);
+  }
+}
 
 MOTE_END_NAMESPACE
 
@@ -1618,14 +3276,530 @@ inline void matmul_impl(reference& be, view<const float, 2> x, const int8_matrix
   }
 }
 
-MOTE_END_NAMESPACE
+namespace detail {
 
-// ---- mote/ops/matmul/simd.hpp
-#include <algorithm>
+// Integer formats: sums of integers, scaled group by group.
+template <integer_format F, class Matrix>
+void block_matmul(reference& be, view<const float, 2> x, const Matrix& w, view<float, 2> y, output mode) {
+  constexpr std::size_t group = F::group_size;
+  auto scope = be.scope();
+  const auto blocks = scope.tensor<activation_block>(activation_block::count(x.extent(1)));
+  for (std::size_t t = 0; t < x.extent(0); ++t) {
+    quantize_activation_blocks(x.row(t), x.extent(1), blocks.data());
+    for (std::size_t n = 0; n < y.extent(1); ++n) {
+      float total = 0.0f;
+      for (std::size_t k = 0; k < x.extent(1); k += group) {
+        const code_group<F> weights = read_group(w, n, k / group);
+        const activation_block& block = blocks(k / activation_block::size);
+        const std::size_t first = k % activation_block::size;
+        std::int32_t sum = 0;
+        for (std::size_t i = 0; i < group; ++i) sum += weights.q[i] * block.q[first + i];
+        total += weights.scale * block.d * static_cast<float>(sum);
+        total -= weights.min * block.scaled_sum<group>(first / 16);
+      }
+      y(t, n) = mode == output::accumulate ? y(t, n) + total : total;
+    }
+  }
+}
+
+}  // namespace detail
+
+template <integer_format F>
+void matmul_impl(reference& be, view<const float, 2> x, const view<const F, 2>& w, view<float, 2> y, output mode) {
+  detail::block_matmul<F>(be, x, w, y, mode);
+}
+template <integer_format F>
+void matmul_impl(reference& be, view<const float, 2> x, const packed_matrix<F>& w, view<float, 2> y, output mode) {
+  detail::block_matmul<F>(be, x, w, y, mode);
+}
+
+// Formats of which only decode() is known.
+template <block_format F>
+void matmul_impl(reference& be, view<const float, 2> x, const view<const F, 2>& w, view<float, 2> y, output mode) {
+  auto scope = be.scope();
+  const auto row = scope.tensor<float>(1, x.extent(1));
+  for (std::size_t n = 0; n < w.extent(0); ++n) {
+    dequantize_row(w, n, row.data());
+    matmul_impl(be, x, view<const float, 2>(row), y.slice(1, n, 1), mode);
+  }
+}
+
+MOTE_END_NAMESPACE
 
 // ---- mote/ops/matmul/panel.hpp
 // A panel: up to panel_rows weight rows against up to panel_tokens tokens, the unit in which matrix products are shared
 // out. Its weights stay in the second-level cache while tokens pass by, a tile's tokens in the first.
+
+// ---- mote/ops/matmul/block_kernel.hpp
+// Products of block formats: a tile of R strips of a packed panel (quant/packed.hpp) by C tokens, output rows in the
+// lanes, so that nothing is summed across lanes.
+//
+// Activations are quantized to int8 in blocks of 32, once for all matrices that read them. For each group of weights
+//
+//   total += scale · d_x · Σ q q_x - min · d_x · Σ q_x,     the sums exact in int32
+//
+// in the order of k whatever the tile's shape: a token's result has the same bits alone and in a batch.
+
+// ---- mote/core/widen.hpp
+// widen<Arch>(p): one vector of float32 from as many numbers of a narrower type at p.
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+template <class Arch>
+batch<float, Arch> widen(const float* p) {
+  return batch<float, Arch>::load_unaligned(p);
+}
+
+// One by one, for the types and instruction sets that have no conversion below.
+template <class Arch, class T>
+batch<float, Arch> widen(const T* p) {
+  float lanes[batch<float, Arch>::size];
+  for (std::size_t i = 0; i < batch<float, Arch>::size; ++i) lanes[i] = static_cast<float>(p[i]);
+  return batch<float, Arch>::load_unaligned(lanes);
+}
+
+// bf16 is the upper half of a float32, so widening is exact.
+template <class Arch>
+batch<float, Arch> widen(const bf16* p) {
+  using vector = batch<float, Arch>;
+  if constexpr (vector::size == 16) {
+#if defined(__AVX512F__)
+    const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return vector(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16)));
+#endif
+  } else if constexpr (vector::size == 8) {
+#if defined(__AVX2__)
+    const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return vector(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(narrow), 16)));
+#elif defined(__AVX__)
+    const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), zero = _mm_setzero_si128();
+    const __m128 low = _mm_castsi128_ps(_mm_unpacklo_epi16(zero, narrow));
+    const __m128 high = _mm_castsi128_ps(_mm_unpackhi_epi16(zero, narrow));
+    return vector(_mm256_insertf128_ps(_mm256_castps128_ps256(low), high, 1));
+#endif
+  } else {
+#if defined(__SSE2__)
+    const __m128i narrow = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return vector(_mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), narrow)));
+#elif defined(__ARM_NEON)
+    const uint16x4_t narrow = vld1_u16(reinterpret_cast<const std::uint16_t*>(p));
+    return vector(vreinterpretq_f32_u32(vshll_n_u16(narrow, 16)));
+#endif
+  }
+}
+
+template <class Arch>
+batch<float, Arch> widen(const f16* p) {
+  using vector = batch<float, Arch>;
+#if defined(__AVX512F__)
+  if constexpr (vector::size == 16) {
+    return vector(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+  }
+#endif
+#if defined(__F16C__)
+  if constexpr (vector::size == 8) {
+    return vector(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
+#endif
+#if defined(__aarch64__)
+  return vector(vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const std::uint16_t*>(p)))));
+#endif
+  return widen<Arch, f16>(p);
+}
+
+template <class Arch>
+batch<float, Arch> widen(const std::int8_t* p) {
+  using vector = batch<float, Arch>;
+#if defined(__AVX512F__)
+  if constexpr (vector::size == 16) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return vector(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)));
+  }
+#endif
+#if defined(__AVX2__)
+  if constexpr (vector::size == 8) {
+    return vector(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))));
+  }
+#endif
+  return widen<Arch, std::int8_t>(p);
+}
+
+// 2^(e - 127): e in the exponent's place, but that float32 writes 2^-127 as a subnormal and NaN with another bit set.
+template <class Arch>
+batch<float, Arch> widen(const f8_e8m0* p) {
+  using vector = batch<float, Arch>;
+#if defined(__AVX512F__)
+  if constexpr (vector::size == 16) {
+    const __m512i e = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    const __m512i next = _mm512_and_si512(_mm512_add_epi32(e, _mm512_set1_epi32(1)), _mm512_set1_epi32(255));
+    const __mmask16 special = _mm512_cmplt_epi32_mask(next, _mm512_set1_epi32(2));
+    const __m512i bits = _mm512_slli_epi32(e, 23);
+    return vector(_mm512_castsi512_ps(_mm512_mask_or_epi32(bits, special, bits, _mm512_set1_epi32(0x400000))));
+  }
+#endif
+#if defined(__AVX2__)
+  if constexpr (vector::size == 8) {
+    const __m256i e = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    const __m256i next = _mm256_and_si256(_mm256_add_epi32(e, _mm256_set1_epi32(1)), _mm256_set1_epi32(255));
+    const __m256i special = _mm256_cmpgt_epi32(_mm256_set1_epi32(2), next);
+    const __m256i extra = _mm256_and_si256(special, _mm256_set1_epi32(0x400000));
+    return vector(_mm256_castsi256_ps(_mm256_or_si256(_mm256_slli_epi32(e, 23), extra)));
+  }
+#endif
+  return widen<Arch, f8_e8m0>(p);
+}
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/matmul/micro_kernel.hpp
+// The inner loops of every matrix product: a tile of R weight rows by C tokens, vectors along k.
+//
+// Weights stay row-major as checkpoints store them. Each output has one accumulator vector, walked along k in the same
+// steps whatever the tile's shape, and summed across lanes in one order at the end: a token's result has the same bits
+// alone and in a batch. 4 rows by 6 tokens keep 24 accumulators in 32 registers, 10 loads for 24 multiply-adds.
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+// Registers decide the tile: 32 of them with AVX-512 and on ARM, 16 elsewhere.
+template <class Arch>
+inline constexpr bool many_registers = batch<float, Arch>::size == 16
+#if defined(__aarch64__)
+                                       || true
+#endif
+    ;
+template <class Arch>
+inline constexpr std::size_t tile_rows = many_registers<Arch> ? 4 : 3;
+template <class Arch>
+inline constexpr std::size_t tile_tokens = many_registers<Arch> ? 6 : 4;
+
+// The last n < size elements of a row, zeros behind them; reads nothing past them.
+template <class Arch, class T>
+batch<float, Arch> load_tail(const T* p, std::size_t n) {
+  float lanes[batch<float, Arch>::size] = {};
+  for (std::size_t i = 0; i < n; ++i) lanes[i] = static_cast<float>(p[i]);
+  return batch<float, Arch>::load_unaligned(lanes);
+}
+
+// f(0), f(1) … f(N - 1), always unrolled: the accumulators below must become registers.
+template <std::size_t N, class F>
+[[gnu::always_inline]] inline void unroll(F&& f) {
+  [&]<std::size_t... I>(std::index_sequence<I...>) __attribute__((always_inline)) { (f(I), ...); }
+  (std::make_index_sequence<N>{});
+}
+
+// Keeps a loaded vector in its register: g++ would otherwise load it again for every product that uses it.
+template <class Arch>
+[[gnu::always_inline]] inline void keep_in_register([[maybe_unused]] batch<float, Arch>& x) {
+#if defined(__x86_64__)
+  if constexpr (sizeof(x.data) == 64) {
+    asm("" : "+v"(x.data));
+  } else {
+    asm("" : "+x"(x.data));
+  }
+#elif defined(__aarch64__)
+  asm("" : "+w"(x.data));
+#endif
+}
+
+// One tile over k elements. k may come in blocks: `state` holds the R·C accumulators between them (`resume`: there is a
+// block before this one). After the last block, where `out` is given, the sums go to out[r + c · out_stride].
+//
+// `Fetch` asks memory for the rows that the next tile will read. It is for the tiles that are first to see their weights;
+// where those come from a cache, it would only take turns from the loads. Zen 5, one thread, bf16: one token went from
+// 45 % to 75 % of the read bandwidth with each row asked for beside its own reading, and to 90 % line after line.
+template <class Arch, std::size_t R, std::size_t C, bool Fetch, class T>
+void dot_tile(const T* const* w, const float* const* x, std::size_t k, bool resume, float* state, float* out,
+              std::size_t out_stride) noexcept {
+  using vector = batch<float, Arch>;
+  vector acc[R][C];
+  const T* row[R];
+  const float* token[C];
+  unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+    row[r] = w[r];
+    unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
+      acc[r][c] = resume ? vector::load_aligned(state + (r * C + c) * vector::size) : vector(0.0f);
+    });
+  });
+  unroll<C>([&](std::size_t c) __attribute__((always_inline)) { token[c] = x[c]; });
+
+  // Where the next tile's rows begin, and how far apart its next lines are: rows that follow each other without a gap are
+  // asked for line after line, as memory likes it; others, each at the place of the row before it.
+  const std::ptrdiff_t stride = R > 1 ? row[1] - row[0] : 0;
+  const bool gapless = stride == static_cast<std::ptrdiff_t>(k);
+  [[maybe_unused]] const T* const next = row[0] + stride * static_cast<std::ptrdiff_t>(R);
+  [[maybe_unused]] const std::ptrdiff_t apart = gapless ? 64 / static_cast<std::ptrdiff_t>(sizeof(T)) : stride;
+  [[maybe_unused]] const std::size_t pace = gapless ? R : 1;
+  const std::size_t whole = k / vector::size * vector::size;
+  const auto fetch = [&](std::size_t r, std::size_t i) __attribute__((always_inline)) {
+    if constexpr (Fetch && R > 1) __builtin_prefetch(next + i * pace + static_cast<std::ptrdiff_t>(r) * apart, 0, 3);
+  };
+  const auto multiply = [&](const vector* weights, std::size_t i) __attribute__((always_inline)) {
+    unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
+      vector values = vector::load_unaligned(token[c] + i);
+      keep_in_register<Arch>(values);
+      unroll<R>([&](std::size_t r)
+                    __attribute__((always_inline)) { acc[r][c] = fused_multiply_add(weights[r], values, acc[r][c]); });
+    });
+  };
+  for (std::size_t i = 0; i < whole; i += vector::size) {
+    vector weights[R];
+    unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+      weights[r] = widen<Arch>(row[r] + i);
+      fetch(r, i);
+    });
+    multiply(weights, i);
+  }
+  if (whole != k) {
+    unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
+      const vector values = load_tail<Arch>(token[c] + whole, k - whole);
+      unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+        acc[r][c] = fused_multiply_add(load_tail<Arch>(row[r] + whole, k - whole), values, acc[r][c]);
+      });
+    });
+  }
+
+  unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+    unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
+      if (out != nullptr) {
+        out[r + c * out_stride] = sum<Arch>(acc[r][c]);
+      } else {
+        acc[r][c].store_aligned(state + (r * C + c) * vector::size);
+      }
+    });
+  });
+}
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/matmul/block_kernel.hpp
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+// quantize_activation_blocks by vectors; the same bits.
+template <class Arch>
+void quantize_blocks(const float* x, std::size_t n, activation_block* blocks) noexcept {
+  using dot = int8_dot<Arch>;
+  using floats = typename dot::floats;
+  using ints = batch<std::int32_t, Arch>;
+  constexpr std::size_t lanes = floats::size, parts = activation_block::size / lanes;
+  for (std::size_t begin = 0; begin < n; begin += activation_block::size) {
+    activation_block& block = *blocks++;
+    const float* from = x + begin;
+    float padded[activation_block::size] = {};
+    if (n - begin < activation_block::size) {
+      std::copy_n(from, n - begin, padded);
+      from = padded;
+    }
+    floats values[parts];
+    ints largest(0);
+    for (std::size_t i = 0; i < parts; ++i) {
+      values[i] = floats::load_unaligned(from + i * lanes);
+      largest = xsimd::max(largest, bits_as<std::int32_t>(xsimd::abs(values[i])));
+    }
+    std::int32_t magnitudes[lanes], magnitude = 0;
+    largest.store_unaligned(magnitudes);
+    for (const std::int32_t m : magnitudes) magnitude = std::max(magnitude, m);
+    const floats inverse(block.set_scale(magnitude));
+    std::int32_t sums[2] = {};
+    for (std::size_t i = 0; i < parts; ++i) {
+      sums[i / (parts / 2)] += dot::store_codes(block.q + i * lanes, values[i] * inverse);
+    }
+    block.set_sums(sums[0], sums[1]);
+  }
+}
+
+constexpr int log2_of(int power) {
+  int exponent = 0;
+  while (1 << exponent < power) ++exponent;
+  return exponent;
+}
+
+template <class Arch, integer_format F>
+struct block_kernel {
+  using dot = int8_dot<Arch>;
+  using layout = packed_layout<F>;
+  using ints = typename dot::ints;
+  using floats = typename dot::floats;
+  using operand = typename dot::operand;
+
+  static constexpr std::size_t strips = 2, tokens = many_registers<Arch> ? 6 : 2;
+  // Bytes from what is multiplied to what is asked of memory. Zen 5, one thread, Q4_0: with none, four tokens reach 35 %
+  // of the read bandwidth, with 4 KiB 76 %, with 8 KiB 89 %.
+  static constexpr std::size_t look_ahead = 8192;
+  static constexpr int offset = code_offset<F>(packing_of<Arch>.largest_code);
+  static constexpr bool unsigned_codes = !has_negative_codes<F>(offset) && dot::unsigned_limit > 0;
+
+  // What stored codes of at most four bits stand for, or nothing where they stand for themselves.
+  static constexpr std::array<std::int8_t, 16> table = [] {
+    std::array<std::int8_t, 16> values{};
+    if constexpr (layout::nibbles) {
+      for (std::size_t i = 0; i < 16; ++i) values[i] = static_cast<std::int8_t>(F::code_values[i] + offset);
+    }
+    return values;
+  }();
+  static constexpr bool looked_up = [] {
+    bool differs = false;
+    if constexpr (layout::nibbles) {
+      for (std::size_t i = 0; i < (std::size_t{1} << F::code_bits); ++i) differs |= table[i] != static_cast<int>(i);
+    }
+    return differs;
+  }();
+
+  static operand values(operand codes) {
+    if constexpr (looked_up) {
+      return dot::lookup(table, codes);
+    } else {
+      return codes;
+    }
+  }
+  static ints multiply(ints acc, operand w, operand x) {
+    if constexpr (unsigned_codes) {
+      return dot::dot_unsigned(acc, w, x);
+    } else {
+      return dot::dot_signed(acc, w, x);
+    }
+  }
+  using scale_type = std::conditional_t<layout::two_level, std::int8_t, typename F::scale_type>;
+
+  // `strip` [R] of the panel, blocks [0, blocks) of `panel`, against tokens x[C]: adds to out[row + c · stride], which
+  // starts as zeros unless there were blocks before these (`resume`).
+  template <std::size_t C>
+  static void tile(const std::uint8_t* panel, std::size_t strip, std::size_t blocks, const activation_block* const* x,
+                   bool resume, float* out, std::size_t stride) noexcept {
+    constexpr std::size_t R = strips, lanes = dot::lanes, strip_bytes = lanes * layout::row_codes;
+    floats total[R][C];
+    const activation_block* token[C];
+    float* const to = out + strip * lanes;
+    unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
+      token[c] = x[c];
+      unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+        total[r][c] = resume ? floats::load_unaligned(to + c * stride + r * lanes) : floats(0.0f);
+      });
+    });
+    const std::uint8_t* p = panel;
+    std::size_t half = 0;
+    for (std::size_t b = 0; b < blocks; ++b) {
+      [[maybe_unused]] floats super_scale[R], super_min[R];
+      if constexpr (layout::two_level) {
+        unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+          const auto* d = reinterpret_cast<const f16*>(p) + (strip + r) * lanes;
+          super_scale[r] = widen<Arch>(d);
+          if constexpr (layout::has_min) super_min[r] = widen<Arch>(d + packed_rows);
+        });
+      }
+      p += layout::super_bytes;
+      for (std::size_t g = 0; g < layout::groups; ++g) {
+        unroll<layout::group_bytes / 64>([&](std::size_t i) __attribute__((always_inline)) {
+          __builtin_prefetch(p + look_ahead + i * 64, 0, 3);
+        });
+        ints acc[R][C];
+        unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
+          ints start = dot::splat(0);
+          if constexpr (offset > 0) {
+            start =
+                dot::template shift_left<log2_of(offset)>(dot::splat(token[c]->template minus<F::group_size>(half)));
+          }
+          unroll<R>([&](std::size_t r) __attribute__((always_inline)) { acc[r][c] = start; });
+        });
+        const std::uint8_t* codes = p + strip * strip_bytes;
+        const auto multiply_quad = [&](const operand(&w)[R], std::size_t quad) __attribute__((always_inline)) {
+          unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
+            const operand four = dot::splat_codes(token[c]->q + half * 16 + quad * 4);
+            unroll<R>([&](std::size_t r)
+                          __attribute__((always_inline)) { acc[r][c] = multiply(acc[r][c], w[r], four); });
+          });
+        };
+        unroll<layout::row_codes / 4>([&](std::size_t i) __attribute__((always_inline)) {
+          operand stored[R], w[R];
+          unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+            stored[r] = dot::load(codes + r * strip_bytes + i * lanes * 4);
+            w[r] = layout::nibbles ? values(dot::low_nibbles(stored[r])) : stored[r];
+          });
+          multiply_quad(w, layout::nibbles ? 2 * i : i);
+          if constexpr (layout::nibbles) {
+            unroll<R>([&](std::size_t r)
+                          __attribute__((always_inline)) { w[r] = values(dot::high_nibbles(stored[r])); });
+            multiply_quad(w, 2 * i + 1);
+          }
+        });
+        floats scale[R];
+        [[maybe_unused]] floats min[R];
+        unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+          const std::size_t row = (strip + r) * lanes;
+          scale[r] = widen<Arch>(reinterpret_cast<const scale_type*>(p + layout::scales) + row);
+          if constexpr (layout::two_level) scale[r] = scale[r] * super_scale[r];
+          if constexpr (requires { F::unit; }) scale[r] = scale[r] * floats(F::unit);
+          if constexpr (layout::has_min && layout::two_level) {
+            min[r] = widen<Arch>(reinterpret_cast<const std::int8_t*>(p + layout::mins) + row) * super_min[r];
+          } else if constexpr (layout::has_min) {
+            min[r] = floats::load_unaligned(reinterpret_cast<const float*>(p + layout::mins) + row);
+          }
+        });
+        unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
+          const floats d(token[c]->d);
+          unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+            total[r][c] = fused_multiply_add(dot::to_float(acc[r][c]), scale[r] * d, total[r][c]);
+          });
+          if constexpr (layout::has_min) {
+            const floats minus(-token[c]->template scaled_sum<F::group_size>(half));
+            unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+              total[r][c] = fused_multiply_add(min[r], minus, total[r][c]);
+            });
+          }
+        });
+        p += layout::group_bytes;
+        if (F::group_size == activation_block::size || half == 1) {
+          unroll<C>([&](std::size_t c) __attribute__((always_inline)) { ++token[c]; });
+          half = 0;
+        } else {
+          half = 1;
+        }
+      }
+    }
+    unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
+      unroll<R>([&](std::size_t r)
+                    __attribute__((always_inline)) { total[r][c].store_unaligned(to + c * stride + r * lanes); });
+    });
+  }
+
+  static auto function(std::size_t count) {
+    constexpr auto tiles = []<std::size_t... I>(std::index_sequence<I...>) {
+      return std::array{&block_kernel::template tile<I + 1>...};
+    }
+    (std::make_index_sequence<tokens>{});
+    return tiles[count - 1];
+  }
+
+  // The whole panel against `count` tokens, as tile().
+  static void panel(const std::uint8_t* bytes, std::size_t blocks, const activation_block* const* x, std::size_t count,
+                    bool resume, float* out) noexcept {
+    for (std::size_t t = 0; t < count; t += tokens) {
+      const auto run = function(std::min(tokens, count - t));
+      for (std::size_t strip = 0; strip * dot::lanes < packed_rows; strip += strips) {
+        run(bytes, strip, blocks, x + t, resume, out + t * packed_rows, packed_rows);
+      }
+    }
+  }
+};
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
 
 // ---- mote/ops/matmul/int8_kernel.hpp
 // The inner loop of int8 products: exact int32 sums of int8 codes, vectors along k.
@@ -1787,184 +3961,21 @@ void dot_tile_int8(const std::int8_t* const* w, const std::uint8_t* const* x, st
 
 MOTE_END_NAMESPACE
 
-// ---- mote/ops/matmul/micro_kernel.hpp
-// The inner loops of every matrix product: a tile of R weight rows by C tokens, vectors along k.
-//
-// Weights stay row-major as checkpoints store them. Each output has one accumulator vector, walked along k in the same
-// steps whatever the tile's shape, and summed across lanes in one order at the end: a token's result has the same bits
-// alone and in a batch. 4 rows by 6 tokens keep 24 accumulators in 32 registers, 10 loads for 24 multiply-adds.
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#elif defined(__ARM_NEON)
-#include <arm_neon.h>
-#endif
-
-MOTE_BEGIN_NAMESPACE
-
-namespace detail {
-
-// Registers decide the tile: 32 of them with AVX-512 and on ARM, 16 elsewhere.
-template <class Arch>
-inline constexpr bool many_registers = batch<float, Arch>::size == 16
-#if defined(__aarch64__)
-                                       || true
-#endif
-    ;
-template <class Arch>
-inline constexpr std::size_t tile_rows = many_registers<Arch> ? 4 : 3;
-template <class Arch>
-inline constexpr std::size_t tile_tokens = many_registers<Arch> ? 6 : 4;
-
-template <class Arch>
-batch<float, Arch> load_weights(const float* p) {
-  return batch<float, Arch>::load_unaligned(p);
-}
-
-// bf16 is the upper half of a float32, so widening is exact.
-template <class Arch>
-batch<float, Arch> load_weights(const bf16* p) {
-  using vector = batch<float, Arch>;
-  if constexpr (vector::size == 16) {
-#if defined(__AVX512F__)
-    const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    return vector(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16)));
-#endif
-  } else if constexpr (vector::size == 8) {
-#if defined(__AVX2__)
-    const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    return vector(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(narrow), 16)));
-#elif defined(__AVX__)
-    const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), zero = _mm_setzero_si128();
-    const __m128 low = _mm_castsi128_ps(_mm_unpacklo_epi16(zero, narrow));
-    const __m128 high = _mm_castsi128_ps(_mm_unpackhi_epi16(zero, narrow));
-    return vector(_mm256_insertf128_ps(_mm256_castps128_ps256(low), high, 1));
-#endif
-  } else {
-#if defined(__SSE2__)
-    const __m128i narrow = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
-    return vector(_mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), narrow)));
-#elif defined(__ARM_NEON)
-    const uint16x4_t narrow = vld1_u16(reinterpret_cast<const std::uint16_t*>(p));
-    return vector(vreinterpretq_f32_u32(vshll_n_u16(narrow, 16)));
-#endif
-  }
-}
-
-// The last n < size elements of a row, zeros behind them; reads nothing past them.
-template <class Arch, class T>
-batch<float, Arch> load_tail(const T* p, std::size_t n) {
-  float lanes[batch<float, Arch>::size] = {};
-  for (std::size_t i = 0; i < n; ++i) lanes[i] = static_cast<float>(p[i]);
-  return batch<float, Arch>::load_unaligned(lanes);
-}
-
-// f(0), f(1) … f(N - 1), always unrolled: the accumulators below must become registers.
-template <std::size_t N, class F>
-[[gnu::always_inline]] inline void unroll(F&& f) {
-  [&]<std::size_t... I>(std::index_sequence<I...>) __attribute__((always_inline)) { (f(I), ...); }
-  (std::make_index_sequence<N>{});
-}
-
-// Keeps a loaded vector in its register: g++ would otherwise load it again for every product that uses it.
-template <class Arch>
-[[gnu::always_inline]] inline void keep_in_register([[maybe_unused]] batch<float, Arch>& x) {
-#if defined(__x86_64__)
-  if constexpr (sizeof(x.data) == 64) {
-    asm("" : "+v"(x.data));
-  } else {
-    asm("" : "+x"(x.data));
-  }
-#elif defined(__aarch64__)
-  asm("" : "+w"(x.data));
-#endif
-}
-
-// One tile over k elements. k may come in blocks: `state` holds the R·C accumulators between them (`resume`: there is a
-// block before this one). After the last block, where `out` is given, the sums go to out[r + c · out_stride].
-//
-// `Fetch` asks memory for the rows that the next tile will read. It is for the tiles that are first to see their weights;
-// where those come from a cache, it would only take turns from the loads. Zen 5, one thread, bf16: one token went from
-// 45 % to 75 % of the read bandwidth with each row asked for beside its own reading, and to 90 % line after line.
-template <class Arch, std::size_t R, std::size_t C, bool Fetch, class T>
-void dot_tile(const T* const* w, const float* const* x, std::size_t k, bool resume, float* state, float* out,
-              std::size_t out_stride) noexcept {
-  using vector = batch<float, Arch>;
-  vector acc[R][C];
-  const T* row[R];
-  const float* token[C];
-  unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
-    row[r] = w[r];
-    unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
-      acc[r][c] = resume ? vector::load_aligned(state + (r * C + c) * vector::size) : vector(0.0f);
-    });
-  });
-  unroll<C>([&](std::size_t c) __attribute__((always_inline)) { token[c] = x[c]; });
-
-  // Where the next tile's rows begin, and how far apart its next lines are: rows that follow each other without a gap are
-  // asked for line after line, as memory likes it; others, each at the place of the row before it.
-  const std::ptrdiff_t stride = R > 1 ? row[1] - row[0] : 0;
-  const bool gapless = stride == static_cast<std::ptrdiff_t>(k);
-  [[maybe_unused]] const T* const next = row[0] + stride * static_cast<std::ptrdiff_t>(R);
-  [[maybe_unused]] const std::ptrdiff_t apart = gapless ? 64 / static_cast<std::ptrdiff_t>(sizeof(T)) : stride;
-  [[maybe_unused]] const std::size_t pace = gapless ? R : 1;
-  const std::size_t whole = k / vector::size * vector::size;
-  const auto fetch = [&](std::size_t r, std::size_t i) __attribute__((always_inline)) {
-    if constexpr (Fetch && R > 1) __builtin_prefetch(next + i * pace + static_cast<std::ptrdiff_t>(r) * apart, 0, 3);
-  };
-  const auto multiply = [&](const vector* weights, std::size_t i) __attribute__((always_inline)) {
-    unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
-      vector values = vector::load_unaligned(token[c] + i);
-      keep_in_register<Arch>(values);
-      unroll<R>([&](std::size_t r)
-                    __attribute__((always_inline)) { acc[r][c] = fused_multiply_add(weights[r], values, acc[r][c]); });
-    });
-  };
-  for (std::size_t i = 0; i < whole; i += vector::size) {
-    vector weights[R];
-    unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
-      weights[r] = load_weights<Arch>(row[r] + i);
-      fetch(r, i);
-    });
-    multiply(weights, i);
-  }
-  if (whole != k) {
-    unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
-      const vector values = load_tail<Arch>(token[c] + whole, k - whole);
-      unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
-        acc[r][c] = fused_multiply_add(load_tail<Arch>(row[r] + whole, k - whole), values, acc[r][c]);
-      });
-    });
-  }
-
-  unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
-    unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
-      if (out != nullptr) {
-        out[r + c * out_stride] = sum<Arch>(acc[r][c]);
-      } else {
-        acc[r][c].store_aligned(state + (r * C + c) * vector::size);
-      }
-    });
-  });
-}
-
-}  // namespace detail
-
-MOTE_END_NAMESPACE
-
 // ---- mote/ops/matmul/panel.hpp
 MOTE_BEGIN_NAMESPACE
 
 namespace detail {
 
-inline constexpr std::size_t panel_rows = 32, panel_tokens = 24;
+inline constexpr std::size_t panel_rows = packed_rows, panel_tokens = 48;
 inline constexpr std::size_t panel_depth = 1024;  // elements of k a block: a tile's rows and tokens fit 48 KiB
+inline constexpr std::size_t float_tokens = 24;   // whose accumulators are kept between blocks of k
 
-// A row of activations in the form that a weight format multiplies: float32, or int8 codes with their scale.
+// A row of activations, in the forms that the weights at hand multiply: float32, int8 codes with one scale, int8 blocks.
 struct activation {
   const float* values = nullptr;
   const std::uint8_t* codes = nullptr;
   float scale = 1.0f;
+  const activation_block* blocks = nullptr;
 };
 
 // Kernel::tile<r, c> for every r <= Kernel::rows and c <= Kernel::tokens, to be chosen at run time.
@@ -2022,31 +4033,104 @@ struct int8_kernel {
   }
 };
 
-// out[n + t · panel_rows] = Σ_k W[first + n, k] · x[t][k] for n < rows <= panel_rows, t < tokens <= panel_tokens.
-template <class Arch, class T>
-void panel_product(const view<const T, 2>& w, std::size_t first, std::size_t rows, const activation* x,
-                   std::size_t tokens, float* out) noexcept {
+// float32 products with rows that `fetch(begin, depth, row)` provides, `depth` elements of k from `begin` at a time:
+// row[n] for n < rows.
+template <class Arch, class T, class Fetch>
+void float_product(std::size_t rows, std::size_t k, std::size_t block, const activation* x, std::size_t tokens,
+                   float* out, Fetch&& fetch) noexcept {
   using kernel = float_kernel<Arch, T>;
   constexpr std::size_t lanes = batch<float, Arch>::size;
-  const std::size_t k = w.extent(1);
-  alignas(64) float state[panel_rows * panel_tokens * lanes];
-  // One or two tokens use a weight at once: whole rows, which memory is faster at.
-  const std::size_t block = tokens <= 2 ? std::max(k, std::size_t{1}) : panel_depth;
+  alignas(64) float state[panel_rows * float_tokens * lanes];
   for (std::size_t begin = 0; begin == 0 || begin < k; begin += block) {
     const std::size_t depth = std::min(block, k - begin);
     const bool last = begin + depth == k;
+    const T* row[panel_rows + kernel::rows] = {};
+    fetch(begin, depth, row);
     float* accumulators = state;
-    for_each_tile<kernel>(rows, tokens,
-                          [&](std::size_t n, std::size_t row_count, std::size_t t, std::size_t token_count) {
-                            const T* row[kernel::rows] = {};
-                            const float* token[kernel::tokens] = {};
-                            for (std::size_t r = 0; r < row_count; ++r) row[r] = w.row(first + n + r) + begin;
-                            for (std::size_t c = 0; c < token_count; ++c) token[c] = x[t + c].values + begin;
-                            kernel::function(row_count, token_count, t == 0)(
-                                row, token, depth, begin != 0, accumulators, last ? out + n + t * panel_rows : nullptr);
-                            accumulators += row_count * token_count * lanes;
-                          });
+    for_each_tile<kernel>(
+        rows, tokens, [&](std::size_t n, std::size_t row_count, std::size_t t, std::size_t token_count) {
+          const float* token[kernel::tokens] = {};
+          for (std::size_t c = 0; c < token_count; ++c) token[c] = x[t + c].values + begin;
+          kernel::function(row_count, token_count, t == 0)(row + n, token, depth, begin != 0, accumulators,
+                                                           last ? out + n + t * panel_rows : nullptr);
+          accumulators += row_count * token_count * lanes;
+        });
   }
+}
+
+// out[n + t · panel_rows] = Σ_k W[first + n, k] · x[t][k] for n < rows <= panel_rows, t < tokens <= panel_tokens; `first`
+// is a multiple of panel_rows where W is packed.
+template <class Arch, class T>
+void panel_product(const view<const T, 2>& w, std::size_t first, std::size_t rows, const activation* x,
+                   std::size_t tokens, float* out) noexcept {
+  const std::size_t k = w.extent(1);
+  // One or two tokens use a weight at once: whole rows, which memory is faster at.
+  const std::size_t block = tokens <= 2 ? std::max(k, std::size_t{1}) : panel_depth;
+  for (std::size_t t = 0; t < tokens; t += float_tokens) {
+    float_product<Arch, T>(rows, k, block, x + t, std::min(float_tokens, tokens - t), out + t * panel_rows,
+                           [&](std::size_t begin, std::size_t, const T** row) {
+                             for (std::size_t n = 0; n < rows; ++n) row[n] = w.row(first + n) + begin;
+                           });
+  }
+}
+
+// Formats of which only decode() is known: decoded piece by piece.
+template <class Arch, block_format F>
+void panel_product(const view<const F, 2>& w, std::size_t first, std::size_t rows, const activation* x,
+                   std::size_t tokens, float* out) noexcept {
+  constexpr std::size_t block = (255 / F::block_size + 1) * F::block_size;
+  float decoded[panel_rows][block];
+  for (std::size_t t = 0; t < tokens; t += float_tokens) {
+    float_product<Arch, float>(rows, in_features(w), block, x + t, std::min(float_tokens, tokens - t),
+                               out + t * panel_rows, [&](std::size_t begin, std::size_t depth, const float** row) {
+                                 for (std::size_t n = 0; n < rows; ++n) {
+                                   row[n] = decoded[n];
+                                   for (std::size_t i = 0; i < depth; i += F::block_size) {
+                                     w.row(first + n)[(begin + i) / F::block_size].decode(decoded[n] + i);
+                                   }
+                                 }
+                               });
+  }
+}
+
+// Integer formats: `bytes(begin, count)` provides those blocks of the packed panel, at most `step` of them at a time.
+template <class Arch, integer_format F, class Bytes>
+void block_product(std::size_t blocks, std::size_t step, const activation* x, std::size_t tokens, float* out,
+                   Bytes&& bytes) noexcept {
+  const activation_block* token[panel_tokens] = {};
+  if (blocks == 0) std::fill_n(out, tokens * panel_rows, 0.0f);
+  for (std::size_t begin = 0; begin < blocks; begin += step) {
+    const std::size_t count = std::min(step, blocks - begin);
+    for (std::size_t t = 0; t < tokens; ++t) token[t] = x[t].blocks + begin * F::block_size / activation_block::size;
+    block_kernel<Arch, F>::panel(bytes(begin, count), count, token, tokens, begin != 0, out);
+  }
+}
+
+// Blocks a step: whole blocks of activations, and of k about panel_depth.
+template <integer_format F>
+inline constexpr std::size_t block_step = std::max(std::size_t{2}, panel_depth / F::block_size / 2 * 2);
+
+template <class Arch, integer_format F>
+void panel_product(const packed_matrix<F>& w, std::size_t first, std::size_t, const activation* x, std::size_t tokens,
+                   float* out) noexcept {
+  const std::size_t blocks = w.in_features() / F::block_size;
+  // What one tile's tokens use at once is read from front to back.
+  const std::size_t step = tokens <= block_kernel<Arch, F>::tokens ? blocks : block_step<F>;
+  block_product<Arch, F>(blocks, step, x, tokens, out, [&](std::size_t begin, std::size_t) {
+    return w.panel(first / panel_rows) + begin * packed_layout<F>::block_bytes;
+  });
+}
+
+// Blocks as files store them are packed on the way.
+template <class Arch, integer_format F>
+void panel_product(const view<const F, 2>& w, std::size_t first, std::size_t rows, const activation* x,
+                   std::size_t tokens, float* out) noexcept {
+  alignas(64) std::uint8_t packed[block_step<F> * packed_layout<F>::block_bytes];
+  if (rows < panel_rows) std::fill(std::begin(packed), std::end(packed), std::uint8_t{0});
+  block_product<Arch, F>(w.extent(1), block_step<F>, x, tokens, out, [&](std::size_t begin, std::size_t count) {
+    pack_panel(w, first, rows, begin, begin + count, packing_of<Arch>, packed);
+    return packed;
+  });
 }
 
 template <class Arch>
@@ -2071,39 +4155,52 @@ void panel_product(const int8_matrix& w, std::size_t first, std::size_t rows, co
       });
 }
 
-// Rows of activations for one matrix format, made once for all the panels that read them.
-template <class Matrix>
-inline constexpr bool reads_codes = std::is_same_v<Matrix, int8_matrix>;
+// The forms of activations that matrices read.
+struct activation_forms {
+  bool codes = false, blocks = false;
 
-// Fills rows[i] for i < count from row(i), n values each; `codes` [count, n] is used for formats that read codes.
-template <class Arch, class Backend, class Row>
-void quantize_rows(Backend& be, std::size_t count, std::size_t n, view<std::uint8_t, 2> codes, view<activation, 1> rows,
-                   Row&& row) {
-  be.parallel_for(count, 1 + 4096 / (n + 1), [&](std::size_t begin, std::size_t end) {
+  friend activation_forms operator|(const activation_forms& a, const activation_forms& b) {
+    return {a.codes || b.codes, a.blocks || b.blocks};
+  }
+};
+
+template <class Matrix>
+inline constexpr activation_forms forms_of{};
+template <>
+inline constexpr activation_forms forms_of<int8_matrix>{.codes = true};
+template <integer_format F>
+inline constexpr activation_forms forms_of<view<const F, 2>>{.blocks = true};
+template <class F>
+inline constexpr activation_forms forms_of<packed_matrix<F>>{.blocks = true};
+
+inline activation_forms forms(const weight& w) {
+  return std::visit([](const auto& m) { return forms_of<std::remove_cvref_t<decltype(m)>>; }, w);
+}
+
+// Rows i < count of n values at row(i) in the wanted forms, made once for all the panels that read them; codes and
+// blocks live in `scope`.
+template <class Arch, class Backend, class Scope, class Row>
+view<activation, 1> prepare_rows(Backend& be, Scope& scope, const activation_forms& wanted, std::size_t count,
+                                 std::size_t n, Row&& row) {
+  const std::size_t blocks_each = activation_block::count(n);
+  const auto rows = scope.template tensor<activation>(count);
+  const auto codes = scope.template tensor<std::uint8_t>(wanted.codes ? count : 0, n);
+  const auto blocks = scope.template tensor<activation_block>(wanted.blocks ? count : 0, blocks_each);
+  const bool quantizes = wanted.codes || wanted.blocks;
+  be.parallel_for(count, quantizes ? 1 + 4096 / (n + 1) : 4096, [&](std::size_t begin, std::size_t end) {
     for (std::size_t i = begin; i < end; ++i) {
-      const float* values = row(i);
-      const float scale = quantize_activations<Arch>(values, n, codes.row(i));
-      rows(i) = {values, codes.row(i), scale};
+      activation x{.values = row(i)};
+      if (wanted.codes) {
+        x.scale = quantize_activations<Arch>(x.values, n, codes.row(i));
+        x.codes = codes.row(i);
+      }
+      if (wanted.blocks) {
+        quantize_blocks<Arch>(x.values, n, blocks.row(i));
+        x.blocks = blocks.row(i);
+      }
+      rows(i) = x;
     }
   });
-}
-
-template <class Backend, class Row>
-void collect_rows(Backend& be, std::size_t count, view<activation, 1> rows, Row&& row) {
-  be.parallel_for(count, 4096, [&](std::size_t begin, std::size_t end) {
-    for (std::size_t i = begin; i < end; ++i) rows(i) = {row(i), nullptr, 1.0f};
-  });
-}
-
-// rows[i] for i < count, as the format of Matrix wants them; codes live in `scope`.
-template <class Arch, class Matrix, class Backend, class Scope, class Row>
-view<activation, 1> prepare_rows(Backend& be, Scope& scope, std::size_t count, std::size_t n, Row&& row) {
-  const auto rows = scope.template tensor<activation>(count);
-  if constexpr (reads_codes<Matrix>) {
-    quantize_rows<Arch>(be, count, n, scope.template tensor<std::uint8_t>(count, n), rows, row);
-  } else {
-    collect_rows(be, count, rows, row);
-  }
   return rows;
 }
 
@@ -2138,10 +4235,11 @@ void matmul_panel(const Matrix& w, std::size_t first, std::size_t rows, const ac
 template <class Arch, class Executor, class Matrix>
 void matmul_impl(simd<Arch, Executor>& be, view<const float, 2> x, const Matrix& w, view<float, 2> y, output mode) {
   const std::size_t tokens = x.extent(0), out = out_features(w);
+  detail::check_packing<Arch>("matmul", w);
   if (tokens == 0 || out == 0) return;
   auto scope = be.scope();
-  const auto rows =
-      detail::prepare_rows<Arch, Matrix>(be, scope, tokens, x.extent(1), [&](std::size_t t) { return x.row(t); });
+  const auto rows = detail::prepare_rows<Arch>(be, scope, detail::forms_of<Matrix>, tokens, x.extent(1),
+                                               [&](std::size_t t) { return x.row(t); });
   be.parallel_for(out, detail::panel_rows, [&](std::size_t begin, std::size_t end) {
     for (std::size_t n = begin; n < end; n += detail::panel_rows) {
       detail::matmul_panel<Arch>(w, n, std::min(detail::panel_rows, end - n), rows.data(), tokens, mode,
@@ -2155,12 +4253,17 @@ MOTE_END_NAMESPACE
 // ---- mote/ops/matmul/matmul.hpp
 MOTE_BEGIN_NAMESPACE
 
-template <backend Backend>
-void matmul(Backend& be, view<const float, 2> x, const weight& w, view<float, 2> y, output mode = output::overwrite) {
+template <backend Backend, matrix Matrix>
+void matmul(Backend& be, view<const float, 2> x, const Matrix& w, view<float, 2> y, output mode = output::overwrite) {
   check_view("matmul", "x", x, {x.extent(0), in_features(w)});
   check_rows("matmul", "w", w);
   check_view("matmul", "y", y, {x.extent(0), out_features(w)});
-  std::visit([&](const auto& matrix) { matmul_impl(be, x, matrix, y, mode); }, w);
+  matmul_impl(be, x, w, y, mode);
+}
+
+template <backend Backend>
+void matmul(Backend& be, view<const float, 2> x, const weight& w, view<float, 2> y, output mode = output::overwrite) {
+  std::visit([&](const auto& m) { matmul(be, x, m, y, mode); }, w);
 }
 
 MOTE_END_NAMESPACE
@@ -2374,12 +4477,13 @@ MOTE_BEGIN_NAMESPACE
 template <class Arch, class Executor, class Matrix>
 void batched_matmul_impl(simd<Arch, Executor>& be, view<const float, 3> x, const Matrix& w, view<float, 3> y) {
   const std::size_t entries = x.extent(0), tokens = x.extent(1), out = y.extent(2);
+  detail::check_packing<Arch>("batched_matmul", w);
   if (tokens == 0 || out == 0) return;
   const std::size_t panels = (out + detail::panel_rows - 1) / detail::panel_rows;
   auto scope = be.scope();
-  const auto rows = detail::prepare_rows<Arch, Matrix>(be, scope, entries * tokens, x.extent(2), [&](std::size_t i) {
-    return &x(i / tokens, i % tokens, std::size_t{0});
-  });
+  const auto rows =
+      detail::prepare_rows<Arch>(be, scope, detail::forms_of<Matrix>, entries * tokens, x.extent(2),
+                                 [&](std::size_t i) { return &x(i / tokens, i % tokens, std::size_t{0}); });
   be.parallel_for(entries * panels, 1, [&](std::size_t begin, std::size_t end) {
     for (std::size_t i = begin; i < end; ++i) {
       const std::size_t b = i / panels, n = i % panels * detail::panel_rows;
@@ -3584,11 +5688,6 @@ void swiglu_panel(const float* gate, const float* up, std::size_t rows, std::siz
   }
 }
 
-inline bool any_reads_codes(std::span<const ffn_weights> experts, weight ffn_weights::*which) {
-  return std::any_of(experts.begin(), experts.end(),
-                     [&](const ffn_weights& e) { return std::holds_alternative<int8_matrix>(e.*which); });
-}
-
 }  // namespace detail
 
 template <class Arch, class Executor>
@@ -3602,14 +5701,17 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
   const auto inner = scope.template tensor<float>(slots.size(), intermediate);  // silu(gate) · up, a row a slot
   const auto outer = scope.template tensor<float>(slots.size(), hidden);        // down, a row a slot
 
+  detail::activation_forms input_forms, inner_forms;
+  for (const ffn_weights& expert : experts) {
+    input_forms = input_forms | detail::forms(expert.gate) | detail::forms(expert.up);
+    inner_forms = inner_forms | detail::forms(expert.down);
+    for (const weight* w : {&expert.gate, &expert.up, &expert.down}) {
+      std::visit([](const auto& matrix) { detail::check_packing<Arch>("grouped_ffn", matrix); }, *w);
+    }
+  }
   // Tokens are quantized once, before the experts.
-  const auto prepare = [&](std::size_t count, std::size_t n, bool codes, auto&& row) {
-    return codes ? detail::prepare_rows<Arch, int8_matrix>(be, scope, count, n, row)
-                 : detail::prepare_rows<Arch, view<const float, 2>>(be, scope, count, n, row);
-  };
-  const bool code_input =
-      detail::any_reads_codes(experts, &ffn_weights::gate) || detail::any_reads_codes(experts, &ffn_weights::up);
-  const auto inputs = prepare(tokens, hidden, code_input, [&](std::size_t t) { return x.row(t); });
+  const auto inputs =
+      detail::prepare_rows<Arch>(be, scope, input_forms, tokens, hidden, [&](std::size_t t) { return x.row(t); });
 
   // Calls f(expert, first row of the panel, rows, its slots) for every panel of every expert that has tokens.
   const auto for_each_panel = [&](std::size_t out, auto&& f) {
@@ -3639,8 +5741,8 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
     detail::swiglu_panel<Arch>(gate, up, rows, group.size(), [&](std::size_t i) { return inner.row(slot(i)) + n; });
   });
 
-  const auto between = prepare(slots.size(), intermediate, detail::any_reads_codes(experts, &ffn_weights::down),
-                               [&](std::size_t i) { return inner.row(i); });
+  const auto between = detail::prepare_rows<Arch>(be, scope, inner_forms, slots.size(), intermediate,
+                                                  [&](std::size_t i) { return inner.row(i); });
 
   for_each_panel(hidden, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, auto group) {
     activation in[panel_tokens];
@@ -4187,9 +6289,7 @@ MOTE_BEGIN_NAMESPACE
 
 template <class Matrix>
 void embedding_impl(reference&, std::span<const std::int32_t> ids, const Matrix& table, view<float, 2> y) noexcept {
-  for (std::size_t t = 0; t < ids.size(); ++t) {
-    for (std::size_t i = 0; i < y.extent(1); ++i) y(t, i) = dequantize(table, static_cast<std::size_t>(ids[t]), i);
-  }
+  for (std::size_t t = 0; t < ids.size(); ++t) dequantize_row(table, static_cast<std::size_t>(ids[t]), y.row(t));
 }
 
 MOTE_END_NAMESPACE
@@ -4204,9 +6304,7 @@ void embedding_impl(simd<Arch, Executor>& be, std::span<const std::int32_t> ids,
   const std::size_t n = y.extent(1), grain = 1 + std::size_t{32768} / (n + 1);
   be.parallel_for(ids.size(), grain, [&](std::size_t begin, std::size_t end) {
     for (std::size_t t = begin; t < end; ++t) {
-      const auto id = static_cast<std::size_t>(ids[t]);
-      float* out = y.row(t);
-      for (std::size_t i = 0; i < n; ++i) out[i] = dequantize(table, id, i);
+      dequantize_row(table, static_cast<std::size_t>(ids[t]), y.row(t));
     }
   });
 }
@@ -4454,400 +6552,6 @@ class team_member {
 };
 
 static_assert(executor<team_member>);
-
-MOTE_END_NAMESPACE
-
-// ---- mote/core/int8_dot.hpp
-// int8_dot<Arch>: dot products of int8 codes with one weight row in each int32 lane, by instruction set.
-//
-//   operand   for each lane four codes of k, one row's; unsigned where `unsigned_limit` allows, else signed
-//   dot       acc[lane] += Σ_{i<4} w[lane][i] · x[i], exact; the four signed codes x are the same for every lane
-//
-// `unsigned_limit` is the largest code that dot_unsigned takes without saturating; 0 where only dot_signed exists.
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#elif defined(__ARM_NEON)
-#include <arm_neon.h>
-#endif
-
-MOTE_BEGIN_NAMESPACE
-
-namespace detail {
-
-// Any instruction set: what the vector ones must agree with.
-template <class Arch, std::size_t Lanes = batch<float, Arch>::size>
-struct int8_dot {
-  static constexpr std::size_t lanes = Lanes;
-  static constexpr int unsigned_limit = 0;
-  using floats = batch<float, Arch>;
-  struct ints {
-    std::int32_t lane[Lanes];
-  };
-  struct operand {
-    std::int8_t code[Lanes * 4];
-  };
-  static ints splat(std::int32_t x) {
-    ints all;
-    for (auto& lane : all.lane) lane = x;
-    return all;
-  }
-  template <int Bits>
-  static ints shift_left(ints x) {
-    for (auto& lane : x.lane) lane = static_cast<std::int32_t>(static_cast<std::uint32_t>(lane) << Bits);
-    return x;
-  }
-  static operand load(const std::uint8_t* p) {
-    operand w;
-    std::memcpy(w.code, p, sizeof w);
-    return w;
-  }
-  static operand splat_codes(const std::int8_t* x) {
-    operand all;
-    for (std::size_t i = 0; i < Lanes * 4; ++i) all.code[i] = x[i % 4];
-    return all;
-  }
-  static ints dot_signed(ints acc, const operand& w, const operand& x) {
-    for (std::size_t i = 0; i < Lanes * 4; ++i) acc.lane[i / 4] += w.code[i] * x.code[i];
-    return acc;
-  }
-  static operand low_nibbles(operand w) {
-    for (auto& c : w.code) c = static_cast<std::int8_t>(c & 15);
-    return w;
-  }
-  static operand high_nibbles(operand w) {
-    for (auto& c : w.code) c = static_cast<std::int8_t>(static_cast<std::uint8_t>(c) >> 4);
-    return w;
-  }
-  static operand lookup(const std::array<std::int8_t, 16>& table, operand w) {
-    for (auto& c : w.code) c = table[static_cast<std::uint8_t>(c)];
-    return w;
-  }
-  static floats to_float(const ints& x) {
-    float lane[Lanes];
-    for (std::size_t i = 0; i < Lanes; ++i) lane[i] = static_cast<float>(x.lane[i]);
-    return floats::load_unaligned(lane);
-  }
-  // Codes round(x), |x| <= 127, ties to even; returns their sum. Adding 1.5 · 2^23 leaves them in the low bits.
-  static std::int32_t store_codes(std::int8_t* codes, const floats& x) {
-    float lane[Lanes];
-    (x + floats(12582912.0f)).store_unaligned(lane);
-    std::int32_t total = 0;
-    for (std::size_t i = 0; i < Lanes; ++i) {
-      codes[i] = static_cast<std::int8_t>(static_cast<std::uint8_t>(bit_cast<std::uint32_t>(lane[i])));
-      total += codes[i];
-    }
-    return total;
-  }
-};
-
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__)
-template <class Arch>
-struct int8_dot<Arch, 16> {
-  static constexpr std::size_t lanes = 16;
-  using floats = batch<float, Arch>;
-  using ints = __m512i;
-  using operand = __m512i;
-  static ints splat(std::int32_t x) { return _mm512_set1_epi32(x); }
-  template <int Bits>
-  static ints shift_left(ints x) {
-    return _mm512_slli_epi32(x, Bits);
-  }
-  static operand load(const std::uint8_t* p) { return _mm512_loadu_si512(p); }
-  static operand splat_codes(const std::int8_t* x) {
-    std::int32_t four;
-    std::memcpy(&four, x, 4);
-    return _mm512_set1_epi32(four);
-  }
-#if defined(__AVX512VNNI__)
-  static constexpr int unsigned_limit = 255;
-  static ints dot_unsigned(ints acc, operand w, operand x) { return _mm512_dpbusd_epi32(acc, w, x); }
-#else
-  static constexpr int unsigned_limit = 127;
-  static ints dot_unsigned(ints acc, operand w, operand x) {
-    return _mm512_add_epi32(acc, _mm512_madd_epi16(_mm512_maddubs_epi16(w, x), _mm512_set1_epi16(1)));
-  }
-  static ints dot_signed(ints acc, operand w, operand x) {
-    const operand signed_x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w), _mm512_setzero_si512(), x);
-    return dot_unsigned(acc, _mm512_abs_epi8(w), signed_x);
-  }
-#endif
-  static operand low_nibbles(operand w) { return _mm512_and_si512(w, _mm512_set1_epi8(15)); }
-  static operand high_nibbles(operand w) { return low_nibbles(_mm512_srli_epi16(w, 4)); }
-  static operand lookup(const std::array<std::int8_t, 16>& table, operand w) {
-    const __m128i row = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table.data()));
-    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(row), w);
-  }
-  static floats to_float(ints x) { return floats(_mm512_cvtepi32_ps(x)); }
-  static std::int32_t store_codes(std::int8_t* codes, const floats& x) {
-    const ints whole = _mm512_cvtps_epi32(x);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes), _mm512_cvtepi32_epi8(whole));
-    return _mm512_reduce_add_epi32(whole);
-  }
-};
-#endif
-
-#if defined(__AVX2__)
-template <class Arch>
-struct int8_dot<Arch, 8> {
-  static constexpr std::size_t lanes = 8;
-  using floats = batch<float, Arch>;
-  using ints = __m256i;
-  using operand = __m256i;
-  static ints splat(std::int32_t x) { return _mm256_set1_epi32(x); }
-  template <int Bits>
-  static ints shift_left(ints x) {
-    return _mm256_slli_epi32(x, Bits);
-  }
-  static operand load(const std::uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-  static operand splat_codes(const std::int8_t* x) {
-    std::int32_t four;
-    std::memcpy(&four, x, 4);
-    return _mm256_set1_epi32(four);
-  }
-#if defined(__AVXVNNI__)
-  static constexpr int unsigned_limit = 255;
-  static ints dot_unsigned(ints acc, operand w, operand x) { return _mm256_dpbusd_avx_epi32(acc, w, x); }
-#else
-  static constexpr int unsigned_limit = 127;  // 2 · 127 · 127 fits 16 bits
-  static ints dot_unsigned(ints acc, operand w, operand x) {
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
-  }
-  static ints dot_signed(ints acc, operand w, operand x) {
-    return dot_unsigned(acc, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
-  }
-#endif
-  static operand low_nibbles(operand w) { return _mm256_and_si256(w, _mm256_set1_epi8(15)); }
-  static operand high_nibbles(operand w) { return low_nibbles(_mm256_srli_epi16(w, 4)); }
-  static operand lookup(const std::array<std::int8_t, 16>& table, operand w) {
-    const __m128i row = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table.data()));
-    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(row), w);
-  }
-  static floats to_float(ints x) { return floats(_mm256_cvtepi32_ps(x)); }
-  static std::int32_t store_codes(std::int8_t* codes, const floats& x) {
-    const ints whole = _mm256_cvtps_epi32(x);
-    const __m128i low = _mm256_castsi256_si128(whole), high = _mm256_extracti128_si256(whole, 1);
-    const __m128i words = _mm_packs_epi32(low, high);
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(codes), _mm_packs_epi16(words, words));
-    __m128i total = _mm_add_epi32(low, high);
-    total = _mm_add_epi32(total, _mm_shuffle_epi32(total, 0x4E));
-    return _mm_cvtsi128_si32(_mm_add_epi32(total, _mm_shuffle_epi32(total, 0xB1)));
-  }
-};
-#endif
-
-#if defined(__SSE2__)
-template <class Arch>
-struct int8_dot<Arch, 4> {
-  static constexpr std::size_t lanes = 4;
-  static constexpr int unsigned_limit = 0;
-  using floats = batch<float, Arch>;
-  using ints = __m128i;
-  using operand = __m128i;
-  static ints splat(std::int32_t x) { return _mm_set1_epi32(x); }
-  template <int Bits>
-  static ints shift_left(ints x) {
-    return _mm_slli_epi32(x, Bits);
-  }
-  static operand load(const std::uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
-  static operand splat_codes(const std::int8_t* x) {
-    std::int32_t four;
-    std::memcpy(&four, x, 4);
-    return _mm_set1_epi32(four);
-  }
-  static ints dot_signed(ints acc, operand w, operand x) {
-    const operand none = _mm_setzero_si128(), sign = _mm_cmpgt_epi8(none, w), sign_x = _mm_cmpgt_epi8(none, x);
-    const operand wide_x = _mm_unpacklo_epi8(x, sign_x);  // x repeats itself
-    const __m128 low = _mm_castsi128_ps(_mm_madd_epi16(_mm_unpacklo_epi8(w, sign), wide_x));
-    const __m128 high = _mm_castsi128_ps(_mm_madd_epi16(_mm_unpackhi_epi8(w, sign), wide_x));
-    const ints even = _mm_castps_si128(_mm_shuffle_ps(low, high, 0x88));
-    const ints odd = _mm_castps_si128(_mm_shuffle_ps(low, high, 0xDD));
-    return _mm_add_epi32(acc, _mm_add_epi32(even, odd));
-  }
-  static operand low_nibbles(operand w) { return _mm_and_si128(w, _mm_set1_epi8(15)); }
-  static operand high_nibbles(operand w) { return low_nibbles(_mm_srli_epi16(w, 4)); }
-  static operand lookup(const std::array<std::int8_t, 16>& table, operand w) {
-    alignas(16) std::uint8_t codes[16];
-    _mm_store_si128(reinterpret_cast<__m128i*>(codes), w);
-    for (auto& c : codes) c = static_cast<std::uint8_t>(table[c]);
-    return _mm_load_si128(reinterpret_cast<const __m128i*>(codes));
-  }
-  static floats to_float(ints x) { return floats(_mm_cvtepi32_ps(x)); }
-  static std::int32_t store_codes(std::int8_t* codes, const floats& x) {
-    const ints whole = _mm_cvtps_epi32(x), words = _mm_packs_epi32(whole, whole);
-    const std::int32_t four = _mm_cvtsi128_si32(_mm_packs_epi16(words, words));
-    std::memcpy(codes, &four, 4);
-    const ints pairs = _mm_add_epi32(whole, _mm_shuffle_epi32(whole, 0x4E));
-    return _mm_cvtsi128_si32(_mm_add_epi32(pairs, _mm_shuffle_epi32(pairs, 0xB1)));
-  }
-};
-#endif
-
-#if defined(__aarch64__) && defined(__ARM_NEON)
-template <class Arch>
-struct int8_dot<Arch, 4> {
-  static constexpr std::size_t lanes = 4;
-  static constexpr int unsigned_limit = 0;
-  using floats = batch<float, Arch>;
-  using ints = int32x4_t;
-  using operand = int8x16_t;
-  static ints splat(std::int32_t x) { return vdupq_n_s32(x); }
-  template <int Bits>
-  static ints shift_left(ints x) {
-    return vshlq_n_s32(x, Bits);
-  }
-  static operand load(const std::uint8_t* p) { return vreinterpretq_s8_u8(vld1q_u8(p)); }
-  static operand splat_codes(const std::int8_t* x) {
-    std::int32_t four;
-    std::memcpy(&four, x, 4);
-    return vreinterpretq_s8_s32(vdupq_n_s32(four));
-  }
-  static ints dot_signed(ints acc, operand w, operand x) {
-#if defined(__ARM_FEATURE_DOTPROD)
-    return vdotq_s32(acc, w, x);
-#else
-    const int16x8_t low = vmull_s8(vget_low_s8(w), vget_low_s8(x)), high = vmull_high_s8(w, x);
-    return vaddq_s32(acc, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
-#endif
-  }
-  static operand low_nibbles(operand w) { return vandq_s8(w, vdupq_n_s8(15)); }
-  static operand high_nibbles(operand w) { return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(w), 4)); }
-  static operand lookup(const std::array<std::int8_t, 16>& table, operand w) {
-    return vqtbl1q_s8(vld1q_s8(table.data()), vreinterpretq_u8_s8(w));
-  }
-  static floats to_float(ints x) { return floats(vcvtq_f32_s32(x)); }
-  static std::int32_t store_codes(std::int8_t* codes, const floats& x) {
-    const ints whole = vcvtnq_s32_f32(x);
-    const int16x4_t words = vmovn_s32(whole);
-    const std::int32_t four = vget_lane_s32(vreinterpret_s32_s8(vmovn_s16(vcombine_s16(words, words))), 0);
-    std::memcpy(codes, &four, 4);
-    return vaddvq_s32(whole);
-  }
-};
-#endif
-
-}  // namespace detail
-
-MOTE_END_NAMESPACE
-
-// ---- mote/core/widen.hpp
-// widen<Arch>(p): one vector of float32 from as many numbers of a narrower type at p.
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#elif defined(__ARM_NEON)
-#include <arm_neon.h>
-#endif
-
-MOTE_BEGIN_NAMESPACE
-
-namespace detail {
-
-template <class Arch>
-batch<float, Arch> widen(const float* p) {
-  return batch<float, Arch>::load_unaligned(p);
-}
-
-// One by one, for the types and instruction sets that have no conversion below.
-template <class Arch, class T>
-batch<float, Arch> widen(const T* p) {
-  float lanes[batch<float, Arch>::size];
-  for (std::size_t i = 0; i < batch<float, Arch>::size; ++i) lanes[i] = static_cast<float>(p[i]);
-  return batch<float, Arch>::load_unaligned(lanes);
-}
-
-// bf16 is the upper half of a float32, so widening is exact.
-template <class Arch>
-batch<float, Arch> widen(const bf16* p) {
-  using vector = batch<float, Arch>;
-  if constexpr (vector::size == 16) {
-#if defined(__AVX512F__)
-    const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    return vector(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16)));
-#endif
-  } else if constexpr (vector::size == 8) {
-#if defined(__AVX2__)
-    const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    return vector(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(narrow), 16)));
-#elif defined(__AVX__)
-    const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), zero = _mm_setzero_si128();
-    const __m128 low = _mm_castsi128_ps(_mm_unpacklo_epi16(zero, narrow));
-    const __m128 high = _mm_castsi128_ps(_mm_unpackhi_epi16(zero, narrow));
-    return vector(_mm256_insertf128_ps(_mm256_castps128_ps256(low), high, 1));
-#endif
-  } else {
-#if defined(__SSE2__)
-    const __m128i narrow = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
-    return vector(_mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), narrow)));
-#elif defined(__ARM_NEON)
-    const uint16x4_t narrow = vld1_u16(reinterpret_cast<const std::uint16_t*>(p));
-    return vector(vreinterpretq_f32_u32(vshll_n_u16(narrow, 16)));
-#endif
-  }
-}
-
-template <class Arch>
-batch<float, Arch> widen(const f16* p) {
-  using vector = batch<float, Arch>;
-#if defined(__AVX512F__)
-  if constexpr (vector::size == 16) {
-    return vector(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
-  }
-#endif
-#if defined(__F16C__)
-  if constexpr (vector::size == 8) {
-    return vector(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
-  }
-#endif
-#if defined(__aarch64__)
-  return vector(vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const std::uint16_t*>(p)))));
-#endif
-  return widen<Arch, f16>(p);
-}
-
-template <class Arch>
-batch<float, Arch> widen(const std::int8_t* p) {
-  using vector = batch<float, Arch>;
-#if defined(__AVX512F__)
-  if constexpr (vector::size == 16) {
-    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    return vector(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)));
-  }
-#endif
-#if defined(__AVX2__)
-  if constexpr (vector::size == 8) {
-    return vector(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))));
-  }
-#endif
-  return widen<Arch, std::int8_t>(p);
-}
-
-// 2^(e - 127): e in the exponent's place, but that float32 writes 2^-127 as a subnormal and NaN with another bit set.
-template <class Arch>
-batch<float, Arch> widen(const f8_e8m0* p) {
-  using vector = batch<float, Arch>;
-#if defined(__AVX512F__)
-  if constexpr (vector::size == 16) {
-    const __m512i e = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    const __m512i next = _mm512_and_si512(_mm512_add_epi32(e, _mm512_set1_epi32(1)), _mm512_set1_epi32(255));
-    const __mmask16 special = _mm512_cmplt_epi32_mask(next, _mm512_set1_epi32(2));
-    const __m512i bits = _mm512_slli_epi32(e, 23);
-    return vector(_mm512_castsi512_ps(_mm512_mask_or_epi32(bits, special, bits, _mm512_set1_epi32(0x400000))));
-  }
-#endif
-#if defined(__AVX2__)
-  if constexpr (vector::size == 8) {
-    const __m256i e = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
-    const __m256i next = _mm256_and_si256(_mm256_add_epi32(e, _mm256_set1_epi32(1)), _mm256_set1_epi32(255));
-    const __m256i special = _mm256_cmpgt_epi32(_mm256_set1_epi32(2), next);
-    const __m256i extra = _mm256_and_si256(special, _mm256_set1_epi32(0x400000));
-    return vector(_mm256_castsi256_ps(_mm256_or_si256(_mm256_slli_epi32(e, 23), extra)));
-  }
-#endif
-  return widen<Arch, f8_e8m0>(p);
-}
-
-}  // namespace detail
 
 MOTE_END_NAMESPACE
 
@@ -5235,944 +6939,6 @@ void softmax(Backend& be, view<const float, 2> x, view<float, 2> y) {
 
 MOTE_END_NAMESPACE
 
-// ---- mote/quant/format.hpp
-// A block format: how a run of `block_size` numbers is stored. The struct of one block is the format, byte for byte; a
-// matrix [out, in] in format F is a view<const F, 2> of shape [out, in / block_size].
-//
-//   struct q8_0 {
-//     static constexpr std::string_view name = "q8_0";
-//     static constexpr std::size_t block_size = 32;
-//     f16 d;                                     // the stored fields, in the published order
-//     std::int8_t q[32];
-//     static q8_0 encode(const float* x);        // x[block_size]; finite values
-//     void decode(float* y) const;               // y[block_size]
-//   };
-//
-// From that alone every op works; docs/formats.md shows it with a made-up format.
-
-MOTE_BEGIN_NAMESPACE
-
-template <class F>
-concept block_format = std::is_trivially_copyable_v<F> && alignof(F) <= 2 &&
-                       requires(const F block, const float* x, float* y) {
-  { F::name } -> std::convertible_to<std::string_view>;
-  { F::block_size } -> std::convertible_to<std::size_t>;
-  { F::encode(x) } -> std::same_as<F>;
-  { block.decode(y) } -> std::same_as<void>;
-};
-
-namespace detail {
-
-// Codes of at most four bits, looked up: q[i] = code_values[code(i)].
-template <class F>
-concept table_codes = requires(const F block, std::size_t i) {
-  requires(F::code_bits >= 1 && F::code_bits <= 4);
-  { F::code_values } -> std::convertible_to<const std::array<std::int8_t, 16>&>;
-  { block.code(i) } -> std::same_as<std::uint8_t>;
-};
-
-// Wider codes are the integers themselves: q[i] = code(i).
-template <class F>
-concept signed_codes = requires(const F block, std::size_t i) {
-  requires(F::code_bits > 4 && F::code_bits <= 8);
-  { block.code(i) } -> std::same_as<std::int8_t>;
-};
-
-}  // namespace detail
-
-// A format whose elements are small integers times a scale shared by `group_size` of them, which integer dot products
-// can use without decoding:
-//
-//   value[i] = scale(i / group_size) · q[i] - min(i / group_size),    q[i] = code_values[code(i)], or code(i) if wider
-//
-// `scale_type` holds every scale exactly in the fewest bytes; a format without `min` has none to subtract.
-template <class F>
-concept integer_format = block_format<F> &&
-    (detail::table_codes<F> || detail::signed_codes<F>)&&requires(const F block, std::size_t group) {
-  { F::group_size } -> std::convertible_to<std::size_t>;
-  requires(F::block_size % F::group_size == 0);
-  { block.scale(group) } -> std::same_as<typename F::scale_type>;
-  static_cast<float>(block.scale(group));
-};
-
-// Integer formats that subtract a minimum.
-template <class F>
-concept format_with_min = integer_format<F> && requires(const F block, std::size_t group) {
-  { block.min(group) } -> std::same_as<float>;
-};
-
-// Integer formats whose scales are integers themselves: scale(g) = super_scale() · sub_scale(g), and with a minimum
-// min(g) = super_min() · sub_min(g).
-template <class F>
-concept two_level_format = integer_format<F> && requires(const F block, std::size_t group) {
-  { block.super_scale() } -> std::same_as<f16>;
-  { block.sub_scale(group) } -> std::same_as<int>;
-};
-
-// The integer q[i] of an element.
-template <integer_format F>
-int integer_value(const F& block, std::size_t i) {
-  if constexpr (detail::table_codes<F>) {
-    return F::code_values[block.code(i)];
-  } else {
-    return block.code(i);
-  }
-}
-
-// decode() spelled out by the formula above.
-template <integer_format F>
-void decode_codes(const F& block, float* y) {
-  for (std::size_t g = 0; g < F::block_size / F::group_size; ++g) {
-    const float scale = static_cast<float>(block.scale(g));
-    float min = 0.0f;
-    if constexpr (format_with_min<F>) min = block.min(g);
-    for (std::size_t i = g * F::group_size; i < (g + 1) * F::group_size; ++i) {
-      y[i] = scale * static_cast<float>(integer_value(block, i)) - min;
-    }
-  }
-}
-
-MOTE_END_NAMESPACE
-
-// ---- mote/quant/formats/bits.hpp
-// What the formats' encoders share: largest magnitudes, published roundings, saturation and nibbles.
-
-MOTE_BEGIN_NAMESPACE
-
-namespace detail {
-
-inline constexpr float largest_f16 = 65504.0f;
-
-inline f16 saturated_f16(float x) { return f16(std::clamp(x, -largest_f16, largest_f16)); }
-
-// 1 / x, and 0 where that would not be finite.
-inline float finite_inverse(float x) { return std::fabs(x) < 0x1p-126f ? 0.0f : 1.0f / x; }
-
-// max |x[i]|. As integers, because those maxima are vectorized under strict floating-point rules.
-inline float largest_magnitude(const float* x, std::size_t n) {
-  std::int32_t largest = 0;
-  for (std::size_t i = 0; i < n; ++i) {
-    largest = std::max(largest, static_cast<std::int32_t>(bit_cast<std::uint32_t>(x[i]) & 0x7FFFFFFFu));
-  }
-  return bit_cast<float>(largest);
-}
-
-// The first element of largest magnitude.
-inline float largest_element(const float* x, std::size_t n) {
-  const float magnitude = largest_magnitude(x, n);
-  std::size_t i = 0;
-  while (i + 1 < n && std::fabs(x[i]) != magnitude) ++i;
-  return x[i];
-}
-
-// Nearest integer, halves away from zero. |x| < 2^30.
-inline int round_half_away(float x) {
-  const int whole = static_cast<int>(x);
-  const float rest = x - static_cast<float>(whole);
-  return whole + (rest >= 0.5f ? 1 : 0) - (rest <= -0.5f ? 1 : 0);
-}
-
-// y = x · factor, each product rounded to float32: compilers may not fuse it with what the caller adds to it.
-template <std::size_t N>
-void rounded_products(const float* x, float factor, float (&y)[N]) {
-  for (std::size_t i = 0; i < N; ++i) y[i] = x[i] * factor;
-  asm("" : "+m"(y));
-}
-
-// The e2m1 codes nearest to x, the numbers doubled: 0, 1, 2, 3, 4, 6, 8, 12 times `unit`. Of two as near the smaller;
-// zero has no sign.
-template <std::size_t N>
-void nearest_e2m1(const float* x, float unit, std::uint8_t (&codes)[N]) {
-  std::int32_t magnitude_codes[N] = {};
-  for (const float middle : {0.5f, 1.5f, 2.5f, 3.5f, 5.0f, 7.0f, 10.0f}) {
-    for (std::size_t i = 0; i < N; ++i) magnitude_codes[i] += std::fabs(x[i]) > middle * unit ? 1 : 0;
-  }
-  for (std::size_t i = 0; i < N; ++i) {
-    codes[i] = static_cast<std::uint8_t>(magnitude_codes[i] + (x[i] < 0.0f && magnitude_codes[i] > 0 ? 8 : 0));
-  }
-}
-
-// Twice the e2m1 numbers, ascending.
-inline constexpr std::array<std::int8_t, 15> e2m1_numbers = {-12, -8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8, 12};
-
-// Four-bit codes of 32 elements: byte i holds element i low, element i + 16 high.
-inline std::uint8_t nibble(const std::uint8_t (&bytes)[16], std::size_t i) {
-  return i < 16 ? bytes[i] & 15u : static_cast<std::uint8_t>(bytes[i - 16] >> 4);
-}
-inline void pack_nibbles(const std::uint8_t (&codes)[32], std::uint8_t (&bytes)[16]) {
-  for (std::size_t i = 0; i < 16; ++i) bytes[i] = static_cast<std::uint8_t>(codes[i] | (codes[i + 16] << 4));
-}
-
-}  // namespace detail
-
-MOTE_END_NAMESPACE
-
-// ---- mote/quant/formats/iq4_nl.hpp
-// GGUF IQ4_NL: 32 numbers of a table that is denser near zero, and their scale, 18 bytes. value = d · T[code].
-//
-//   encode: the scale of least squared error among those that put the largest element at or near either end of T
-
-// ---- mote/quant/formats/search.hpp
-// Scales that lose least: encoders of formats without a published rule try several ways to round a group of elements to
-// its integers q, and take for each the scale (and minimum) of least squared error, which has a closed form.
-
-MOTE_BEGIN_NAMESPACE
-
-namespace detail {
-
-using search_batch = batch<float, default_arch>;
-
-// A magnitude below half of the smallest f16: every format here stores zero for it.
-inline constexpr float negligible = 0x1p-25f;
-
-// q = the integer in [0, largest] nearest to (x + min) / scale.
-struct affine_round {
-  float inverse, min, largest;
-  search_batch operator()(const search_batch& x) const {
-    const search_batch q = xsimd::nearbyint((x + search_batch(min)) * search_batch(inverse));
-    return xsimd::min(xsimd::max(q, search_batch(0.0f)), search_batch(largest));
-  }
-};
-
-// q = the integer in [-largest - 1, largest] nearest to x / scale.
-struct integer_round {
-  float inverse, largest;
-  search_batch operator()(const search_batch& x) const {
-    const search_batch q = xsimd::nearbyint(x * search_batch(inverse));
-    return xsimd::min(xsimd::max(q, search_batch(-largest - 1.0f)), search_batch(largest));
-  }
-};
-
-// q = the number of an ascending table nearest to x / scale.
-template <std::size_t Size>
-struct table_round {
-  const std::array<std::int8_t, Size>& table;
-  float inverse;
-  search_batch operator()(const search_batch& x) const {
-    const search_batch scaled = x * search_batch(inverse);
-    search_batch q(table[0]);
-    for (std::size_t i = 1; i < Size; ++i) {
-      const search_batch middle(0.5f * static_cast<float>(table[i - 1] + table[i]));
-      q = xsimd::select(scaled > middle, search_batch(table[i]), q);
-    }
-    return q;
-  }
-};
-
-// The index of the number nearest to x.
-template <std::size_t Size>
-std::uint8_t nearest_code(const std::array<std::int8_t, Size>& table, float x) {
-  int code = 0;
-  for (std::size_t i = 1; i < Size; ++i) code += x > 0.5f * static_cast<float>(table[i - 1] + table[i]) ? 1 : 0;
-  return static_cast<std::uint8_t>(code);
-}
-
-struct code_sums {
-  float q = 0, qq = 0, xq = 0;
-};
-
-// Σ q, Σ q², Σ x q over N elements.
-template <std::size_t N, class Round>
-code_sums sums_of(const float* x, const Round& round) {
-  search_batch q_sum(0.0f), qq(0.0f), xq(0.0f);
-  for (std::size_t i = 0; i < N; i += search_batch::size) {
-    const auto v = search_batch::load_unaligned(x + i);
-    const search_batch q = round(v);
-    q_sum += q;
-    qq = fused_multiply_add<default_arch>(q, q, qq);
-    xq = fused_multiply_add<default_arch>(v, q, xq);
-  }
-  return {sum<default_arch>(q_sum), sum<default_arch>(qq), sum<default_arch>(xq)};
-}
-
-struct code_error {
-  float error = 0, q = 0;
-};
-
-// Σ (scale · q - min - x)² and Σ q.
-template <std::size_t N, class Round>
-code_error error_of(const float* x, float scale, float min, const Round& round) {
-  search_batch error(0.0f), q_sum(0.0f);
-  for (std::size_t i = 0; i < N; i += search_batch::size) {
-    const auto v = search_batch::load_unaligned(x + i);
-    const search_batch q = round(v);
-    const search_batch r = search_batch(scale) * q - search_batch(min) - v;
-    error = fused_multiply_add<default_arch>(r, r, error);
-    q_sum += q;
-  }
-  return {sum<default_arch>(error), sum<default_arch>(q_sum)};
-}
-
-// The scale of least squared error whose codes are those of one of the scales x_peak / peak, x_peak being the element of
-// largest magnitude: it is either sign's largest code, or lies a little inside or outside.
-template <std::size_t N, class MakeRound>
-float fit_scale(const float* x, std::initializer_list<float> peaks, const MakeRound& round) {
-  const float inverse = finite_inverse(largest_element(x, N));
-  float best = 0.0f, best_gain = 0.0f;
-  for (const float peak : peaks) {
-    const auto s = sums_of<N>(x, round(peak * inverse));
-    if (s.xq * s.xq > best_gain * s.qq) {
-      best = s.xq / s.qq;
-      best_gain = s.xq * best;
-    }
-  }
-  return best;
-}
-
-struct affine {
-  float scale = 0, min = 0;
-};
-
-// The scale >= 0 and min >= 0 whose codes 0..largest reproduce x best, over several ranges that clip none, some or no
-// more than the outermost elements.
-template <std::size_t N>
-affine fit_affine(const float* x, float largest) {
-  const float low = std::min(0.0f, *std::min_element(x, x + N)), high = *std::max_element(x, x + N);
-  if (!(high - low > 0.0f)) return {0.0f, -low};
-  // Relative to `low`: sums of x itself would cancel where all elements lie far from zero.
-  float z[N], z_sum = 0.0f;
-  for (std::size_t i = 0; i < N; ++i) z_sum += z[i] = x[i] - low;
-  affine best{0.0f, -low};
-  float best_error = 0.0f;
-  for (int step = -10; step <= 10; step += 2) {
-    const float inverse = (largest + 0.1f * static_cast<float>(step)) / (high - low);
-    const auto s = sums_of<N>(z, affine_round{inverse, 0.0f, largest});
-    const float n = static_cast<float>(N), determinant = n * s.qq - s.q * s.q;
-    float scale = (n * s.xq - z_sum * s.q) / determinant;
-    float min = (scale * s.q - z_sum) / n;
-    if (!(determinant > 0.0f && min >= low)) {
-      min = low;
-      scale = s.qq > 0.0f ? (s.xq + low * s.q) / s.qq : 0.0f;
-    }
-    const float error = scale * scale * s.qq + n * min * min + 2.0f * (min * z_sum - scale * (min * s.q + s.xq));
-    if (error < best_error) {
-      best_error = error;
-      best = {scale, min - low};
-    }
-  }
-  return best;
-}
-
-}  // namespace detail
-
-MOTE_END_NAMESPACE
-
-// ---- mote/quant/formats/iq4_nl.hpp
-MOTE_BEGIN_NAMESPACE
-
-struct iq4_nl {
-  static constexpr std::string_view name = "iq4_nl";
-  static constexpr std::size_t block_size = 32, group_size = 32;
-  static constexpr int code_bits = 4;
-  static constexpr std::array<std::int8_t, 16> code_values = {-127, -104, -83, -65, -49, -35, -22, -10,
-                                                              1,    13,   25,  38,  53,  69,  89,  113};
-  using scale_type = f16;
-
-  f16 d;
-  std::uint8_t q[16];  // byte i: element i low, element i + 16 high
-
-  std::uint8_t code(std::size_t i) const { return detail::nibble(q, i); }
-  f16 scale(std::size_t) const { return d; }
-
-  static iq4_nl encode(const float* values) {
-    constexpr float limit = 127.0f * detail::largest_f16;
-    float x[block_size];
-    for (std::size_t i = 0; i < block_size; ++i) x[i] = std::clamp(values[i], -limit, limit);
-    iq4_nl block{};
-    if (detail::largest_magnitude(x, block_size) >= detail::negligible) {
-      const auto round = [](float inverse) { return detail::table_round<16>{code_values, inverse}; };
-      const auto error = [&](f16 scale) {
-        const float s = static_cast<float>(scale);
-        return detail::error_of<block_size>(x, s, 0.0f, round(detail::finite_inverse(s))).error;
-      };
-      const f16 fitted = detail::saturated_f16(detail::fit_scale<block_size>(
-          x, {-127, -123, -119, -115, -111, -107, -131, -135, 113, 109, 105, 101, 97, 117, 121}, round));
-      const f16 plain = detail::saturated_f16(detail::largest_element(x, block_size) / -127.0f);
-      block.d = error(plain) < error(fitted) ? plain : fitted;
-    }
-    const float inverse = detail::finite_inverse(static_cast<float>(block.d));
-    std::uint8_t codes[block_size];
-    for (std::size_t i = 0; i < block_size; ++i) codes[i] = detail::nearest_code(code_values, x[i] * inverse);
-    detail::pack_nibbles(codes, block.q);
-    return block;
-  }
-
-  void decode(float* y) const { decode_codes(*this, y); }
-};
-static_assert(integer_format<iq4_nl> && sizeof(iq4_nl) == 18);
-
-MOTE_END_NAMESPACE
-
-// ---- mote/quant/formats/mxfp4.hpp
-// MXFP4 as GGUF stores it: 32 e2m1 numbers and a power of two, 17 bytes. value = e2m1(code) · 2^(e - 127).
-//
-//   encode: e - 127 = ⌊log2 amax⌋ - 2, at least -127; the nearest code, the first of two as near
-//
-// The safetensors layout of the same numbers is in quant/microscaling.hpp. Source: OCP Microscaling Formats v1.0.
-
-MOTE_BEGIN_NAMESPACE
-
-struct mxfp4 {
-  static constexpr std::string_view name = "mxfp4";
-  static constexpr std::size_t block_size = 32, group_size = 32;
-  static constexpr int code_bits = 4;
-  // Twice the e2m1 number, so that it is an integer; the scale is halved instead.
-  static constexpr std::array<std::int8_t, 16> code_values = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
-  using scale_type = float;
-
-  f8_e8m0 e;
-  std::uint8_t q[16];  // byte i: element i low, element i + 16 high
-
-  std::uint8_t code(std::size_t i) const { return detail::nibble(q, i); }
-  // 2^(e - 128); the smallest two are float32 subnormals.
-  float scale(std::size_t) const {
-    return detail::bit_cast<float>(e.bits < 2 ? 0x200000u << e.bits : static_cast<std::uint32_t>(e.bits - 1) << 23);
-  }
-
-  static mxfp4 encode(const float* x) {
-    mxfp4 block;
-    const std::uint8_t exponent = f8_e8m0(detail::largest_magnitude(x, block_size)).bits;
-    block.e = f8_e8m0::from_bits(exponent > 2 ? static_cast<std::uint8_t>(exponent - 2) : std::uint8_t{0});
-    std::uint8_t codes[block_size];
-    detail::nearest_e2m1(x, block.scale(0), codes);
-    detail::pack_nibbles(codes, block.q);
-    return block;
-  }
-
-  void decode(float* y) const { decode_codes(*this, y); }
-};
-static_assert(integer_format<mxfp4> && sizeof(mxfp4) == 17);
-
-MOTE_END_NAMESPACE
-
-// ---- mote/quant/formats/nvfp4.hpp
-// NVFP4 as GGUF stores it: 64 e2m1 numbers in 4 groups of 16, each with an unsigned e4m3 scale, 36 bytes.
-// value = e2m1(code) · e4m3(scale); scale codes 0 and 0x7F mean 0.
-//
-//   encode: for each group the scale of least squared error around amax / 6; the nearest code, the first of two as near
-//
-// The safetensors layout, with a scale of the whole tensor, is in quant/microscaling.hpp. Source: NVIDIA's NVFP4.
-
-MOTE_BEGIN_NAMESPACE
-
-struct nvfp4 {
-  static constexpr std::string_view name = "nvfp4";
-  static constexpr std::size_t block_size = 64, group_size = 16;
-  static constexpr int code_bits = 4;
-  static constexpr std::array<std::int8_t, 16> code_values = mxfp4::code_values;  // twice e2m1
-  using scale_type = float;
-
-  std::uint8_t scales[4];
-  std::uint8_t q[32];  // byte 8 g + i: element 16 g + i low, element 16 g + 8 + i high
-
-  std::uint8_t code(std::size_t i) const {
-    const unsigned byte = q[i / 16 * 8 + i % 8];
-    return static_cast<std::uint8_t>(i / 8 % 2 == 0 ? byte & 15u : byte >> 4);
-  }
-  float scale(std::size_t g) const { return half_e4m3(scales[g]); }
-
-  static nvfp4 encode(const float* values) {
-    constexpr float limit = 6.0f * 448.0f;
-    nvfp4 block{};
-    for (std::size_t g = 0; g < 4; ++g) {
-      float x[group_size];
-      for (std::size_t i = 0; i < group_size; ++i) x[i] = std::clamp(values[g * group_size + i], -limit, limit);
-      const int nearest = f8_e4m3(detail::largest_magnitude(x, group_size) / 6.0f).bits;
-      float best = -1.0f;
-      for (int code = std::max(nearest - 4, 0); code <= std::min(nearest + 4, 0x7E); ++code) {
-        const float unit = half_e4m3(static_cast<std::uint8_t>(code));
-        const detail::table_round<15> round{detail::e2m1_numbers, detail::finite_inverse(unit)};
-        const float error = detail::error_of<group_size>(x, unit, 0.0f, round).error;
-        if (best >= 0.0f && error >= best) continue;
-        best = error;
-        block.scales[g] = static_cast<std::uint8_t>(code);
-      }
-      std::uint8_t codes[group_size];
-      detail::nearest_e2m1(x, block.scale(g), codes);
-      for (std::size_t i = 0; i < 8; ++i) block.q[g * 8 + i] = static_cast<std::uint8_t>(codes[i] | codes[i + 8] << 4);
-    }
-    return block;
-  }
-
-  void decode(float* y) const { decode_codes(*this, y); }
-
- private:
-  static float half_e4m3(std::uint8_t code) {
-    return code == 0x7F ? 0.0f : 0.5f * detail::expand_magnitude<3, 7>(code & 0x7Fu);
-  }
-};
-static_assert(integer_format<nvfp4> && sizeof(nvfp4) == 36);
-
-MOTE_END_NAMESPACE
-
-// ---- mote/quant/formats/q4_0.hpp
-// GGUF Q4_0: 32 integers in [-8, 7] and their scale, 18 bytes. value = d · (code - 8).
-//
-//   encode: d = (the value of largest magnitude) / -8, code = min(15, ⌊x / d + 8.5⌋), with d still in float32
-
-MOTE_BEGIN_NAMESPACE
-
-struct q4_0 {
-  static constexpr std::string_view name = "q4_0";
-  static constexpr std::size_t block_size = 32, group_size = 32;
-  static constexpr int code_bits = 4;
-  static constexpr std::array<std::int8_t, 16> code_values = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
-  using scale_type = f16;
-
-  f16 d;
-  std::uint8_t q[16];  // byte i: element i low, element i + 16 high
-
-  std::uint8_t code(std::size_t i) const { return detail::nibble(q, i); }
-  f16 scale(std::size_t) const { return d; }
-
-  static q4_0 encode(const float* x) {
-    const float scale =
-        std::clamp(detail::largest_element(x, block_size) / -8.0f, -detail::largest_f16, detail::largest_f16);
-    float scaled[block_size];
-    detail::rounded_products(x, detail::finite_inverse(scale), scaled);
-    std::uint8_t codes[block_size];
-    for (std::size_t i = 0; i < block_size; ++i) {
-      codes[i] = static_cast<std::uint8_t>(std::clamp(scaled[i] + 8.5f, 0.0f, 15.0f));
-    }
-    q4_0 block;
-    block.d = f16(scale);
-    detail::pack_nibbles(codes, block.q);
-    return block;
-  }
-
-  void decode(float* y) const { decode_codes(*this, y); }
-};
-static_assert(integer_format<q4_0> && sizeof(q4_0) == 18);
-
-MOTE_END_NAMESPACE
-
-// ---- mote/quant/formats/q4_k.hpp
-// GGUF Q4_K: 256 elements in 8 groups of 32, each with a six-bit scale and minimum, 144 bytes.
-// value = d · scale[group] · code - dmin · min[group].
-//
-//   encode: scale and min of least squared error for each group; then, with d and dmin rounded, the best of the integer
-//   scales and minima nearby; then d and dmin of least squared error for those integers
-
-// ---- mote/quant/formats/search_q4_k.hpp
-// The search behind q4_k::encode.
-
-MOTE_BEGIN_NAMESPACE
-
-namespace detail {
-
-struct q4_k_fit {
-  static constexpr std::size_t groups = 8, group_size = 32, size = groups * group_size;
-  f16 d, dmin;
-  std::uint8_t scale[groups], min[groups], codes[size];
-};
-
-// The f16 nearest to x >= 0; not zero unless x is: then no integer scale could save the group.
-inline f16 positive_f16(float x) {
-  const f16 y = saturated_f16(x);
-  return y.bits == 0 && x > 0.0f ? f16::from_bits(1) : y;
-}
-
-inline int six_bits(float x) { return static_cast<int>(std::clamp(x + 0.5f, 0.0f, 63.0f)); }
-
-// Chooses scale[g] and min[g] around `target`, with d and dmin given; returns the group's squared error.
-inline float fit_group(const float* x, std::size_t g, const affine& target, q4_k_fit& fit) {
-  constexpr float n = q4_k_fit::group_size;
-  const float d = static_cast<float>(fit.d), dmin = static_cast<float>(fit.dmin);
-  const float inverse_dmin = finite_inverse(dmin);
-  float x_sum = 0.0f;
-  for (std::size_t i = 0; i < q4_k_fit::group_size; ++i) x_sum += x[i];
-  float best = -1.0f;
-  // Takes this pair if it is the best so far; returns the minimum that suits its codes best.
-  const auto consider = [&](int scale, int min) {
-    const float s = d * static_cast<float>(scale), m = dmin * static_cast<float>(min);
-    const auto result = error_of<q4_k_fit::group_size>(x, s, m, affine_round{finite_inverse(s), m, 15.0f});
-    if (best < 0.0f || result.error < best) {
-      best = result.error;
-      fit.scale[g] = static_cast<std::uint8_t>(scale);
-      fit.min[g] = static_cast<std::uint8_t>(min);
-    }
-    return six_bits((s * result.q - x_sum) / n * inverse_dmin);
-  };
-  const int scale = six_bits(target.scale * finite_inverse(d)), min = six_bits(target.min * inverse_dmin);
-  for (int s = std::max(scale - 1, 0); s <= std::min(scale + 1, 63); ++s) {
-    const int centre = consider(s, min);
-    for (int m = std::max(centre - 1, 0); m <= std::min(centre + 1, 63); ++m) {
-      if (m != min) consider(s, m);
-    }
-  }
-  return best;
-}
-
-// d and dmin of least squared error for the integers chosen: Σ (d a - dmin b - x)², a = scale · code, b = min.
-inline affine refit_super_scales(const float* x, const q4_k_fit& fit) {
-  float aa = 0, ab = 0, bb = 0, ax = 0, bx = 0;
-  for (std::size_t g = 0; g < q4_k_fit::groups; ++g) {
-    const float* group = x + g * q4_k_fit::group_size;
-    const float scale = fit.scale[g], min = fit.min[g];
-    const float s = static_cast<float>(fit.d) * scale, m = static_cast<float>(fit.dmin) * min;
-    const auto sums = sums_of<q4_k_fit::group_size>(group, affine_round{finite_inverse(s), m, 15.0f});
-    float x_sum = 0.0f;
-    for (std::size_t i = 0; i < q4_k_fit::group_size; ++i) x_sum += group[i];
-    aa += scale * scale * sums.qq;
-    ab += scale * min * sums.q;
-    bb += min * min * static_cast<float>(q4_k_fit::group_size);
-    ax += scale * sums.xq;
-    bx += min * x_sum;
-  }
-  const float determinant = aa * bb - ab * ab;
-  if (determinant > 1e-6f * aa * bb) return {(ax * bb - ab * bx) / determinant, (ab * ax - aa * bx) / determinant};
-  return {aa > 0.0f ? ax / aa : 0.0f, 0.0f};
-}
-
-inline q4_k_fit fit_q4_k(const float* values) {
-  constexpr std::size_t groups = q4_k_fit::groups, group_size = q4_k_fit::group_size;
-  constexpr float limit = 63.0f * 15.0f * largest_f16;
-  q4_k_fit fit{};
-  if (largest_magnitude(values, q4_k_fit::size) < negligible) return fit;
-  float x[q4_k_fit::size];
-  for (std::size_t i = 0; i < q4_k_fit::size; ++i) x[i] = std::clamp(values[i], -limit, limit);
-
-  affine target[groups];
-  affine largest;
-  for (std::size_t g = 0; g < groups; ++g) {
-    target[g] = fit_affine<group_size>(x + g * group_size, 15.0f);
-    largest.scale = std::max(largest.scale, target[g].scale);
-    largest.min = std::max(largest.min, target[g].min);
-  }
-  float error = -1.0f;
-  const auto consider = [&](const affine& super) {
-    q4_k_fit other = fit;
-    other.d = positive_f16(super.scale);
-    other.dmin = positive_f16(super.min);
-    float other_error = 0.0f;
-    for (std::size_t g = 0; g < groups; ++g) other_error += fit_group(x + g * group_size, g, target[g], other);
-    const bool better = error < 0.0f || other_error < error;
-    if (better) {
-      fit = other;
-      error = other_error;
-    }
-    return better;
-  };
-  // The largest integers that the groups may use.
-  for (const float top : {63.0f, 61.0f, 58.0f}) consider({largest.scale / top, largest.min / top});
-  for (int round = 0; round < 2; ++round) {
-    const affine super = refit_super_scales(x, fit);
-    if (!(super.scale > 0.0f && super.min >= 0.0f && consider(super))) break;
-  }
-
-  for (std::size_t g = 0; g < groups; ++g) {
-    const float scale = static_cast<float>(fit.d) * fit.scale[g], min = static_cast<float>(fit.dmin) * fit.min[g];
-    const float inverse = finite_inverse(scale);
-    for (std::size_t i = g * group_size; i < (g + 1) * group_size; ++i) {
-      fit.codes[i] = static_cast<std::uint8_t>(std::clamp((x[i] + min) * inverse + 0.5f, 0.0f, 15.0f));
-    }
-  }
-  return fit;
-}
-
-}  // namespace detail
-
-MOTE_END_NAMESPACE
-
-// ---- mote/quant/formats/q4_k.hpp
-MOTE_BEGIN_NAMESPACE
-
-struct q4_k {
-  static constexpr std::string_view name = "q4_k";
-  static constexpr std::size_t block_size = 256, group_size = 32;
-  static constexpr int code_bits = 4;
-  static constexpr std::array<std::int8_t, 16> code_values = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  using scale_type = float;
-
-  f16 d, dmin;
-  std::uint8_t scales[12];  // bytes 0-3: six bits of scales 0-3, 4-7: of minima 0-3, 8-11: low nibbles of scales
-                            // (low) and minima (high) 4-7, whose upper two bits top the bytes 0-7
-  std::uint8_t q[128];      // byte 32 p + i: element 64 p + i low, element 64 p + 32 + i high
-
-  std::uint8_t code(std::size_t i) const {
-    const unsigned byte = q[i / 64 * 32 + i % 32];
-    return static_cast<std::uint8_t>(i / 32 % 2 == 0 ? byte & 15u : byte >> 4);
-  }
-  f16 super_scale() const { return d; }
-  f16 super_min() const { return dmin; }
-  int sub_scale(std::size_t g) const {
-    return g < 4 ? scales[g] & 63 : (scales[g + 4] & 15) | (scales[g - 4] >> 6 << 4);
-  }
-  int sub_min(std::size_t g) const { return g < 4 ? scales[g + 4] & 63 : (scales[g + 4] >> 4) | (scales[g] >> 6 << 4); }
-  float scale(std::size_t g) const { return static_cast<float>(d) * static_cast<float>(sub_scale(g)); }
-  float min(std::size_t g) const { return static_cast<float>(dmin) * static_cast<float>(sub_min(g)); }
-
-  static q4_k encode(const float* x) {
-    const detail::q4_k_fit fit = detail::fit_q4_k(x);
-    q4_k block{};
-    block.d = fit.d;
-    block.dmin = fit.dmin;
-    for (std::size_t g = 0; g < 4; ++g) {
-      const unsigned scale = fit.scale[g + 4], min = fit.min[g + 4];
-      block.scales[g] = static_cast<std::uint8_t>(fit.scale[g] | (scale >> 4 << 6));
-      block.scales[g + 4] = static_cast<std::uint8_t>(fit.min[g] | (min >> 4 << 6));
-      block.scales[g + 8] = static_cast<std::uint8_t>((scale & 15u) | (min & 15u) << 4);
-    }
-    for (std::size_t i = 0; i < block_size; ++i) {
-      block.q[i / 64 * 32 + i % 32] |= static_cast<std::uint8_t>(fit.codes[i] << (i / 32 % 2 * 4));
-    }
-    return block;
-  }
-
-  void decode(float* y) const { decode_codes(*this, y); }
-};
-static_assert(format_with_min<q4_k> && two_level_format<q4_k> && sizeof(q4_k) == 144);
-
-MOTE_END_NAMESPACE
-
-// ---- mote/quant/formats/q5_0.hpp
-// GGUF Q5_0: 32 integers in [-16, 15] and their scale, 22 bytes. value = d · (code - 16).
-//
-//   encode: d = (the value of largest magnitude) / -16, code = min(31, ⌊x / d + 16.5⌋), with d still in float32
-
-MOTE_BEGIN_NAMESPACE
-
-struct q5_0 {
-  static constexpr std::string_view name = "q5_0";
-  static constexpr std::size_t block_size = 32, group_size = 32;
-  static constexpr int code_bits = 5;
-  using scale_type = f16;
-
-  f16 d;
-  std::uint8_t high[4];  // bit i: bit 4 of element i
-  std::uint8_t q[16];    // byte i: element i low, element i + 16 high
-
-  std::int8_t code(std::size_t i) const {
-    const int top = high[i / 8] >> (i % 8) & 1;
-    return static_cast<std::int8_t>((detail::nibble(q, i) | (top << 4)) - 16);
-  }
-  f16 scale(std::size_t) const { return d; }
-
-  static q5_0 encode(const float* x) {
-    const float scale =
-        std::clamp(detail::largest_element(x, block_size) / -16.0f, -detail::largest_f16, detail::largest_f16);
-    float scaled[block_size];
-    detail::rounded_products(x, detail::finite_inverse(scale), scaled);
-    q5_0 block{};
-    block.d = f16(scale);
-    std::uint8_t low[block_size];
-    for (std::size_t i = 0; i < block_size; ++i) {
-      const auto code = static_cast<unsigned>(std::clamp(scaled[i] + 16.5f, 0.0f, 31.0f));
-      low[i] = static_cast<std::uint8_t>(code & 15u);
-      block.high[i / 8] |= static_cast<std::uint8_t>((code >> 4) << (i % 8));
-    }
-    detail::pack_nibbles(low, block.q);
-    return block;
-  }
-
-  void decode(float* y) const { decode_codes(*this, y); }
-};
-static_assert(integer_format<q5_0> && sizeof(q5_0) == 22);
-
-MOTE_END_NAMESPACE
-
-// ---- mote/quant/formats/q6_k.hpp
-// GGUF Q6_K: 256 integers in [-32, 31] in 16 groups of 16, each with an int8 scale, 210 bytes.
-// value = d · scale[group] · q.
-//
-//   encode: the scale of least squared error for each group; then, with d rounded, the best of the integer scales nearby;
-//   then d of least squared error for those integers
-
-// ---- mote/quant/formats/search_q6_k.hpp
-// The search behind q6_k::encode.
-
-MOTE_BEGIN_NAMESPACE
-
-namespace detail {
-
-struct q6_k_fit {
-  static constexpr std::size_t groups = 16, group_size = 16, size = groups * group_size;
-  f16 d;
-  std::int8_t scale[groups], codes[size];
-};
-
-// Chooses every scale[g] around `target` for fit.d and returns the block's squared error.
-inline float fit_groups(const float* x, const float (&target)[q6_k_fit::groups], q6_k_fit& fit) {
-  const float d = static_cast<float>(fit.d), inverse = finite_inverse(d);
-  float total = 0.0f;
-  for (std::size_t g = 0; g < q6_k_fit::groups; ++g) {
-    const int nearest = round_half_away(std::clamp(target[g] * inverse, -128.0f, 127.0f));
-    float best = -1.0f;
-    for (int scale = std::max(nearest - 1, -128); scale <= std::min(nearest + 1, 127); ++scale) {
-      const float s = d * static_cast<float>(scale);
-      const integer_round round{finite_inverse(s), 31.0f};
-      const float error = error_of<q6_k_fit::group_size>(x + g * q6_k_fit::group_size, s, 0.0f, round).error;
-      if (best >= 0.0f && error >= best) continue;
-      best = error;
-      fit.scale[g] = static_cast<std::int8_t>(scale);
-    }
-    total += best;
-  }
-  return total;
-}
-
-// d of least squared error for the integers chosen.
-inline float refit_super_scale(const float* x, const q6_k_fit& fit) {
-  float aa = 0.0f, ax = 0.0f;
-  for (std::size_t g = 0; g < q6_k_fit::groups; ++g) {
-    const float scale = fit.scale[g];
-    const integer_round round{finite_inverse(static_cast<float>(fit.d) * scale), 31.0f};
-    const auto sums = sums_of<q6_k_fit::group_size>(x + g * q6_k_fit::group_size, round);
-    aa += scale * scale * sums.qq;
-    ax += scale * sums.xq;
-  }
-  return aa > 0.0f ? ax / aa : 0.0f;
-}
-
-inline q6_k_fit fit_q6_k(const float* values) {
-  constexpr std::size_t groups = q6_k_fit::groups, group_size = q6_k_fit::group_size;
-  constexpr float limit = 128.0f * 32.0f * largest_f16;
-  q6_k_fit fit{};
-  if (largest_magnitude(values, q6_k_fit::size) < negligible) return fit;
-  float x[q6_k_fit::size];
-  for (std::size_t i = 0; i < q6_k_fit::size; ++i) x[i] = std::clamp(values[i], -limit, limit);
-
-  float target[groups];
-  for (std::size_t g = 0; g < groups; ++g) {
-    const auto round = [](float inverse) { return integer_round{inverse, 31.0f}; };
-    target[g] = fit_scale<group_size>(
-        x + g * group_size, {-32.0f, -31.75f, -31.5f, -31.25f, -32.25f, -32.5f, -33.0f, 31.0f, 31.25f, 31.5f}, round);
-  }
-  const float largest = largest_element(target, groups);
-  float error = -1.0f;
-  const auto consider = [&](float super) {
-    q6_k_fit other = fit;
-    other.d = saturated_f16(super);
-    if (other.d.bits << 1 == 0) other.d.bits |= 1;  // no integer scale could save the block
-    const float other_error = fit_groups(x, target, other);
-    const bool better = error < 0.0f || other_error < error;
-    if (better) {
-      fit = other;
-      error = other_error;
-    }
-    return better;
-  };
-  // The largest integers that the groups may use.
-  for (const float top : {-128.0f, -126.0f, -123.0f, 127.0f}) consider(largest / top);
-  consider(refit_super_scale(x, fit));
-
-  for (std::size_t g = 0; g < groups; ++g) {
-    const float inverse = finite_inverse(static_cast<float>(fit.d) * fit.scale[g]);
-    for (std::size_t i = g * group_size; i < (g + 1) * group_size; ++i) {
-      fit.codes[i] = static_cast<std::int8_t>(round_half_away(std::clamp(x[i] * inverse, -32.0f, 31.0f)));
-    }
-  }
-  return fit;
-}
-
-}  // namespace detail
-
-MOTE_END_NAMESPACE
-
-// ---- mote/quant/formats/q6_k.hpp
-MOTE_BEGIN_NAMESPACE
-
-struct q6_k {
-  static constexpr std::string_view name = "q6_k";
-  static constexpr std::size_t block_size = 256, group_size = 16;
-  static constexpr int code_bits = 6;
-  using scale_type = float;
-
-  // Half h, i < 32: elements 128 h + i + (0, 32, 64, 96) are low nibbles of low[64 h + i], low[64 h + 32 + i], then high
-  // nibbles of the same, and from the lowest up two bits each of high[32 h + i].
-  std::uint8_t low[128], high[64];
-  std::int8_t scales[16];
-  f16 d;
-
-  std::int8_t code(std::size_t i) const {
-    const std::size_t half = i / 128, part = i / 32 % 4;
-    const int nibble = low[64 * half + i % 64] >> (part / 2 * 4) & 15;
-    const int top = high[32 * half + i % 32] >> (part * 2) & 3;
-    return static_cast<std::int8_t>((nibble | (top << 4)) - 32);
-  }
-  f16 super_scale() const { return d; }
-  int sub_scale(std::size_t g) const { return scales[g]; }
-  float scale(std::size_t g) const { return static_cast<float>(d) * static_cast<float>(scales[g]); }
-
-  static q6_k encode(const float* x) {
-    const detail::q6_k_fit fit = detail::fit_q6_k(x);
-    q6_k block{};
-    block.d = fit.d;
-    std::copy(fit.scale, fit.scale + 16, block.scales);
-    for (std::size_t i = 0; i < block_size; ++i) {
-      const std::size_t half = i / 128, part = i / 32 % 4;
-      const auto code = static_cast<unsigned>(fit.codes[i] + 32);
-      block.low[64 * half + i % 64] |= static_cast<std::uint8_t>((code & 15u) << (part / 2 * 4));
-      block.high[32 * half + i % 32] |= static_cast<std::uint8_t>(code >> 4 << (part * 2));
-    }
-    return block;
-  }
-
-  void decode(float* y) const { decode_codes(*this, y); }
-};
-static_assert(two_level_format<q6_k> && sizeof(q6_k) == 210);
-
-MOTE_END_NAMESPACE
-
-// ---- mote/quant/formats/q8_0.hpp
-// GGUF Q8_0: 32 int8 and their scale, 34 bytes. value = d · q.
-//
-//   encode: d = amax / 127, q = round(x / d), halves away from zero, with d still in float32
-
-MOTE_BEGIN_NAMESPACE
-
-struct q8_0 {
-  static constexpr std::string_view name = "q8_0";
-  static constexpr std::size_t block_size = 32, group_size = 32;
-  static constexpr int code_bits = 8;
-  using scale_type = f16;
-
-  f16 d;
-  std::int8_t q[32];
-
-  std::int8_t code(std::size_t i) const { return q[i]; }
-  f16 scale(std::size_t) const { return d; }
-
-  static q8_0 encode(const float* x) {
-    const float scale = std::min(detail::largest_magnitude(x, block_size) / 127.0f, detail::largest_f16);
-    float scaled[block_size];
-    detail::rounded_products(x, detail::finite_inverse(scale), scaled);
-    q8_0 block;
-    block.d = f16(scale);
-    for (std::size_t i = 0; i < block_size; ++i) {
-      block.q[i] = static_cast<std::int8_t>(detail::round_half_away(std::clamp(scaled[i], -127.0f, 127.0f)));
-    }
-    return block;
-  }
-
-  void decode(float* y) const { decode_codes(*this, y); }
-};
-static_assert(integer_format<q8_0> && sizeof(q8_0) == 34);
-
-MOTE_END_NAMESPACE
-
-// ---- mote/quant/formats.hpp
-// Every block format, one after another.
-
-MOTE_BEGIN_NAMESPACE
-
-template <class... Types>
-struct type_list {};
-
-using formats = type_list<q8_0, q4_0, q5_0, q4_k, q6_k, iq4_nl, mxfp4, nvfp4>;
-
-// f.template operator()<F>() for each F of the list, in order: for_each_format([]<class F>() { … });
-template <class Function, class... F>
-void for_each_format(Function&& f, type_list<F...>) {
-  (f.template operator()<F>(), ...);
-}
-template <class Function>
-void for_each_format(Function&& f) {
-  for_each_format(f, formats{});
-}
-
-MOTE_END_NAMESPACE
-
 // ---- mote/quant/fp8.hpp
 // fp8 as DeepSeek-V3 stores it: e4m3 with a float32 scale for each 128×128 block of a weight, and for each run of 128
 // channels of an activation. Blocks at the edges are partial.
@@ -6366,7 +7132,7 @@ MOTE_BEGIN_NAMESPACE
 // zeros keep their sign.
 inline mxfp4 encode_mx(const float* x) {
   mxfp4 block = mxfp4::encode(x);
-  const float unit = 2.0f * block.scale(0);
+  const float unit = static_cast<float>(block.e);
   std::uint8_t codes[mxfp4::block_size];
   for (std::size_t i = 0; i < mxfp4::block_size; ++i) codes[i] = f4_e2m1(x[i] / unit).bits;
   detail::pack_nibbles(codes, block.q);

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "support/backends.hpp"
+#include "support/formats.hpp"
 #include "support/golden.hpp"
 #include "support/random.hpp"
 
@@ -65,55 +66,7 @@ std::string upper_name() {
   return name;
 }
 
-// A made-up format of 3.5 bits an element: 32 integers in [-4, 3] and their scale. docs/formats.md shows it too.
-struct int3 {
-  static constexpr std::string_view name = "int3";
-  static constexpr std::size_t block_size = 32, group_size = 32;
-  static constexpr int code_bits = 3;
-  static constexpr std::array<std::int8_t, 16> code_values = {-4, -3, -2, -1, 0, 1, 2, 3};
-  using scale_type = mote::f16;
-
-  mote::f16 d;
-  std::uint8_t low[8], high[4];  // two bits of elements 4 i .. 4 i + 3; one bit of elements 8 i .. 8 i + 7
-
-  std::uint8_t code(std::size_t i) const {
-    return static_cast<std::uint8_t>((low[i / 4] >> (i % 4 * 2) & 3) | (high[i / 8] >> (i % 8) & 1) << 2);
-  }
-  mote::f16 scale(std::size_t) const { return d; }
-
-  static int3 encode(const float* x) {
-    int3 block{};
-    block.d = mote::detail::saturated_f16(mote::detail::largest_element(x, block_size) / -4.0f);
-    const float inverse = mote::detail::finite_inverse(static_cast<float>(block.d));
-    for (std::size_t i = 0; i < block_size; ++i) {
-      const auto bits = static_cast<unsigned>(std::clamp(x[i] * inverse + 4.5f, 0.0f, 7.0f));
-      block.low[i / 4] |= static_cast<std::uint8_t>((bits & 3u) << (i % 4 * 2));
-      block.high[i / 8] |= static_cast<std::uint8_t>((bits >> 2) << (i % 8));
-    }
-    return block;
-  }
-  void decode(float* y) const { mote::decode_codes(*this, y); }
-};
-static_assert(mote::integer_format<int3> && sizeof(int3) == 14);
-
-// Every format of the library and the made-up one.
-template <class Function>
-void for_each_format(Function&& f) {
-  mote::for_each_format(f);
-  mote::for_each_format(f, mote::type_list<int3>{});
-}
-
-// A format need not be made of integers.
-struct two_halves {
-  static constexpr std::string_view name = "two_halves";
-  static constexpr std::size_t block_size = 2;
-  mote::f16 values[2];
-  static two_halves encode(const float* x) { return {mote::f16(x[0]), mote::f16(x[1])}; }
-  void decode(float* y) const {
-    for (std::size_t i = 0; i < 2; ++i) y[i] = static_cast<float>(values[i]);
-  }
-};
-static_assert(mote::block_format<two_halves> && !mote::integer_format<two_halves>);
+static_assert(mote::block_format<test::two_halves> && !mote::integer_format<test::two_halves>);
 static_assert(!mote::block_format<float> && !mote::block_format<mote::bf16>);
 static_assert(mote::format_with_min<mote::q4_k> && !mote::format_with_min<mote::q6_k>);
 static_assert(mote::two_level_format<mote::q4_k> && mote::two_level_format<mote::q6_k>);
@@ -142,7 +95,7 @@ TEST_CASE("formats: where the rule is published, encoding gives the published by
 
 TEST_CASE("formats: any bytes decode by code, scale and minimum") {
   test::random_source random(1);
-  for_each_format([&]<class F>() {
+  test::for_each_integer_format([&]<class F>() {
     INFO(F::name);
     std::vector<std::uint8_t> bytes(200 * sizeof(F));
     for (auto& b : bytes) b = static_cast<std::uint8_t>(random.below(256));
@@ -152,7 +105,7 @@ TEST_CASE("formats: any bytes decode by code, scale and minimum") {
     for (std::size_t b = 0; b < blocks.size(); ++b) {
       for (std::size_t i = 0; i < F::block_size; ++i) {
         const std::size_t group = i / F::group_size;
-        const double scale = static_cast<double>(static_cast<float>(blocks[b].scale(group)));
+        const double scale = static_cast<double>(mote::group_scale(blocks[b], group));
         double want = scale * mote::integer_value(blocks[b], i);
         if constexpr (mote::format_with_min<F>) want -= static_cast<double>(blocks[b].min(group));
         const float got = y[b * F::block_size + i];
@@ -183,7 +136,7 @@ TEST_CASE("formats: the error of a round trip") {
   };
   test::random_source random(2);
   const std::vector<float> samples[] = {random.normal(1 << 14), heavy_tailed(random, 1 << 14)};
-  for_each_format([&]<class F>() {
+  test::for_each_integer_format([&]<class F>() {
     for (std::size_t i = 0; i < 2; ++i) {
       const double error =
           std::sqrt(squared_distance(samples[i], decode(encode<F>(samples[i]))) / squared_norm(samples[i]));
@@ -202,7 +155,7 @@ TEST_CASE("formats: what a format holds is encoded as it is") {
     const auto y = decode(encode<F>(x));
     CHECK(decode(encode<F>(y)) == y);
   };
-  mote::for_each_format(exact, mote::type_list<mote::q8_0, mote::q4_0, mote::q5_0, mote::mxfp4, int3>{});
+  mote::for_each_format(exact, mote::type_list<mote::q8_0, mote::q4_0, mote::q5_0, mote::mxfp4, test::int3>{});
   // Formats with a search find a block as good, though not always the same.
   const auto close = [&]<class F>() {
     const auto y = decode(encode<F>(x));
@@ -214,7 +167,7 @@ TEST_CASE("formats: what a format holds is encoded as it is") {
 }
 
 TEST_CASE("formats: zero, constant, tiny and huge blocks") {
-  for_each_format([&]<class F>() {
+  test::for_each_integer_format([&]<class F>() {
     INFO(F::name);
     const std::size_t n = F::block_size;
     CHECK(decode(encode<F>(std::vector<float>(n))) == std::vector<float>(n));
@@ -247,7 +200,7 @@ TEST_CASE("formats: zero, constant, tiny and huge blocks") {
 
 TEST_CASE("formats: one huge element leaves the others finite") {
   test::random_source random(4);
-  for_each_format([&]<class F>() {
+  test::for_each_integer_format([&]<class F>() {
     INFO(F::name);
     auto x = random.normal(F::block_size);
     for (const float huge : {1e5f, 1e10f, -3e38f}) {
@@ -299,7 +252,8 @@ TEST_CASE("nvfp4: the search comes near the best of all scales") {
           double nearest = std::numeric_limits<double>::max();
           for (const auto t : mote::nvfp4::code_values) {
             nearest = std::min(
-                nearest, std::pow(static_cast<double>(x[16 * g + i]) - static_cast<double>(trial.scale(g)) * t, 2));
+                nearest,
+                std::pow(static_cast<double>(x[16 * g + i]) - static_cast<double>(mote::group_scale(trial, g)) * t, 2));
           }
           error += nearest;
         }
@@ -343,14 +297,15 @@ TEST_CASE("mxfp4 and nvfp4: every scale and every code") {
   for (unsigned bits = 0; bits < 256; ++bits) {
     mote::mxfp4 block{};
     block.e = mote::f8_e8m0::from_bits(static_cast<std::uint8_t>(bits));
-    CHECK(block.scale(0) == std::ldexp(1.0f, static_cast<int>(bits) - 128));
+    const float power = mote::group_scale(block, 0);
+    CHECK((bits == 255 ? std::isnan(power) : power == std::ldexp(1.0f, static_cast<int>(bits) - 128)));
     mote::nvfp4 four{};
     four.scales[2] = static_cast<std::uint8_t>(bits);
     const unsigned exponent = bits >> 3 & 15u, mantissa = bits & 7u;
     const float scale = exponent == 0
                             ? std::ldexp(static_cast<float>(mantissa), -9)
                             : std::ldexp(1.0f + static_cast<float>(mantissa) / 8.0f, static_cast<int>(exponent) - 7);
-    CHECK(four.scale(2) == (bits == 0x7F ? 0.0f : scale / 2.0f));
+    CHECK(mote::group_scale(four, 2) == (bits == 0x7F ? 0.0f : scale / 2.0f));
   }
   for (unsigned code = 0; code < 16; ++code) {
     const float value = static_cast<float>(mote::f4_e2m1::from_bits(static_cast<std::uint8_t>(code)));
@@ -369,7 +324,7 @@ TEST_CASE("mxfp4: of two codes as near the first, beyond the largest the largest
 
 TEST_CASE("quantize: rows lie apart, any number of threads, and back") {
   test::random_source random(8);
-  for_each_format([&]<class F>() {
+  test::for_each_integer_format([&]<class F>() {
     INFO(F::name);
     const std::size_t rows = 5, columns = 2 * F::block_size, gap = 2;
     const auto values = random.normal(rows * columns);

@@ -53,12 +53,8 @@ class strided_weight {
 
   // What the stored format holds, as float32.
   std::vector<float> values() const {
-    std::vector<float> all;
-    for (std::size_t n = 0; n < out_; ++n) {
-      for (std::size_t k = 0; k < in_; ++k) {
-        all.push_back(std::visit([&](const auto& m) { return mote::dequantize(m, n, k); }, weight_));
-      }
-    }
+    std::vector<float> all(out_ * in_);
+    for (std::size_t n = 0; n < out_; ++n) mote::dequantize_row(weight_, n, all.data() + n * in_);
     return all;
   }
 

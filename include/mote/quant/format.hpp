@@ -58,7 +58,8 @@ concept signed_codes = requires(const F block, std::size_t i) {
 //
 //   value[i] = scale(i / group_size) · q[i] - min(i / group_size),    q[i] = code_values[code(i)], or code(i) if wider
 //
-// `scale_type` holds every scale exactly in the fewest bytes; a format without `min` has none to subtract.
+// `scale_type` holds every scale exactly in the fewest bytes; a format without `min` has none to subtract. Where
+// code_values holds multiples of the numbers meant, a constant `F::unit` says what to multiply scales by.
 template <class F>
 concept integer_format = block_format<F> &&
     (detail::table_codes<F> || detail::signed_codes<F>)&&requires(const F block, std::size_t group) {
@@ -92,11 +93,22 @@ int integer_value(const F& block, std::size_t i) {
   }
 }
 
+// The scale of a group as float32.
+template <integer_format F>
+float group_scale(const F& block, std::size_t g) {
+  const auto scale = static_cast<float>(block.scale(g));
+  if constexpr (requires { F::unit; }) {
+    return F::unit * scale;
+  } else {
+    return scale;
+  }
+}
+
 // decode() spelled out by the formula above.
 template <integer_format F>
 void decode_codes(const F& block, float* y) {
   for (std::size_t g = 0; g < F::block_size / F::group_size; ++g) {
-    const float scale = static_cast<float>(block.scale(g));
+    const float scale = group_scale(block, g);
     float min = 0.0f;
     if constexpr (format_with_min<F>) min = block.min(g);
     for (std::size_t i = g * F::group_size; i < (g + 1) * F::group_size; ++i) {

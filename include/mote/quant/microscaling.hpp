@@ -28,7 +28,7 @@ MOTE_BEGIN_NAMESPACE
 // zeros keep their sign.
 inline mxfp4 encode_mx(const float* x) {
   mxfp4 block = mxfp4::encode(x);
-  const float unit = 2.0f * block.scale(0);
+  const float unit = static_cast<float>(block.e);
   std::uint8_t codes[mxfp4::block_size];
   for (std::size_t i = 0; i < mxfp4::block_size; ++i) codes[i] = f4_e2m1(x[i] / unit).bits;
   detail::pack_nibbles(codes, block.q);

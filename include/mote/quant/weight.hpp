@@ -1,10 +1,16 @@
-// `weight`: a matrix [out, in] in one of the formats that matmul reads. A model's layers may carry different formats; the
+// `weight`: a matrix [out, in] in one of the forms that matmul reads. A model's layers may carry different forms; the
 // variant is visited once for each matmul, never for each element. A weight does not own its memory.
+//
+//   view<const float, 2>, view<const bf16, 2>      rows as checkpoints store them
+//   int8_matrix                                    int8 with one scale for each row
+//   view<const F, 2>                               blocks of a format F as files store them, [out, in / F::block_size]
+//   packed_matrix<F>                               the same numbers in the order of the vector kernels: faster
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <string_view>
 #include <type_traits>
 #include <variant>
@@ -12,6 +18,8 @@
 #include "../core/error.hpp"
 #include "../core/types.hpp"
 #include "../core/view.hpp"
+#include "formats.hpp"
+#include "packed.hpp"
 
 MOTE_BEGIN_NAMESPACE
 
@@ -23,16 +31,88 @@ struct int8_matrix {
   view<const std::int32_t, 1> sum;   // [out]
 };
 
-using weight = std::variant<view<const float, 2>, view<const bf16, 2>, int8_matrix>;
+namespace detail {
 
-inline std::size_t out_features(const view<const float, 2>& w) { return w.extent(0); }
-inline std::size_t out_features(const view<const bf16, 2>& w) { return w.extent(0); }
+template <class List>
+struct weight_of;
+template <class... F>
+struct weight_of<type_list<F...>> {
+  using type =
+      std::variant<view<const float, 2>, view<const bf16, 2>, int8_matrix, view<const F, 2>..., packed_matrix<F>...>;
+};
+
+// Columns that one element of a row stands for.
+template <class T>
+inline constexpr std::size_t columns_of = 1;
+template <block_format F>
+inline constexpr std::size_t columns_of<F> = F::block_size;
+
+}  // namespace detail
+
+using weight = detail::weight_of<formats>::type;
+
+namespace detail {
+
+template <class M>
+inline constexpr bool is_matrix = std::is_same_v<M, int8_matrix>;
+template <class T>
+inline constexpr bool is_matrix<view<const T, 2>> = true;
+template <class F>
+inline constexpr bool is_matrix<packed_matrix<F>> = true;
+
+}  // namespace detail
+
+// One of the forms above, for a format of the list or any other.
+template <class M>
+concept matrix = detail::is_matrix<M>;
+
+// --- Shape -----------------------------------------------------------------------------------------------------------
+
+template <class T>
+std::size_t out_features(const view<const T, 2>& w) {
+  return w.extent(0);
+}
 inline std::size_t out_features(const int8_matrix& w) { return w.codes.extent(0); }
-inline std::size_t in_features(const view<const float, 2>& w) { return w.extent(1); }
-inline std::size_t in_features(const view<const bf16, 2>& w) { return w.extent(1); }
-inline std::size_t in_features(const int8_matrix& w) { return w.codes.extent(1); }
+template <class F>
+std::size_t out_features(const packed_matrix<F>& w) {
+  return w.out_features();
+}
+inline std::size_t out_features(const weight& w) {
+  return std::visit([](const auto& m) { return out_features(m); }, w);
+}
 
-// Output rows [begin, begin + count).
+template <class T>
+std::size_t in_features(const view<const T, 2>& w) {
+  return w.extent(1) * detail::columns_of<T>;
+}
+inline std::size_t in_features(const int8_matrix& w) { return w.codes.extent(1); }
+template <class F>
+std::size_t in_features(const packed_matrix<F>& w) {
+  return w.in_features();
+}
+inline std::size_t in_features(const weight& w) {
+  return std::visit([](const auto& m) { return in_features(m); }, w);
+}
+
+// Throws shape_error unless the matrix's rows are contiguous.
+template <class T>
+void check_rows(std::string_view op, std::string_view argument, const view<const T, 2>& w) {
+  check_view(op, argument, w, {w.extent(0), w.extent(1)});
+}
+inline void check_rows(std::string_view op, std::string_view argument, const int8_matrix& w) {
+  check_rows(op, argument, w.codes);
+  check_view(op, argument, w.scale, {w.codes.extent(0)});
+  check_view(op, argument, w.sum, {w.codes.extent(0)});
+}
+template <class F>
+void check_rows(std::string_view, std::string_view, const packed_matrix<F>&) {}
+inline void check_rows(std::string_view op, std::string_view argument, const weight& w) {
+  std::visit([&](const auto& m) { check_rows(op, argument, m); }, w);
+}
+
+// --- Rows ------------------------------------------------------------------------------------------------------------
+
+// Output rows [begin, begin + count). Packed matrices are cut at multiples of 32; other beginnings throw shape_error.
 template <class T>
 view<const T, 2> slice_rows(const view<const T, 2>& w, std::size_t begin, std::size_t count) {
   return w.slice(0, begin, count);
@@ -40,52 +120,61 @@ view<const T, 2> slice_rows(const view<const T, 2>& w, std::size_t begin, std::s
 inline int8_matrix slice_rows(const int8_matrix& w, std::size_t begin, std::size_t count) {
   return {w.codes.slice(0, begin, count), w.scale.slice(0, begin, count), w.sum.slice(0, begin, count)};
 }
-
-// One element as float32.
-inline float dequantize(const view<const float, 2>& w, std::size_t n, std::size_t k) { return w(n, k); }
-inline float dequantize(const view<const bf16, 2>& w, std::size_t n, std::size_t k) {
-  return static_cast<float>(w(n, k));
-}
-inline float dequantize(const int8_matrix& w, std::size_t n, std::size_t k) {
-  return w.scale(n) * static_cast<float>(w.codes(n, k));
-}
-
-inline std::size_t out_features(const weight& w) {
-  return std::visit([](const auto& m) { return out_features(m); }, w);
-}
-inline std::size_t in_features(const weight& w) {
-  return std::visit([](const auto& m) { return in_features(m); }, w);
-}
-// Throws shape_error unless the matrix's rows are contiguous.
-inline void check_rows(std::string_view op, std::string_view argument, const weight& w) {
-  std::visit(
-      [&](const auto& m) {
-        if constexpr (std::is_same_v<std::remove_cvref_t<decltype(m)>, int8_matrix>) {
-          check_view(op, argument, m.codes, {m.codes.extent(0), m.codes.extent(1)});
-          check_view(op, argument, m.scale, {m.codes.extent(0)});
-          check_view(op, argument, m.sum, {m.codes.extent(0)});
-        } else {
-          check_view(op, argument, m, {m.extent(0), m.extent(1)});
-        }
-      },
-      w);
-}
-
-// Bytes that one pass over the matrix reads.
-inline std::size_t bytes(const weight& w) {
-  return std::visit(
-      [](const auto& m) -> std::size_t {
-        using matrix = std::remove_cvref_t<decltype(m)>;
-        if constexpr (std::is_same_v<matrix, int8_matrix>) {
-          return m.codes.size() + m.scale.size() * sizeof(float) + m.sum.size() * sizeof(std::int32_t);
-        } else {
-          return m.size() * sizeof(typename matrix::value_type);
-        }
-      },
-      w);
+template <class F>
+packed_matrix<F> slice_rows(const packed_matrix<F>& w, std::size_t begin, std::size_t count) {
+  const std::size_t rows = packed_matrix<F>::panel_rows, in = w.in_features();
+  if (begin % rows != 0) {
+    raise<shape_error>("slice_rows: packed matrices are cut at multiples of " + std::to_string(rows) + ", got " +
+                       std::to_string(begin));
+  }
+  const auto bytes = w.bytes().slice(0, begin / rows * w.panel_bytes(in), packed_matrix<F>::size(count, in));
+  return {bytes, count, in, w.order()};
 }
 inline weight slice_rows(const weight& w, std::size_t begin, std::size_t count) {
   return std::visit([&](const auto& m) -> weight { return slice_rows(m, begin, count); }, w);
+}
+
+// One row as float32, y[in_features(w)].
+template <class T>
+void dequantize_row(const view<const T, 2>& w, std::size_t row, float* y) {
+  for (std::size_t i = 0; i < w.extent(1); ++i) {
+    if constexpr (block_format<T>) {
+      w.row(row)[i].decode(y + i * T::block_size);
+    } else {
+      y[i] = static_cast<float>(w.row(row)[i]);
+    }
+  }
+}
+inline void dequantize_row(const int8_matrix& w, std::size_t row, float* y) {
+  for (std::size_t k = 0; k < w.codes.extent(1); ++k) y[k] = w.scale(row) * static_cast<float>(w.codes(row, k));
+}
+template <class F>
+void dequantize_row(const packed_matrix<F>& w, std::size_t row, float* y) {
+  for (std::size_t g = 0; g < w.in_features() / F::group_size; ++g) {
+    const code_group<F> group = read_group(w, row, g);
+    for (const int q : group.q) *y++ = group.scale * static_cast<float>(q) - group.min;
+  }
+}
+inline void dequantize_row(const weight& w, std::size_t row, float* y) {
+  std::visit([&](const auto& m) { dequantize_row(m, row, y); }, w);
+}
+
+// --- Memory ----------------------------------------------------------------------------------------------------------
+
+// Bytes that one pass over the matrix reads.
+template <class T>
+std::size_t bytes(const view<const T, 2>& w) {
+  return w.size() * sizeof(T);
+}
+inline std::size_t bytes(const int8_matrix& w) {
+  return w.codes.size() + w.scale.size() * sizeof(float) + w.sum.size() * sizeof(std::int32_t);
+}
+template <class F>
+std::size_t bytes(const packed_matrix<F>& w) {
+  return w.bytes().size();
+}
+inline std::size_t bytes(const weight& w) {
+  return std::visit([](const auto& m) { return bytes(m); }, w);
 }
 
 // The three projections of a SwiGLU feed-forward network: gate and up [intermediate, hidden], down [hidden, intermediate].

@@ -16,9 +16,7 @@ void embedding_impl(simd<Arch, Executor>& be, std::span<const std::int32_t> ids,
   const std::size_t n = y.extent(1), grain = 1 + std::size_t{32768} / (n + 1);
   be.parallel_for(ids.size(), grain, [&](std::size_t begin, std::size_t end) {
     for (std::size_t t = begin; t < end; ++t) {
-      const auto id = static_cast<std::size_t>(ids[t]);
-      float* out = y.row(t);
-      for (std::size_t i = 0; i < n; ++i) out[i] = dequantize(table, id, i);
+      dequantize_row(table, static_cast<std::size_t>(ids[t]), y.row(t));
     }
   });
 }

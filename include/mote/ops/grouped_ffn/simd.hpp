@@ -29,11 +29,6 @@ void swiglu_panel(const float* gate, const float* up, std::size_t rows, std::siz
   }
 }
 
-inline bool any_reads_codes(std::span<const ffn_weights> experts, weight ffn_weights::*which) {
-  return std::any_of(experts.begin(), experts.end(),
-                     [&](const ffn_weights& e) { return std::holds_alternative<int8_matrix>(e.*which); });
-}
-
 }  // namespace detail
 
 template <class Arch, class Executor>
@@ -47,14 +42,17 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
   const auto inner = scope.template tensor<float>(slots.size(), intermediate);  // silu(gate) · up, a row a slot
   const auto outer = scope.template tensor<float>(slots.size(), hidden);        // down, a row a slot
 
+  detail::activation_forms input_forms, inner_forms;
+  for (const ffn_weights& expert : experts) {
+    input_forms = input_forms | detail::forms(expert.gate) | detail::forms(expert.up);
+    inner_forms = inner_forms | detail::forms(expert.down);
+    for (const weight* w : {&expert.gate, &expert.up, &expert.down}) {
+      std::visit([](const auto& matrix) { detail::check_packing<Arch>("grouped_ffn", matrix); }, *w);
+    }
+  }
   // Tokens are quantized once, before the experts.
-  const auto prepare = [&](std::size_t count, std::size_t n, bool codes, auto&& row) {
-    return codes ? detail::prepare_rows<Arch, int8_matrix>(be, scope, count, n, row)
-                 : detail::prepare_rows<Arch, view<const float, 2>>(be, scope, count, n, row);
-  };
-  const bool code_input =
-      detail::any_reads_codes(experts, &ffn_weights::gate) || detail::any_reads_codes(experts, &ffn_weights::up);
-  const auto inputs = prepare(tokens, hidden, code_input, [&](std::size_t t) { return x.row(t); });
+  const auto inputs =
+      detail::prepare_rows<Arch>(be, scope, input_forms, tokens, hidden, [&](std::size_t t) { return x.row(t); });
 
   // Calls f(expert, first row of the panel, rows, its slots) for every panel of every expert that has tokens.
   const auto for_each_panel = [&](std::size_t out, auto&& f) {
@@ -84,8 +82,8 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
     detail::swiglu_panel<Arch>(gate, up, rows, group.size(), [&](std::size_t i) { return inner.row(slot(i)) + n; });
   });
 
-  const auto between = prepare(slots.size(), intermediate, detail::any_reads_codes(experts, &ffn_weights::down),
-                               [&](std::size_t i) { return inner.row(i); });
+  const auto between = detail::prepare_rows<Arch>(be, scope, inner_forms, slots.size(), intermediate,
+                                                  [&](std::size_t i) { return inner.row(i); });
 
   for_each_panel(hidden, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, auto group) {
     activation in[panel_tokens];

@@ -3,9 +3,14 @@
 //   y[t, n] = Σ_k x[t, k] · W[n, k]            (output::overwrite)
 //   y[t, n] += Σ_k x[t, k] · W[n, k]           (output::accumulate)
 //
-// x: [tokens, in] float32, rows may be strided; W: [out, in] in any weight format; y: [tokens, out], rows may be strided,
-// must not overlap x. float32 and bf16 weights: products and sums in float32. int8 weights: x is quantized to int8 per
-// token, the dot product is exact in int32, y = scale_x · scale_w · Σ q_x q_w.
+// x: [tokens, in] float32, rows may be strided; W: [out, in], a `weight` (quant/weight.hpp) or a matrix of any one form;
+// y: [tokens, out], rows may be strided, must not overlap x.
+//
+//   float32, bf16        products and sums in float32
+//   int8_matrix          x is quantized to int8 per token; y = scale_x · scale_w · Σ q_x q_w, the sum exact in int32
+//   integer formats      x is quantized to int8 in blocks of 32; each group's sum is exact in int32, then scaled and added
+//   other block formats  decoded, then as float32
+//
 // A token's result does not depend on the other tokens or on the number of threads.
 // Throws shape_error when the shapes differ.
 #pragma once
@@ -20,12 +25,17 @@
 
 MOTE_BEGIN_NAMESPACE
 
-template <backend Backend>
-void matmul(Backend& be, view<const float, 2> x, const weight& w, view<float, 2> y, output mode = output::overwrite) {
+template <backend Backend, matrix Matrix>
+void matmul(Backend& be, view<const float, 2> x, const Matrix& w, view<float, 2> y, output mode = output::overwrite) {
   check_view("matmul", "x", x, {x.extent(0), in_features(w)});
   check_rows("matmul", "w", w);
   check_view("matmul", "y", y, {x.extent(0), out_features(w)});
-  std::visit([&](const auto& matrix) { matmul_impl(be, x, matrix, y, mode); }, w);
+  matmul_impl(be, x, w, y, mode);
+}
+
+template <backend Backend>
+void matmul(Backend& be, view<const float, 2> x, const weight& w, view<float, 2> y, output mode = output::overwrite) {
+  std::visit([&](const auto& m) { matmul(be, x, m, y, mode); }, w);
 }
 
 MOTE_END_NAMESPACE

@@ -10,14 +10,9 @@
 #include <type_traits>
 #include <utility>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#elif defined(__ARM_NEON)
-#include <arm_neon.h>
-#endif
-
 #include "../../core/simd.hpp"
 #include "../../core/types.hpp"
+#include "../../core/widen.hpp"
 
 MOTE_BEGIN_NAMESPACE
 
@@ -34,41 +29,6 @@ template <class Arch>
 inline constexpr std::size_t tile_rows = many_registers<Arch> ? 4 : 3;
 template <class Arch>
 inline constexpr std::size_t tile_tokens = many_registers<Arch> ? 6 : 4;
-
-template <class Arch>
-batch<float, Arch> load_weights(const float* p) {
-  return batch<float, Arch>::load_unaligned(p);
-}
-
-// bf16 is the upper half of a float32, so widening is exact.
-template <class Arch>
-batch<float, Arch> load_weights(const bf16* p) {
-  using vector = batch<float, Arch>;
-  if constexpr (vector::size == 16) {
-#if defined(__AVX512F__)
-    const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    return vector(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16)));
-#endif
-  } else if constexpr (vector::size == 8) {
-#if defined(__AVX2__)
-    const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    return vector(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(narrow), 16)));
-#elif defined(__AVX__)
-    const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), zero = _mm_setzero_si128();
-    const __m128 low = _mm_castsi128_ps(_mm_unpacklo_epi16(zero, narrow));
-    const __m128 high = _mm_castsi128_ps(_mm_unpackhi_epi16(zero, narrow));
-    return vector(_mm256_insertf128_ps(_mm256_castps128_ps256(low), high, 1));
-#endif
-  } else {
-#if defined(__SSE2__)
-    const __m128i narrow = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
-    return vector(_mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), narrow)));
-#elif defined(__ARM_NEON)
-    const uint16x4_t narrow = vld1_u16(reinterpret_cast<const std::uint16_t*>(p));
-    return vector(vreinterpretq_f32_u32(vshll_n_u16(narrow, 16)));
-#endif
-  }
-}
 
 // The last n < size elements of a row, zeros behind them; reads nothing past them.
 template <class Arch, class T>
@@ -142,7 +102,7 @@ void dot_tile(const T* const* w, const float* const* x, std::size_t k, bool resu
   for (std::size_t i = 0; i < whole; i += vector::size) {
     vector weights[R];
     unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
-      weights[r] = load_weights<Arch>(row[r] + i);
+      weights[r] = widen<Arch>(row[r] + i);
       fetch(r, i);
     });
     multiply(weights, i);

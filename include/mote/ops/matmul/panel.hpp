@@ -6,10 +6,12 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <type_traits>
 #include <utility>
 
 #include "../../quant/weight.hpp"
+#include "block_kernel.hpp"
 #include "int8_kernel.hpp"
 #include "micro_kernel.hpp"
 
@@ -17,14 +19,16 @@ MOTE_BEGIN_NAMESPACE
 
 namespace detail {
 
-inline constexpr std::size_t panel_rows = 32, panel_tokens = 24;
+inline constexpr std::size_t panel_rows = packed_rows, panel_tokens = 48;
 inline constexpr std::size_t panel_depth = 1024;  // elements of k a block: a tile's rows and tokens fit 48 KiB
+inline constexpr std::size_t float_tokens = 24;   // whose accumulators are kept between blocks of k
 
-// A row of activations in the form that a weight format multiplies: float32, or int8 codes with their scale.
+// A row of activations, in the forms that the weights at hand multiply: float32, int8 codes with one scale, int8 blocks.
 struct activation {
   const float* values = nullptr;
   const std::uint8_t* codes = nullptr;
   float scale = 1.0f;
+  const activation_block* blocks = nullptr;
 };
 
 // Kernel::tile<r, c> for every r <= Kernel::rows and c <= Kernel::tokens, to be chosen at run time.
@@ -82,31 +86,104 @@ struct int8_kernel {
   }
 };
 
-// out[n + t · panel_rows] = Σ_k W[first + n, k] · x[t][k] for n < rows <= panel_rows, t < tokens <= panel_tokens.
-template <class Arch, class T>
-void panel_product(const view<const T, 2>& w, std::size_t first, std::size_t rows, const activation* x,
-                   std::size_t tokens, float* out) noexcept {
+// float32 products with rows that `fetch(begin, depth, row)` provides, `depth` elements of k from `begin` at a time:
+// row[n] for n < rows.
+template <class Arch, class T, class Fetch>
+void float_product(std::size_t rows, std::size_t k, std::size_t block, const activation* x, std::size_t tokens,
+                   float* out, Fetch&& fetch) noexcept {
   using kernel = float_kernel<Arch, T>;
   constexpr std::size_t lanes = batch<float, Arch>::size;
-  const std::size_t k = w.extent(1);
-  alignas(64) float state[panel_rows * panel_tokens * lanes];
-  // One or two tokens use a weight at once: whole rows, which memory is faster at.
-  const std::size_t block = tokens <= 2 ? std::max(k, std::size_t{1}) : panel_depth;
+  alignas(64) float state[panel_rows * float_tokens * lanes];
   for (std::size_t begin = 0; begin == 0 || begin < k; begin += block) {
     const std::size_t depth = std::min(block, k - begin);
     const bool last = begin + depth == k;
+    const T* row[panel_rows + kernel::rows] = {};
+    fetch(begin, depth, row);
     float* accumulators = state;
-    for_each_tile<kernel>(rows, tokens,
-                          [&](std::size_t n, std::size_t row_count, std::size_t t, std::size_t token_count) {
-                            const T* row[kernel::rows] = {};
-                            const float* token[kernel::tokens] = {};
-                            for (std::size_t r = 0; r < row_count; ++r) row[r] = w.row(first + n + r) + begin;
-                            for (std::size_t c = 0; c < token_count; ++c) token[c] = x[t + c].values + begin;
-                            kernel::function(row_count, token_count, t == 0)(
-                                row, token, depth, begin != 0, accumulators, last ? out + n + t * panel_rows : nullptr);
-                            accumulators += row_count * token_count * lanes;
-                          });
+    for_each_tile<kernel>(
+        rows, tokens, [&](std::size_t n, std::size_t row_count, std::size_t t, std::size_t token_count) {
+          const float* token[kernel::tokens] = {};
+          for (std::size_t c = 0; c < token_count; ++c) token[c] = x[t + c].values + begin;
+          kernel::function(row_count, token_count, t == 0)(row + n, token, depth, begin != 0, accumulators,
+                                                           last ? out + n + t * panel_rows : nullptr);
+          accumulators += row_count * token_count * lanes;
+        });
   }
+}
+
+// out[n + t · panel_rows] = Σ_k W[first + n, k] · x[t][k] for n < rows <= panel_rows, t < tokens <= panel_tokens; `first`
+// is a multiple of panel_rows where W is packed.
+template <class Arch, class T>
+void panel_product(const view<const T, 2>& w, std::size_t first, std::size_t rows, const activation* x,
+                   std::size_t tokens, float* out) noexcept {
+  const std::size_t k = w.extent(1);
+  // One or two tokens use a weight at once: whole rows, which memory is faster at.
+  const std::size_t block = tokens <= 2 ? std::max(k, std::size_t{1}) : panel_depth;
+  for (std::size_t t = 0; t < tokens; t += float_tokens) {
+    float_product<Arch, T>(rows, k, block, x + t, std::min(float_tokens, tokens - t), out + t * panel_rows,
+                           [&](std::size_t begin, std::size_t, const T** row) {
+                             for (std::size_t n = 0; n < rows; ++n) row[n] = w.row(first + n) + begin;
+                           });
+  }
+}
+
+// Formats of which only decode() is known: decoded piece by piece.
+template <class Arch, block_format F>
+void panel_product(const view<const F, 2>& w, std::size_t first, std::size_t rows, const activation* x,
+                   std::size_t tokens, float* out) noexcept {
+  constexpr std::size_t block = (255 / F::block_size + 1) * F::block_size;
+  float decoded[panel_rows][block];
+  for (std::size_t t = 0; t < tokens; t += float_tokens) {
+    float_product<Arch, float>(rows, in_features(w), block, x + t, std::min(float_tokens, tokens - t),
+                               out + t * panel_rows, [&](std::size_t begin, std::size_t depth, const float** row) {
+                                 for (std::size_t n = 0; n < rows; ++n) {
+                                   row[n] = decoded[n];
+                                   for (std::size_t i = 0; i < depth; i += F::block_size) {
+                                     w.row(first + n)[(begin + i) / F::block_size].decode(decoded[n] + i);
+                                   }
+                                 }
+                               });
+  }
+}
+
+// Integer formats: `bytes(begin, count)` provides those blocks of the packed panel, at most `step` of them at a time.
+template <class Arch, integer_format F, class Bytes>
+void block_product(std::size_t blocks, std::size_t step, const activation* x, std::size_t tokens, float* out,
+                   Bytes&& bytes) noexcept {
+  const activation_block* token[panel_tokens] = {};
+  if (blocks == 0) std::fill_n(out, tokens * panel_rows, 0.0f);
+  for (std::size_t begin = 0; begin < blocks; begin += step) {
+    const std::size_t count = std::min(step, blocks - begin);
+    for (std::size_t t = 0; t < tokens; ++t) token[t] = x[t].blocks + begin * F::block_size / activation_block::size;
+    block_kernel<Arch, F>::panel(bytes(begin, count), count, token, tokens, begin != 0, out);
+  }
+}
+
+// Blocks a step: whole blocks of activations, and of k about panel_depth.
+template <integer_format F>
+inline constexpr std::size_t block_step = std::max(std::size_t{2}, panel_depth / F::block_size / 2 * 2);
+
+template <class Arch, integer_format F>
+void panel_product(const packed_matrix<F>& w, std::size_t first, std::size_t, const activation* x, std::size_t tokens,
+                   float* out) noexcept {
+  const std::size_t blocks = w.in_features() / F::block_size;
+  // What one tile's tokens use at once is read from front to back.
+  const std::size_t step = tokens <= block_kernel<Arch, F>::tokens ? blocks : block_step<F>;
+  block_product<Arch, F>(blocks, step, x, tokens, out, [&](std::size_t begin, std::size_t) {
+    return w.panel(first / panel_rows) + begin * packed_layout<F>::block_bytes;
+  });
+}
+
+// Blocks as files store them are packed on the way.
+template <class Arch, integer_format F>
+void panel_product(const view<const F, 2>& w, std::size_t first, std::size_t rows, const activation* x,
+                   std::size_t tokens, float* out) noexcept {
+  alignas(64) std::uint8_t packed[block_step<F> * packed_layout<F>::block_bytes];
+  if (rows < panel_rows) std::fill(std::begin(packed), std::end(packed), std::uint8_t{0});
+  block_product<Arch, F>(w.extent(1), block_step<F>, x, tokens, out, [&](std::size_t begin, std::size_t count) {
+    pack_panel(w, first, rows, begin, begin + count, packing_of<Arch>, packed);
+    return packed;
+  });
 }
 
 template <class Arch>
@@ -131,39 +208,52 @@ void panel_product(const int8_matrix& w, std::size_t first, std::size_t rows, co
       });
 }
 
-// Rows of activations for one matrix format, made once for all the panels that read them.
-template <class Matrix>
-inline constexpr bool reads_codes = std::is_same_v<Matrix, int8_matrix>;
+// The forms of activations that matrices read.
+struct activation_forms {
+  bool codes = false, blocks = false;
 
-// Fills rows[i] for i < count from row(i), n values each; `codes` [count, n] is used for formats that read codes.
-template <class Arch, class Backend, class Row>
-void quantize_rows(Backend& be, std::size_t count, std::size_t n, view<std::uint8_t, 2> codes, view<activation, 1> rows,
-                   Row&& row) {
-  be.parallel_for(count, 1 + 4096 / (n + 1), [&](std::size_t begin, std::size_t end) {
+  friend activation_forms operator|(const activation_forms& a, const activation_forms& b) {
+    return {a.codes || b.codes, a.blocks || b.blocks};
+  }
+};
+
+template <class Matrix>
+inline constexpr activation_forms forms_of{};
+template <>
+inline constexpr activation_forms forms_of<int8_matrix>{.codes = true};
+template <integer_format F>
+inline constexpr activation_forms forms_of<view<const F, 2>>{.blocks = true};
+template <class F>
+inline constexpr activation_forms forms_of<packed_matrix<F>>{.blocks = true};
+
+inline activation_forms forms(const weight& w) {
+  return std::visit([](const auto& m) { return forms_of<std::remove_cvref_t<decltype(m)>>; }, w);
+}
+
+// Rows i < count of n values at row(i) in the wanted forms, made once for all the panels that read them; codes and
+// blocks live in `scope`.
+template <class Arch, class Backend, class Scope, class Row>
+view<activation, 1> prepare_rows(Backend& be, Scope& scope, const activation_forms& wanted, std::size_t count,
+                                 std::size_t n, Row&& row) {
+  const std::size_t blocks_each = activation_block::count(n);
+  const auto rows = scope.template tensor<activation>(count);
+  const auto codes = scope.template tensor<std::uint8_t>(wanted.codes ? count : 0, n);
+  const auto blocks = scope.template tensor<activation_block>(wanted.blocks ? count : 0, blocks_each);
+  const bool quantizes = wanted.codes || wanted.blocks;
+  be.parallel_for(count, quantizes ? 1 + 4096 / (n + 1) : 4096, [&](std::size_t begin, std::size_t end) {
     for (std::size_t i = begin; i < end; ++i) {
-      const float* values = row(i);
-      const float scale = quantize_activations<Arch>(values, n, codes.row(i));
-      rows(i) = {values, codes.row(i), scale};
+      activation x{.values = row(i)};
+      if (wanted.codes) {
+        x.scale = quantize_activations<Arch>(x.values, n, codes.row(i));
+        x.codes = codes.row(i);
+      }
+      if (wanted.blocks) {
+        quantize_blocks<Arch>(x.values, n, blocks.row(i));
+        x.blocks = blocks.row(i);
+      }
+      rows(i) = x;
     }
   });
-}
-
-template <class Backend, class Row>
-void collect_rows(Backend& be, std::size_t count, view<activation, 1> rows, Row&& row) {
-  be.parallel_for(count, 4096, [&](std::size_t begin, std::size_t end) {
-    for (std::size_t i = begin; i < end; ++i) rows(i) = {row(i), nullptr, 1.0f};
-  });
-}
-
-// rows[i] for i < count, as the format of Matrix wants them; codes live in `scope`.
-template <class Arch, class Matrix, class Backend, class Scope, class Row>
-view<activation, 1> prepare_rows(Backend& be, Scope& scope, std::size_t count, std::size_t n, Row&& row) {
-  const auto rows = scope.template tensor<activation>(count);
-  if constexpr (reads_codes<Matrix>) {
-    quantize_rows<Arch>(be, count, n, scope.template tensor<std::uint8_t>(count, n), rows, row);
-  } else {
-    collect_rows(be, count, rows, row);
-  }
   return rows;
 }
 

@@ -6,6 +6,7 @@
 #include "../../core/backend.hpp"
 #include "../../core/output.hpp"
 #include "../../core/view.hpp"
+#include "../../quant/activation_block.hpp"
 #include "../../quant/int8.hpp"
 #include "../../quant/weight.hpp"
 
@@ -35,6 +36,54 @@ inline void matmul_impl(reference& be, view<const float, 2> x, const int8_matrix
       const float value = scale * w.scale(n) * static_cast<float>(sum);
       y(t, n) = mode == output::accumulate ? y(t, n) + value : value;
     }
+  }
+}
+
+namespace detail {
+
+// Integer formats: sums of integers, scaled group by group.
+template <integer_format F, class Matrix>
+void block_matmul(reference& be, view<const float, 2> x, const Matrix& w, view<float, 2> y, output mode) {
+  constexpr std::size_t group = F::group_size;
+  auto scope = be.scope();
+  const auto blocks = scope.tensor<activation_block>(activation_block::count(x.extent(1)));
+  for (std::size_t t = 0; t < x.extent(0); ++t) {
+    quantize_activation_blocks(x.row(t), x.extent(1), blocks.data());
+    for (std::size_t n = 0; n < y.extent(1); ++n) {
+      float total = 0.0f;
+      for (std::size_t k = 0; k < x.extent(1); k += group) {
+        const code_group<F> weights = read_group(w, n, k / group);
+        const activation_block& block = blocks(k / activation_block::size);
+        const std::size_t first = k % activation_block::size;
+        std::int32_t sum = 0;
+        for (std::size_t i = 0; i < group; ++i) sum += weights.q[i] * block.q[first + i];
+        total += weights.scale * block.d * static_cast<float>(sum);
+        total -= weights.min * block.scaled_sum<group>(first / 16);
+      }
+      y(t, n) = mode == output::accumulate ? y(t, n) + total : total;
+    }
+  }
+}
+
+}  // namespace detail
+
+template <integer_format F>
+void matmul_impl(reference& be, view<const float, 2> x, const view<const F, 2>& w, view<float, 2> y, output mode) {
+  detail::block_matmul<F>(be, x, w, y, mode);
+}
+template <integer_format F>
+void matmul_impl(reference& be, view<const float, 2> x, const packed_matrix<F>& w, view<float, 2> y, output mode) {
+  detail::block_matmul<F>(be, x, w, y, mode);
+}
+
+// Formats of which only decode() is known.
+template <block_format F>
+void matmul_impl(reference& be, view<const float, 2> x, const view<const F, 2>& w, view<float, 2> y, output mode) {
+  auto scope = be.scope();
+  const auto row = scope.tensor<float>(1, x.extent(1));
+  for (std::size_t n = 0; n < w.extent(0); ++n) {
+    dequantize_row(w, n, row.data());
+    matmul_impl(be, x, view<const float, 2>(row), y.slice(1, n, 1), mode);
   }
 }
 

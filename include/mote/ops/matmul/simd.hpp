@@ -33,10 +33,11 @@ void matmul_panel(const Matrix& w, std::size_t first, std::size_t rows, const ac
 template <class Arch, class Executor, class Matrix>
 void matmul_impl(simd<Arch, Executor>& be, view<const float, 2> x, const Matrix& w, view<float, 2> y, output mode) {
   const std::size_t tokens = x.extent(0), out = out_features(w);
+  detail::check_packing<Arch>("matmul", w);
   if (tokens == 0 || out == 0) return;
   auto scope = be.scope();
-  const auto rows =
-      detail::prepare_rows<Arch, Matrix>(be, scope, tokens, x.extent(1), [&](std::size_t t) { return x.row(t); });
+  const auto rows = detail::prepare_rows<Arch>(be, scope, detail::forms_of<Matrix>, tokens, x.extent(1),
+                                               [&](std::size_t t) { return x.row(t); });
   be.parallel_for(out, detail::panel_rows, [&](std::size_t begin, std::size_t end) {
     for (std::size_t n = begin; n < end; n += detail::panel_rows) {
       detail::matmul_panel<Arch>(w, n, std::min(detail::panel_rows, end - n), rows.data(), tokens, mode,

@@ -14,25 +14,23 @@ struct mxfp4 {
   static constexpr std::string_view name = "mxfp4";
   static constexpr std::size_t block_size = 32, group_size = 32;
   static constexpr int code_bits = 4;
-  // Twice the e2m1 number, so that it is an integer; the scale is halved instead.
+  // Twice the e2m1 number, so that it is an integer.
   static constexpr std::array<std::int8_t, 16> code_values = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
-  using scale_type = float;
+  static constexpr float unit = 0.5f;
+  using scale_type = f8_e8m0;
 
   f8_e8m0 e;
   std::uint8_t q[16];  // byte i: element i low, element i + 16 high
 
   std::uint8_t code(std::size_t i) const { return detail::nibble(q, i); }
-  // 2^(e - 128); the smallest two are float32 subnormals.
-  float scale(std::size_t) const {
-    return detail::bit_cast<float>(e.bits < 2 ? 0x200000u << e.bits : static_cast<std::uint32_t>(e.bits - 1) << 23);
-  }
+  f8_e8m0 scale(std::size_t) const { return e; }
 
   static mxfp4 encode(const float* x) {
     mxfp4 block;
     const std::uint8_t exponent = f8_e8m0(detail::largest_magnitude(x, block_size)).bits;
     block.e = f8_e8m0::from_bits(exponent > 2 ? static_cast<std::uint8_t>(exponent - 2) : std::uint8_t{0});
     std::uint8_t codes[block_size];
-    detail::nearest_e2m1(x, block.scale(0), codes);
+    detail::nearest_e2m1(x, group_scale(block, 0), codes);
     detail::pack_nibbles(codes, block.q);
     return block;
   }

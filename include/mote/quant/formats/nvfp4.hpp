@@ -17,7 +17,7 @@ struct nvfp4 {
   static constexpr std::size_t block_size = 64, group_size = 16;
   static constexpr int code_bits = 4;
   static constexpr std::array<std::int8_t, 16> code_values = mxfp4::code_values;  // twice e2m1
-  using scale_type = float;
+  using scale_type = f16;
 
   std::uint8_t scales[4];
   std::uint8_t q[32];  // byte 8 g + i: element 16 g + i low, element 16 g + 8 + i high
@@ -26,7 +26,7 @@ struct nvfp4 {
     const unsigned byte = q[i / 16 * 8 + i % 8];
     return static_cast<std::uint8_t>(i / 8 % 2 == 0 ? byte & 15u : byte >> 4);
   }
-  float scale(std::size_t g) const { return half_e4m3(scales[g]); }
+  f16 scale(std::size_t g) const { return f16(half_e4m3(scales[g])); }
 
   static nvfp4 encode(const float* values) {
     constexpr float limit = 6.0f * 448.0f;
@@ -45,7 +45,7 @@ struct nvfp4 {
         block.scales[g] = static_cast<std::uint8_t>(code);
       }
       std::uint8_t codes[group_size];
-      detail::nearest_e2m1(x, block.scale(g), codes);
+      detail::nearest_e2m1(x, group_scale(block, g), codes);
       for (std::size_t i = 0; i < 8; ++i) block.q[g * 8 + i] = static_cast<std::uint8_t>(codes[i] | codes[i + 8] << 4);
     }
     return block;

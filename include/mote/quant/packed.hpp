@@ -1,0 +1,280 @@
+// `packed_matrix<F>`: a matrix of an integer format in the order in which vector kernels read it.
+//
+// Rows come in panels of 32 (the last one padded with zeros), a panel's bytes one after another along k:
+//
+//   for each block of F:   two-level formats: f16 super_scale[32], and f16 super_min[32] where there is a minimum
+//     for each group:      codes, by strips of `lanes` rows: for each four k, four bytes of every row of the strip;
+//                          codes of at most four bits: for each eight k, the first four low, the next four high
+//                          scale_type scale[32], and float min[32] where there is a minimum;
+//                          two-level formats: int8 sub_scale[32], and int8 sub_min[32]
+//
+// so that one load holds four k of `lanes` rows, a product walks memory once from front to back, and no sum across lanes
+// is needed. Codes wider than four bits are stored as bytes q + code_offset, see below.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <string_view>
+
+#include "../core/error.hpp"
+#include "../core/int8_dot.hpp"
+#include "../core/view.hpp"
+#include "format.hpp"
+
+MOTE_BEGIN_NAMESPACE
+
+// What a vector kernel wants of a packed matrix: rows that share a vector, and the largest unsigned code it multiplies.
+struct packing {
+  std::size_t lanes;
+  int largest_code;
+
+  friend bool operator==(const packing&, const packing&) = default;
+};
+
+template <class Arch>
+inline constexpr packing packing_of{detail::int8_dot<Arch>::lanes, detail::int8_dot<Arch>::unsigned_limit > 0
+                                                                       ? detail::int8_dot<Arch>::unsigned_limit
+                                                                       : 127};
+
+namespace detail {
+
+inline constexpr std::size_t packed_rows = 32;
+
+// Kernels multiply q + offset >= 0 where that fits `largest_code` and subtract offset · Σ x at the end; with offset 0,
+// where codes may be negative, q itself. A power of two.
+template <integer_format F>
+constexpr int code_offset(int largest_code) {
+  int low = 0, high = 0;
+  if constexpr (table_codes<F>) {
+    for (const int v : F::code_values) {
+      low = v < low ? v : low;
+      high = v > high ? v : high;
+    }
+  } else {
+    low = -(1 << (F::code_bits - 1));
+    high = -low - 1;
+  }
+  int offset = low < 0 ? 1 : 0;
+  while (offset < -low) offset *= 2;
+  return high + offset <= largest_code ? offset : 0;
+}
+
+// Whether q + offset may be negative.
+template <integer_format F>
+constexpr bool has_negative_codes(int offset) {
+  if constexpr (table_codes<F>) {
+    for (const int v : F::code_values) {
+      if (v + offset < 0) return true;
+    }
+    return false;
+  } else {
+    return offset == 0;
+  }
+}
+
+// Where things are in a panel, in bytes.
+template <integer_format F>
+struct packed_layout {
+  static constexpr bool nibbles = table_codes<F>, two_level = two_level_format<F>, has_min = format_with_min<F>;
+  static constexpr std::size_t groups = F::block_size / F::group_size;  // in a block
+  static constexpr std::size_t scale_size = [] {
+    if constexpr (two_level) {
+      return std::size_t{1};
+    } else {
+      return sizeof(typename F::scale_type);
+    }
+  }();
+  static constexpr std::size_t min_size = !has_min ? 0 : two_level ? 1 : sizeof(float);
+  static constexpr std::size_t row_codes = nibbles ? F::group_size / 2 : F::group_size;  // of a row in a group
+
+  static constexpr std::size_t super_bytes = two_level ? packed_rows * sizeof(f16) * (has_min ? 2 : 1) : 0;
+  static constexpr std::size_t scales = packed_rows * row_codes;  // in a group
+  static constexpr std::size_t mins = scales + packed_rows * scale_size;
+  static constexpr std::size_t group_bytes = mins + packed_rows * min_size;
+  static constexpr std::size_t block_bytes = super_bytes + groups * group_bytes;
+
+  static_assert(F::group_size == 16 || F::group_size == 32, "integer formats have groups of 16 or 32");
+};
+
+}  // namespace detail
+
+// Does not own its memory.
+template <integer_format F>
+class packed_matrix {
+ public:
+  using format = F;
+  static constexpr std::size_t panel_rows = detail::packed_rows;
+
+  packed_matrix() = default;
+  // A matrix [out, in] in `bytes`, which pack() has filled. Throws shape_error.
+  packed_matrix(view<const std::uint8_t, 1> bytes, std::size_t out, std::size_t in, const packing& order)
+      : bytes_(bytes), out_(out), in_(in), order_(order) {
+    check_view("packed_matrix", "bytes", bytes, {size(out, in)});
+  }
+
+  // Bytes that a packed matrix [out, in] takes. Throws shape_error where `in` is no multiple of the block size.
+  static std::size_t size(std::size_t out, std::size_t in) {
+    if (in % F::block_size != 0) {
+      raise<shape_error>("packed_matrix: " + std::string(std::string_view(F::name)) +
+                         ": expected columns in multiples of " + std::to_string(F::block_size) + ", got " +
+                         std::to_string(in));
+    }
+    return (out + panel_rows - 1) / panel_rows * panel_bytes(in);
+  }
+  static constexpr std::size_t panel_bytes(std::size_t in) {
+    return in / F::block_size * detail::packed_layout<F>::block_bytes;
+  }
+
+  std::size_t out_features() const { return out_; }
+  std::size_t in_features() const { return in_; }
+  const packing& order() const { return order_; }
+  view<const std::uint8_t, 1> bytes() const { return bytes_; }
+  const std::uint8_t* panel(std::size_t i) const { return bytes_.data() + i * panel_bytes(in_); }
+
+ private:
+  view<const std::uint8_t, 1> bytes_;
+  std::size_t out_ = 0, in_ = 0;
+  packing order_{};
+};
+
+namespace detail {
+
+// Puts what row `row` of a panel holds in its block `block` where packed_layout wants it; `to` is the block's place.
+template <integer_format F>
+void pack_block(const F& block, std::size_t row, const packing& order, std::uint8_t* to) noexcept {
+  using layout = packed_layout<F>;
+  const auto put = [row](std::uint8_t* array, const auto& value) {
+    std::memcpy(array + row * sizeof value, &value, sizeof value);
+  };
+  if constexpr (layout::two_level) {
+    put(to, block.super_scale());
+    if constexpr (layout::has_min) put(to + packed_rows * sizeof(f16), block.super_min());
+  }
+  const int offset = layout::nibbles ? 0 : code_offset<F>(order.largest_code);
+  for (std::size_t g = 0; g < layout::groups; ++g) {
+    std::uint8_t* group = to + layout::super_bytes + g * layout::group_bytes;
+    std::uint8_t codes[F::group_size];
+    for (std::size_t i = 0; i < F::group_size; ++i) {
+      codes[i] = static_cast<std::uint8_t>(block.code(g * F::group_size + i) + offset);
+    }
+    if constexpr (layout::nibbles) {
+      for (std::size_t i = 0; i < F::group_size / 2; ++i) {
+        const std::size_t low = i / 4 * 8 + i % 4;
+        codes[i] = static_cast<std::uint8_t>(codes[low] | codes[low + 4] << 4);
+      }
+    }
+    // The row's bytes of each four k lie `lanes` rows apart.
+    std::uint8_t* strip = group + row / order.lanes * order.lanes * layout::row_codes + row % order.lanes * 4;
+    for (std::size_t i = 0; i < layout::row_codes; i += 4) std::memcpy(strip + i * order.lanes, codes + i, 4);
+    if constexpr (layout::two_level) {
+      put(group + layout::scales, static_cast<std::int8_t>(block.sub_scale(g)));
+      if constexpr (layout::has_min) put(group + layout::mins, static_cast<std::int8_t>(block.sub_min(g)));
+    } else {
+      put(group + layout::scales, block.scale(g));
+      if constexpr (layout::has_min) put(group + layout::mins, block.min(g));
+    }
+  }
+}
+
+// Panel rows [first, first + count) of w, blocks [begin, end), to `to`; the rest of the panel must be zeros.
+template <integer_format F>
+void pack_panel(const view<const F, 2>& w, std::size_t first, std::size_t count, std::size_t begin, std::size_t end,
+                const packing& order, std::uint8_t* to) noexcept {
+  for (std::size_t b = begin; b < end; ++b) {
+    for (std::size_t r = 0; r < count; ++r) {
+      pack_block(w.row(first + r)[b], r, order, to + (b - begin) * packed_layout<F>::block_bytes);
+    }
+  }
+}
+
+}  // namespace detail
+
+namespace detail {
+
+// Throws shape_error unless the matrix is packed as `Arch` reads it.
+template <class Arch, class Matrix>
+void check_packing(std::string_view, const Matrix&) {}
+template <class Arch, class F>
+void check_packing(std::string_view op, const packed_matrix<F>& w) {
+  check(w.order() == packing_of<Arch>, op, "w: packed for another instruction set");
+}
+
+}  // namespace detail
+
+// One group of a row as integers: value[i] = scale · q[i] - min.
+template <integer_format F>
+struct code_group {
+  int q[F::group_size];
+  float scale, min;
+};
+
+template <integer_format F>
+code_group<F> read_group(const view<const F, 2>& w, std::size_t row, std::size_t index) noexcept {
+  constexpr std::size_t groups = F::block_size / F::group_size;
+  const F& block = w.row(row)[index / groups];
+  const std::size_t g = index % groups;
+  code_group<F> group{};
+  for (std::size_t i = 0; i < F::group_size; ++i) group.q[i] = integer_value(block, g * F::group_size + i);
+  group.scale = group_scale(block, g);
+  if constexpr (format_with_min<F>) group.min = block.min(g);
+  return group;
+}
+
+template <integer_format F>
+code_group<F> read_group(const packed_matrix<F>& w, std::size_t row, std::size_t index) noexcept {
+  using layout = detail::packed_layout<F>;
+  const std::size_t lanes = w.order().lanes, r = row % detail::packed_rows;
+  const std::uint8_t* block = w.panel(row / detail::packed_rows) + index / layout::groups * layout::block_bytes;
+  const std::uint8_t* group = block + layout::super_bytes + index % layout::groups * layout::group_bytes;
+  const std::uint8_t* strip = group + r / lanes * lanes * layout::row_codes + r % lanes * 4;
+  const auto get = [r]<class T>(const std::uint8_t* array, T value) {
+    std::memcpy(&value, array + r * sizeof value, sizeof value);
+    return static_cast<float>(value);
+  };
+  code_group<F> result{};
+  for (std::size_t i = 0; i < layout::row_codes; ++i) {
+    const std::uint8_t byte = strip[i / 4 * 4 * lanes + i % 4];
+    if constexpr (layout::nibbles) {
+      const std::size_t low = i / 4 * 8 + i % 4;
+      result.q[low] = F::code_values[byte & 15u];
+      result.q[low + 4] = F::code_values[byte >> 4];
+    } else {
+      const int offset = detail::code_offset<F>(w.order().largest_code);
+      result.q[i] = offset > 0 ? byte - offset : static_cast<std::int8_t>(byte);
+    }
+  }
+  if constexpr (layout::two_level) {
+    result.scale = get(block, f16{}) * get(group + layout::scales, std::int8_t{});
+    if constexpr (layout::has_min) {
+      result.min = get(block + detail::packed_rows * sizeof(f16), f16{}) * get(group + layout::mins, std::int8_t{});
+    }
+  } else {
+    result.scale = get(group + layout::scales, typename F::scale_type{});
+    if constexpr (layout::has_min) result.min = get(group + layout::mins, 0.0f);
+  }
+  if constexpr (requires { F::unit; }) result.scale *= F::unit;
+  return result;
+}
+
+// w [out, in / F::block_size] into `bytes`, packed_matrix<F>::size(out, in) of them, as `be` reads it; the panels are
+// shared out among its threads. Throws shape_error.
+template <integer_format F, class Arch, class Executor>
+packed_matrix<F> pack(simd<Arch, Executor>& be, const view<const F, 2>& w, const view<std::uint8_t, 1>& bytes) {
+  const std::size_t out = w.extent(0), in = w.extent(1) * F::block_size, rows = detail::packed_rows;
+  check_view("pack", "w", w, {w.extent(0), w.extent(1)});
+  const packed_matrix<F> packed(bytes, out, in, packing_of<Arch>);
+  const std::size_t panel_bytes = packed.panel_bytes(in);
+  be.parallel_for((out + rows - 1) / rows, 1, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t i = begin; i < end; ++i) {
+      std::uint8_t* panel = bytes.data() + i * panel_bytes;
+      const std::size_t first = i * rows, count = first + rows <= out ? rows : out - first;
+      if (count < rows) std::memset(panel, 0, panel_bytes);
+      detail::pack_panel(w, first, count, 0, w.extent(1), packed.order(), panel);
+    }
+  });
+  return packed;
+}
+
+MOTE_END_NAMESPACE
