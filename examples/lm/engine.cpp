@@ -16,8 +16,8 @@ class backend_engine final : public engine {
   template <class... Args>
   explicit backend_engine(const engine_options& o, model_config config, Args&&... args)
       : config_(std::move(config)),
-        weights_(load_weights(config_, o.weights, mote::checkpoint(o.model))),
         backend_(std::forward<Args>(args)...),
+        weights_(load_weights(backend_, config_, o.weights, mote::checkpoint(o.model))),
         model_(backend_, config_, weights_, o.context, o.chunk),
         speculative_(o.speculative),
         pending_(config_.hidden_size) {
@@ -86,8 +86,8 @@ class backend_engine final : public engine {
   }
 
   model_config config_;
-  model_weights weights_;
   Backend backend_;
+  model_weights weights_;
   language_model<Backend> model_;
   bool speculative_;
   mote::buffer<float> pending_;  // state of the sequence's last token

@@ -11,16 +11,26 @@
 
 namespace lm {
 
+namespace {
+
+std::string names_of_block_formats() {
+  std::string names;
+  mote::for_each_format([&]<class F>() { names += (names.empty() ? "" : ", ") + std::string(F::name); });
+  return names;
+}
+
+}  // namespace
+
 void add_engine_options(CLI::App& command, engine_options& options) {
-  static const std::map<std::string, weight_format> formats = {
-      {"f32", weight_format::f32}, {"bf16", weight_format::bf16}, {"int8", weight_format::int8}};
+  static const std::map<std::string, weight_format> formats = weight_format_names();
   static const std::map<std::string, backend_kind> backends = {{"reference", backend_kind::reference},
                                                                {"simd", backend_kind::simd}};
   options.threads = mote::threads::all().count;
   command.add_option("--model", options.model, "Directory with config.json and the checkpoint")->required();
   command
       .add_option("--weights", options.weights,
-                  "Format of the matrices in memory: f32, bf16 or int8 (default: exactly what the checkpoint stores)")
+                  "Format of the matrices in memory: f32, bf16, int8, " + names_of_block_formats() +
+                      " (default: exactly what the checkpoint stores)")
       ->transform(CLI::CheckedTransformer(formats))
       ->type_name("FORMAT");
   command.add_option("--backend", options.backend, "reference (plain loops) or simd (default)")

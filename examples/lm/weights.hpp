@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
 #include <optional>
 #include <string>
 #include <utility>
@@ -13,17 +12,13 @@
 #include <mote/blocks/mtp.hpp>
 #include <mote/core/buffer.hpp>
 #include <mote/io/safetensors.hpp>
-#include <mote/quant/int8.hpp>
 
 #include "config.hpp"
+#include "matrix_store.hpp"
 
 namespace lm {
 
-// Format of the matrices in memory. `stored` keeps the checkpoint's numbers exactly: bf16 stays bf16, anything else becomes
-// float32. Norms, biases and router matrices are float32 always, the embedding is never quantized.
-enum class weight_format { stored, f32, bf16, int8 };
-
-// Everything a model reads. The views point into `checkpoint` (memory-mapped) or into the owned buffers.
+// Everything a model reads. The views point into `checkpoint` (memory-mapped) or into `matrices`.
 struct model_weights {
   mote::weight embed_tokens;  // [vocab, hidden]
   std::vector<mote::decoder_layer_weights> layers;
@@ -33,18 +28,17 @@ struct model_weights {
 
   mote::checkpoint checkpoint;
   std::vector<std::vector<mote::ffn_weights>> experts;
-  std::vector<mote::buffer<float>> floats;
-  std::vector<mote::buffer<mote::bf16>> halves;
-  std::vector<mote::buffer<std::int8_t>> codes;
-  std::vector<mote::buffer<std::int32_t>> sums;
+  matrix_store matrices;
 
   explicit model_weights(mote::checkpoint files) : checkpoint(std::move(files)) {}
 };
 
+// Matrices are kept in `format`; norms, biases and router matrices are float32 always, the embedding is never quantized.
+template <class Backend>
 class weight_loader {
  public:
-  weight_loader(const model_config& config, weight_format format, mote::checkpoint files)
-      : c_(config), format_(format), out_(std::move(files)) {}
+  weight_loader(Backend& be, const model_config& config, weight_format format, mote::checkpoint files)
+      : be_(be), c_(config), format_(format), out_(std::move(files)) {}
 
   // Throws format_error naming file and tensor when one is missing or has another shape or type.
   model_weights load() && {
@@ -113,9 +107,12 @@ class weight_loader {
       }
     }
     const bool exact_bf16 = tensor.dtype == mote::dtype::bf16;
-    w.k_up = store(std::move(k_up), heads * nope, rank, exact_bf16);
-    w.k_up_transposed = store(std::move(k_up_transposed), heads * rank, nope, exact_bf16);
-    w.v_up = store(std::move(v_up), heads * v_dim, rank, exact_bf16);
+    const auto store = [&](mote::buffer<float>& values, std::size_t rows, std::size_t columns) {
+      return out_.matrices.make(be_, std::move(values), heads * rows, columns, format_, exact_bf16, rows);
+    };
+    w.k_up = store(k_up, nope, rank);
+    w.k_up_transposed = store(k_up_transposed, rank, nope);
+    w.v_up = store(v_up, v_dim, rank);
   }
 
   mote::ffn_weights ffn(const std::string& p, std::size_t intermediate) {
@@ -126,7 +123,8 @@ class weight_loader {
 
   mote::moe_weights moe(const std::string& p) {
     mote::moe_weights w;
-    w.gate = floats(p + "gate.weight", {c_.n_routed_experts, c_.hidden_size}).as(c_.n_routed_experts, c_.hidden_size);
+    w.gate =
+        floats(p + "gate.weight", {c_.n_routed_experts, c_.hidden_size}).reshaped(c_.n_routed_experts, c_.hidden_size);
     if (c_.decoder.router.method == mote::topk_method::noaux_tc) {
       w.bias = vector(p + "gate.e_score_correction_bias", c_.n_routed_experts);
     }
@@ -160,61 +158,47 @@ class weight_loader {
     return out_.checkpoint.tensor(name, shape);
   }
 
-  const mote::buffer<float>& floats(const std::string& name, std::vector<std::size_t> shape) {
-    return out_.floats.emplace_back(mote::read_float(out_.checkpoint, checked(name, std::move(shape))));
+  mote::view<const float, 1> floats(const std::string& name, std::vector<std::size_t> shape) {
+    return out_.matrices.keep(mote::read_float(out_.checkpoint, checked(name, std::move(shape))));
   }
 
-  mote::view<const float, 1> vector(const std::string& name, std::size_t size) { return floats(name, {size}).as(size); }
+  mote::view<const float, 1> vector(const std::string& name, std::size_t size) { return floats(name, {size}); }
 
   mote::view<const float, 1> bias(const std::string& name, std::size_t size) {
     return c_.attention_bias ? vector(name, size) : mote::view<const float, 1>();
   }
 
   mote::weight embedding(const std::string& name) {
-    const weight_format format =
-        std::exchange(format_, format_ == weight_format::int8 ? weight_format::stored : format_);
-    const mote::weight w = matrix(name, c_.vocab_size, c_.hidden_size);
-    format_ = format;
-    return w;
+    return matrix(name, c_.vocab_size, c_.hidden_size, is_quantized(format_) ? weight_format::stored : format_);
   }
 
-  // A matrix in the chosen format, straight from the mapped file where it already has it.
   mote::weight matrix(const std::string& name, std::size_t rows, std::size_t columns) {
+    return matrix(name, rows, columns, format_);
+  }
+
+  // Straight from the mapped file where that already has the format.
+  mote::weight matrix(const std::string& name, std::size_t rows, std::size_t columns, weight_format format) {
     const mote::tensor_ref tensor = checked(name, {rows, columns});
-    const bool keep = format_ == weight_format::stored;
-    if (tensor.dtype == mote::dtype::bf16 && (keep || format_ == weight_format::bf16)) {
+    const bool keep = format == weight_format::stored;
+    if (tensor.dtype == mote::dtype::bf16 && (keep || format == weight_format::bf16)) {
       if (const auto mapped = mote::mapped_view<mote::bf16>(tensor)) return mapped->reshaped(rows, columns);
     }
-    if (tensor.dtype == mote::dtype::f32 && (keep || format_ == weight_format::f32)) {
+    if (tensor.dtype == mote::dtype::f32 && (keep || format == weight_format::f32)) {
       if (const auto mapped = mote::mapped_view<float>(tensor)) return mapped->reshaped(rows, columns);
     }
-    return store(mote::read_float(out_.checkpoint, tensor), rows, columns, tensor.dtype == mote::dtype::bf16);
+    return out_.matrices.make(be_, mote::read_float(out_.checkpoint, tensor), rows, columns, format,
+                              tensor.dtype == mote::dtype::bf16, 0);
   }
 
-  mote::weight store(mote::buffer<float> values, std::size_t rows, std::size_t columns, bool exact_bf16) {
-    if (format_ == weight_format::int8) {
-      auto& codes = out_.codes.emplace_back(rows * columns);
-      auto& scale = out_.floats.emplace_back(rows);
-      auto& sum = out_.sums.emplace_back(rows);
-      mote::quantize_int8(values.as(rows, columns), codes.as(rows, columns), scale.as(rows), sum.as(rows));
-      return mote::int8_matrix{std::as_const(codes).as(rows, columns), std::as_const(scale).as(rows),
-                               std::as_const(sum).as(rows)};
-    }
-    if (format_ == weight_format::bf16 || (format_ == weight_format::stored && exact_bf16)) {
-      auto& narrow = out_.halves.emplace_back(values.size());
-      for (std::size_t i = 0; i < values.size(); ++i) narrow[i] = mote::bf16(values[i]);
-      return std::as_const(narrow).as(rows, columns);
-    }
-    return std::as_const(out_.floats.emplace_back(std::move(values))).as(rows, columns);
-  }
-
+  Backend& be_;
   const model_config& c_;
   weight_format format_;
   model_weights out_;
 };
 
-inline model_weights load_weights(const model_config& config, weight_format format, mote::checkpoint files) {
-  return weight_loader(config, format, std::move(files)).load();
+template <class Backend>
+model_weights load_weights(Backend& be, const model_config& config, weight_format format, mote::checkpoint files) {
+  return weight_loader<Backend>(be, config, format, std::move(files)).load();
 }
 
 }  // namespace lm

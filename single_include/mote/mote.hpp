@@ -3369,7 +3369,7 @@ batch<float, Arch> widen(const T* p) {
 // bf16 is the upper half of a float32, so widening is exact.
 template <class Arch>
 batch<float, Arch> widen(const bf16* p) {
-  using vector = batch<float, Arch>;
+  using vector [[maybe_unused]] = batch<float, Arch>;
   if constexpr (vector::size == 16) {
 #if defined(__AVX512F__)
     const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -3398,7 +3398,7 @@ batch<float, Arch> widen(const bf16* p) {
 
 template <class Arch>
 batch<float, Arch> widen(const f16* p) {
-  using vector = batch<float, Arch>;
+  using vector [[maybe_unused]] = batch<float, Arch>;
 #if defined(__AVX512F__)
   if constexpr (vector::size == 16) {
     return vector(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
@@ -3417,7 +3417,7 @@ batch<float, Arch> widen(const f16* p) {
 
 template <class Arch>
 batch<float, Arch> widen(const std::int8_t* p) {
-  using vector = batch<float, Arch>;
+  using vector [[maybe_unused]] = batch<float, Arch>;
 #if defined(__AVX512F__)
   if constexpr (vector::size == 16) {
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
@@ -3435,7 +3435,7 @@ batch<float, Arch> widen(const std::int8_t* p) {
 // 2^(e - 127): e in the exponent's place, but that float32 writes 2^-127 as a subnormal and NaN with another bit set.
 template <class Arch>
 batch<float, Arch> widen(const f8_e8m0* p) {
-  using vector = batch<float, Arch>;
+  using vector [[maybe_unused]] = batch<float, Arch>;
 #if defined(__AVX512F__)
   if constexpr (vector::size == 16) {
     const __m512i e = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));

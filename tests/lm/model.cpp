@@ -66,7 +66,7 @@ template <class Backend>
 void check_model(Backend& be, const std::string& name, lm::weight_format format) {
   const std::string directory = test::golden_model(name);
   const lm::model_config c = lm::read_config(directory);
-  const lm::model_weights weights = lm::load_weights(c, format, mote::checkpoint(directory));
+  const lm::model_weights weights = lm::load_weights(be, c, format, mote::checkpoint(directory));
   const test::golden_file expected(directory + "/expected.safetensors");
   const golden_tensor<std::int32_t> ids = expected.integers("input_ids");
   const std::size_t batch = ids.shape[0], length = ids.shape[1], top_k = c.decoder.router.num_experts_per_tok;
@@ -116,7 +116,7 @@ template <class Backend>
 void check_mtp(Backend& be, const std::string& name) {
   const std::string directory = test::golden_model(name);
   const lm::model_config c = lm::read_config(directory);
-  const lm::model_weights weights = lm::load_weights(c, lm::weight_format::stored, mote::checkpoint(directory));
+  const lm::model_weights weights = lm::load_weights(be, c, lm::weight_format::stored, mote::checkpoint(directory));
   const test::golden_file expected(directory + "/expected.safetensors");
   const auto ids = expected.integers("mtp.input_ids");
   const auto state = expected.floats("mtp.state"), logits = expected.floats("mtp.logits");
@@ -170,8 +170,8 @@ TEST_CASE("language model: multi-token prediction, both back ends") {
 TEST_CASE("language model: token ids, context and calls have limits") {
   const std::string directory = test::golden_model("deepseek_v3");
   const lm::model_config c = lm::read_config(directory);
-  const lm::model_weights weights = lm::load_weights(c, lm::weight_format::stored, mote::checkpoint(directory));
   mote::simd<> be;
+  const lm::model_weights weights = lm::load_weights(be, c, lm::weight_format::stored, mote::checkpoint(directory));
   lm::language_model<mote::simd<>> model(be, c, weights, 8, 4);
   const std::vector<std::int32_t> four(4, 1), five(5, 1), bad = {1, static_cast<std::int32_t>(c.vocab_size)};
   CHECK_THROWS_WITH(model.forward(five), contains("tokens"));

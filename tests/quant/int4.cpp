@@ -64,7 +64,7 @@ TEST_CASE("int4: wrong shapes and groups name the argument") {
   std::vector<float> w(2 * 12), scale(8);
   std::vector<std::uint8_t> packed(12), zero(8);
   const mote::view<const float, 2> source(w.data(), 2, 12);
-  for (const std::size_t group : {0, 3, 8}) {
+  for (const std::size_t group : {std::size_t{0}, std::size_t{3}, std::size_t{8}}) {
     CHECK_THROWS_WITH(
         mote::quantize_int4(source, group, {packed.data(), 2, 6}, {scale.data(), 2, 1}),
         "quantize_int4: group: expected an even number that divides the 12 columns, got " + std::to_string(group));

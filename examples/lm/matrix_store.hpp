@@ -1,0 +1,96 @@
+// Owns the matrices of a model that do not lie in a mapped file as the kernels want them, and makes them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include <mote/core/backend.hpp>
+#include <mote/core/buffer.hpp>
+#include <mote/core/simd.hpp>
+#include <mote/quant/int8.hpp>
+#include <mote/quant/packed.hpp>
+#include <mote/quant/quantize.hpp>
+#include <mote/quant/weight.hpp>
+
+#include "weight_format.hpp"
+
+namespace lm {
+
+class matrix_store {
+ public:
+  mote::view<const float, 1> keep(mote::buffer<float> values) {
+    const mote::buffer<float>& kept = floats_.emplace_back(std::move(values));
+    return kept.as(kept.size());
+  }
+
+  // values [rows, columns] in a format; `stored` is bf16 where that is exact, else float32. A block format that does not
+  // divide the columns gives way to q8_0; where that does not either, or where the matrix will be cut into `slice` rows that
+  // are no whole panels, to bf16.
+  template <class Backend>
+  mote::weight make(Backend& be, mote::buffer<float> values, std::size_t rows, std::size_t columns,
+                    weight_format format, bool exact_bf16, std::size_t slice) {
+    if (is_block_format(format)) {
+      if (auto blocks = quantized(be, values, rows, columns, format, slice)) return *blocks;
+      format = weight_format::bf16;
+    }
+    if (format == weight_format::int8) {
+      auto& codes = codes_.emplace_back(rows * columns);
+      auto& scale = floats_.emplace_back(rows);
+      auto& sum = sums_.emplace_back(rows);
+      mote::quantize_int8(values.as(rows, columns), codes.as(rows, columns), scale.as(rows), sum.as(rows));
+      return mote::int8_matrix{std::as_const(codes).as(rows, columns), std::as_const(scale).as(rows),
+                               std::as_const(sum).as(rows)};
+    }
+    if (format == weight_format::bf16 || (format == weight_format::stored && exact_bf16)) {
+      auto& narrow = halves_.emplace_back(values.size());
+      for (std::size_t i = 0; i < values.size(); ++i) narrow[i] = mote::bf16(values[i]);
+      return std::as_const(narrow).as(rows, columns);
+    }
+    return keep(std::move(values)).reshaped(rows, columns);
+  }
+
+  // Blocks as a file holds them in the order of the back end's kernels: packed for mote::simd, as they are for others.
+  template <class F, class Arch, class Executor>
+  mote::weight arrange(mote::simd<Arch, Executor>& be, mote::view<const F, 2> blocks) {
+    if constexpr (mote::integer_format<F>) {
+      auto& packed = bytes_.emplace_back(mote::packed_matrix<F>::size(blocks.extent(0), mote::in_features(blocks)));
+      return mote::pack(be, blocks, packed.as(packed.size()));
+    } else {
+      return blocks;
+    }
+  }
+  template <class F, class Backend>
+  mote::weight arrange(Backend&, mote::view<const F, 2> blocks) {
+    return blocks;
+  }
+
+ private:
+  template <class Backend>
+  std::optional<mote::weight> quantized(Backend& be, const mote::buffer<float>& values, std::size_t rows,
+                                        std::size_t columns, weight_format format, std::size_t slice) {
+    std::optional<mote::weight> result;
+    const auto attempt = [&]<class F>() {
+      if (result || columns % F::block_size != 0 || slice % mote::packed_matrix<F>::panel_rows != 0) return;
+      mote::buffer<std::uint8_t> bytes(rows * (columns / F::block_size) * sizeof(F));
+      const mote::view<F, 2> blocks(reinterpret_cast<F*>(bytes.data()), rows, columns / F::block_size);
+      mote::quantize<F>(be, values.as(rows, columns), blocks);
+      result = arrange(be, mote::view<const F, 2>(blocks));
+      if (std::holds_alternative<mote::view<const F, 2>>(*result)) bytes_.push_back(std::move(bytes));
+    };
+    with_block_format(format, attempt);
+    attempt.template operator()<mote::q8_0>();
+    return result;
+  }
+
+  std::vector<mote::buffer<float>> floats_;
+  std::vector<mote::buffer<mote::bf16>> halves_;
+  std::vector<mote::buffer<std::int8_t>> codes_;
+  std::vector<mote::buffer<std::int32_t>> sums_;
+  std::vector<mote::buffer<std::uint8_t>> bytes_;
+};
+
+}  // namespace lm

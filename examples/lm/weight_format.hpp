@@ -1,0 +1,37 @@
+// The forms in which a model's matrices may be kept in memory.
+#pragma once
+
+#include <cstddef>
+#include <map>
+#include <string>
+
+#include <mote/quant/formats.hpp>
+
+namespace lm {
+
+// `stored` keeps the checkpoint's numbers exactly: bf16 stays bf16, blocks stay blocks, anything else becomes float32.
+// From `first_block_format` on, mote's block formats in the order of mote::formats.
+enum class weight_format : std::size_t { stored, f32, bf16, int8, first_block_format };
+
+constexpr bool is_block_format(weight_format format) { return format >= weight_format::first_block_format; }
+constexpr bool is_quantized(weight_format format) { return format >= weight_format::int8; }
+
+// f.template operator()<F>() for the block format that `format` names.
+template <class Function>
+void with_block_format(weight_format format, Function&& f) {
+  auto index = static_cast<std::size_t>(weight_format::first_block_format);
+  mote::for_each_format([&]<class F>() {
+    if (index++ == static_cast<std::size_t>(format)) f.template operator()<F>();
+  });
+}
+
+// All but `stored`, by name.
+inline std::map<std::string, weight_format> weight_format_names() {
+  std::map<std::string, weight_format> names = {
+      {"f32", weight_format::f32}, {"bf16", weight_format::bf16}, {"int8", weight_format::int8}};
+  auto index = static_cast<std::size_t>(weight_format::first_block_format);
+  mote::for_each_format([&]<class F>() { names.emplace(F::name, static_cast<weight_format>(index++)); });
+  return names;
+}
+
+}  // namespace lm
