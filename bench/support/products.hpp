@@ -35,8 +35,7 @@ class random_weight {
     } else {
       codes_ = mote::buffer<std::int8_t>(values.size());
       floats_ = mote::buffer<float>(out);
-      sums_ = mote::buffer<std::int32_t>(out);
-      mote::quantize_int8(values.as(out, in), codes_.as(out, in), floats_.as(out), sums_.as(out));
+      mote::quantize_int8(values.as(out, in), codes_.as(out, in), floats_.as(out));
     }
   }
 
@@ -51,7 +50,6 @@ class random_weight {
   mote::buffer<float> floats_;
   mote::buffer<mote::bf16> halves_;
   mote::buffer<std::int8_t> codes_;
-  mote::buffer<std::int32_t> sums_;
 };
 
 // As many matrices as no last-level cache holds together, to be used in turn. The last ones are kept: a benchmark's

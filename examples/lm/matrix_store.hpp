@@ -40,10 +40,8 @@ class matrix_store {
     if (format == weight_format::int8) {
       auto& codes = codes_.emplace_back(rows * columns);
       auto& scale = floats_.emplace_back(rows);
-      auto& sum = sums_.emplace_back(rows);
-      mote::quantize_int8(values.as(rows, columns), codes.as(rows, columns), scale.as(rows), sum.as(rows));
-      return mote::int8_matrix{std::as_const(codes).as(rows, columns), std::as_const(scale).as(rows),
-                               std::as_const(sum).as(rows)};
+      mote::quantize_int8(values.as(rows, columns), codes.as(rows, columns), scale.as(rows));
+      return mote::int8_matrix{std::as_const(codes).as(rows, columns), std::as_const(scale).as(rows)};
     }
     if (format == weight_format::bf16 || (format == weight_format::stored && exact_bf16)) {
       auto& narrow = halves_.emplace_back(values.size());
@@ -89,7 +87,6 @@ class matrix_store {
   std::vector<mote::buffer<float>> floats_;
   std::vector<mote::buffer<mote::bf16>> halves_;
   std::vector<mote::buffer<std::int8_t>> codes_;
-  std::vector<mote::buffer<std::int32_t>> sums_;
   std::vector<mote::buffer<std::uint8_t>> bytes_;
 };
 

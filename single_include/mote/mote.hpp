@@ -2933,12 +2933,11 @@ MOTE_END_NAMESPACE
 // ---- mote/quant/weight.hpp
 MOTE_BEGIN_NAMESPACE
 
-// int8 symmetric per output channel: W[n, k] = scale[n] · codes[n, k], codes in [-127, 127], sum[n] = Σ_k codes[n, k]
-// (kept because unsigned×signed dot products need it). Made by quantize_int8 (quant/int8.hpp).
+// int8 symmetric per output channel: W[n, k] = scale[n] · codes[n, k], codes in [-127, 127]. Made by quantize_int8
+// (quant/int8.hpp).
 struct int8_matrix {
   view<const std::int8_t, 2> codes;  // [out, in]
   view<const float, 1> scale;        // [out]
-  view<const std::int32_t, 1> sum;   // [out]
 };
 
 namespace detail {
@@ -3012,7 +3011,6 @@ void check_rows(std::string_view op, std::string_view argument, const view<const
 inline void check_rows(std::string_view op, std::string_view argument, const int8_matrix& w) {
   check_rows(op, argument, w.codes);
   check_view(op, argument, w.scale, {w.codes.extent(0)});
-  check_view(op, argument, w.sum, {w.codes.extent(0)});
 }
 template <class F>
 void check_rows(std::string_view, std::string_view, const packed_matrix<F>&) {}
@@ -3028,7 +3026,7 @@ view<const T, 2> slice_rows(const view<const T, 2>& w, std::size_t begin, std::s
   return w.slice(0, begin, count);
 }
 inline int8_matrix slice_rows(const int8_matrix& w, std::size_t begin, std::size_t count) {
-  return {w.codes.slice(0, begin, count), w.scale.slice(0, begin, count), w.sum.slice(0, begin, count)};
+  return {w.codes.slice(0, begin, count), w.scale.slice(0, begin, count)};
 }
 template <class F>
 packed_matrix<F> slice_rows(const packed_matrix<F>& w, std::size_t begin, std::size_t count) {
@@ -3076,9 +3074,7 @@ template <class T>
 std::size_t bytes(const view<const T, 2>& w) {
   return w.size() * sizeof(T);
 }
-inline std::size_t bytes(const int8_matrix& w) {
-  return w.codes.size() + w.scale.size() * sizeof(float) + w.sum.size() * sizeof(std::int32_t);
-}
+inline std::size_t bytes(const int8_matrix& w) { return w.codes.size() + w.scale.size() * sizeof(float); }
 template <class F>
 std::size_t bytes(const packed_matrix<F>& w) {
   return w.bytes().size();
@@ -3176,29 +3172,22 @@ MOTE_END_NAMESPACE
 
 MOTE_BEGIN_NAMESPACE
 
-// Quantizes one row of n values; returns the scale. `sum` receives Σ q.
-inline float quantize_int8_row(const float* x, std::size_t n, std::int8_t* codes, std::int32_t& sum) {
+// Quantizes one row of n values; returns the scale.
+inline float quantize_int8_row(const float* x, std::size_t n, std::int8_t* codes) {
   float amax = 0.0f;
   for (std::size_t i = 0; i < n; ++i) amax = std::fmax(amax, std::fabs(x[i]));
   const float scale = amax > 0.0f ? amax / 127.0f : 1.0f;
-  sum = 0;
   for (std::size_t i = 0; i < n; ++i) {
-    const float q = std::fmin(std::fmax(std::nearbyint(x[i] / scale), -127.0f), 127.0f);
-    codes[i] = static_cast<std::int8_t>(q);
-    sum += codes[i];
+    codes[i] = static_cast<std::int8_t>(std::fmin(std::fmax(std::nearbyint(x[i] / scale), -127.0f), 127.0f));
   }
   return scale;
 }
 
-// w [out, in] to codes [out, in], scale [out] and sum [out]. Throws shape_error when the shapes differ.
-inline void quantize_int8(view<const float, 2> w, view<std::int8_t, 2> codes, view<float, 1> scale,
-                          view<std::int32_t, 1> sum) {
+// w [out, in] to codes [out, in] and scale [out]. Throws shape_error when the shapes differ.
+inline void quantize_int8(view<const float, 2> w, view<std::int8_t, 2> codes, view<float, 1> scale) {
   check_view("quantize_int8", "codes", codes, {w.extent(0), w.extent(1)});
   check_view("quantize_int8", "scale", scale, {w.extent(0)});
-  check_view("quantize_int8", "sum", sum, {w.extent(0)});
-  for (std::size_t n = 0; n < w.extent(0); ++n) {
-    scale(n) = quantize_int8_row(w.row(n), w.extent(1), codes.row(n), sum(n));
-  }
+  for (std::size_t n = 0; n < w.extent(0); ++n) scale(n) = quantize_int8_row(w.row(n), w.extent(1), codes.row(n));
 }
 
 // How codes 0..largest cover a range that holds 0: x ≈ scale · (q - zero).
@@ -3265,8 +3254,7 @@ inline void matmul_impl(reference& be, view<const float, 2> x, const int8_matrix
   auto scope = be.scope();
   const auto codes = scope.tensor<std::int8_t>(x.extent(1));
   for (std::size_t t = 0; t < x.extent(0); ++t) {
-    std::int32_t unused = 0;
-    const float scale = quantize_int8_row(x.row(t), x.extent(1), codes.data(), unused);
+    const float scale = quantize_int8_row(x.row(t), x.extent(1), codes.data());
     for (std::size_t n = 0; n < w.codes.extent(0); ++n) {
       std::int32_t sum = 0;
       for (std::size_t k = 0; k < w.codes.extent(1); ++k) sum += codes(k) * w.codes(n, k);
@@ -3802,11 +3790,11 @@ struct block_kernel {
 MOTE_END_NAMESPACE
 
 // ---- mote/ops/matmul/int8_kernel.hpp
-// The inner loop of int8 products: exact int32 sums of int8 codes, vectors along k.
+// The inner loop of int8 products with weights in rows: exact int32 sums of int8 codes, vectors along k.
 //
-// x86's dot product multiplies unsigned by signed bytes, so there activations are kept as q + 128; the surplus,
-// 128 · Σ_k w, is known for each weight row and subtracted at the end (modulo 2^32, so it never matters that partial sums
-// wrap). Where the dot product is missing, codes are widened and multiplied as 16-bit integers.
+// x86's dot product multiplies unsigned by signed bytes: there weights are read as q + 128 (their sign bit flipped), and
+// the surplus, 128 · Σ_k x, is taken off at the end (modulo 2^32, so it never matters that partial sums wrap). Where the
+// dot product is missing, codes are widened and multiplied as 16-bit integers.
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -3818,38 +3806,41 @@ MOTE_BEGIN_NAMESPACE
 
 namespace detail {
 
-// An accumulator of int32 lanes, how many codes one step takes and what is added to activations: by instruction set.
+// An accumulator of int32 lanes, how many codes one step takes and what is added to weights: by instruction set.
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
 struct int8_lanes {
   static constexpr std::size_t step = 64, tile_rows = 4, tile_tokens = 6;
   static constexpr std::int32_t offset = 128;
   using accumulator = __m512i;
   static accumulator zero() { return _mm512_setzero_si512(); }
-  static accumulator dot(accumulator a, const std::uint8_t* x, const std::int8_t* w) {
-    return _mm512_dpbusd_epi32(a, _mm512_loadu_si512(x), _mm512_loadu_si512(w));
+  static accumulator dot(accumulator a, const std::int8_t* x, const std::int8_t* w) {
+    const __m512i ws = _mm512_xor_si512(_mm512_loadu_si512(w), _mm512_set1_epi8(-128));
+    return _mm512_dpbusd_epi32(a, ws, _mm512_loadu_si512(x));
   }
   static std::int32_t sum(accumulator a) { return _mm512_reduce_add_epi32(a); }
 };
 #elif defined(__AVX2__)
 struct int8_lanes {
   static constexpr std::size_t step = 32, tile_rows = 2, tile_tokens = 4;
-  static constexpr std::int32_t offset = 128;
   using accumulator = __m256i;
   static accumulator zero() { return _mm256_setzero_si256(); }
-  static accumulator dot(accumulator a, const std::uint8_t* x, const std::int8_t* w) {
+#if defined(__AVXVNNI__)
+  static constexpr std::int32_t offset = 128;
+  static accumulator dot(accumulator a, const std::int8_t* x, const std::int8_t* w) {
     const __m256i xs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
     const __m256i ws = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
-#if defined(__AVXVNNI__)
-    return _mm256_dpbusd_avx_epi32(a, xs, ws);
-#else
-    // maddubs would saturate: 255 · 127 · 2 exceeds 16 bits.
-    const __m256i low = _mm256_madd_epi16(_mm256_cvtepu8_epi16(_mm256_castsi256_si128(xs)),
-                                          _mm256_cvtepi8_epi16(_mm256_castsi256_si128(ws)));
-    const __m256i high = _mm256_madd_epi16(_mm256_cvtepu8_epi16(_mm256_extracti128_si256(xs, 1)),
-                                           _mm256_cvtepi8_epi16(_mm256_extracti128_si256(ws, 1)));
-    return _mm256_add_epi32(a, _mm256_add_epi32(low, high));
-#endif
+    return _mm256_dpbusd_avx_epi32(a, _mm256_xor_si256(ws, _mm256_set1_epi8(-128)), xs);
   }
+#else
+  static constexpr std::int32_t offset = 0;
+  // |w| ≤ 127 by x with w's sign: 2 · 127 · 127 fits 16 bits.
+  static accumulator dot(accumulator a, const std::int8_t* x, const std::int8_t* w) {
+    const __m256i xs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+    const __m256i ws = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(ws), _mm256_sign_epi8(xs, ws));
+    return _mm256_add_epi32(a, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+#endif
   static std::int32_t sum(accumulator a) {
     __m128i s = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
     s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4E));
@@ -3860,15 +3851,15 @@ struct int8_lanes {
 #elif defined(__SSE2__)
 struct int8_lanes {
   static constexpr std::size_t step = 16, tile_rows = 2, tile_tokens = 4;
-  static constexpr std::int32_t offset = 128;
+  static constexpr std::int32_t offset = 0;
   using accumulator = __m128i;
   static accumulator zero() { return _mm_setzero_si128(); }
-  static accumulator dot(accumulator a, const std::uint8_t* x, const std::int8_t* w) {
+  static accumulator dot(accumulator a, const std::int8_t* x, const std::int8_t* w) {
     const __m128i xs = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x)), none = _mm_setzero_si128();
     const __m128i ws = _mm_loadu_si128(reinterpret_cast<const __m128i*>(w));
-    const __m128i sign = _mm_cmpgt_epi8(none, ws);
-    const __m128i low = _mm_madd_epi16(_mm_unpacklo_epi8(xs, none), _mm_unpacklo_epi8(ws, sign));
-    const __m128i high = _mm_madd_epi16(_mm_unpackhi_epi8(xs, none), _mm_unpackhi_epi8(ws, sign));
+    const __m128i sign = _mm_cmpgt_epi8(none, ws), sign_x = _mm_cmpgt_epi8(none, xs);
+    const __m128i low = _mm_madd_epi16(_mm_unpacklo_epi8(xs, sign_x), _mm_unpacklo_epi8(ws, sign));
+    const __m128i high = _mm_madd_epi16(_mm_unpackhi_epi8(xs, sign_x), _mm_unpackhi_epi8(ws, sign));
     return _mm_add_epi32(a, _mm_add_epi32(low, high));
   }
   static std::int32_t sum(accumulator a) {
@@ -3883,8 +3874,8 @@ struct int8_lanes {
   static constexpr std::int32_t offset = 0;
   using accumulator = int32x4_t;
   static accumulator zero() { return vdupq_n_s32(0); }
-  static accumulator dot(accumulator a, const std::uint8_t* x, const std::int8_t* w) {
-    const int8x16_t ws = vld1q_s8(w), xs = vreinterpretq_s8_u8(vld1q_u8(x));
+  static accumulator dot(accumulator a, const std::int8_t* x, const std::int8_t* w) {
+    const int8x16_t ws = vld1q_s8(w), xs = vld1q_s8(x);
 #if defined(__ARM_FEATURE_DOTPROD)
     return vdotq_s32(a, xs, ws);
 #else
@@ -3900,16 +3891,15 @@ struct int8_lanes {
   static constexpr std::int32_t offset = 0;
   using accumulator = std::int32_t;
   static accumulator zero() { return 0; }
-  static accumulator dot(accumulator a, const std::uint8_t* x, const std::int8_t* w) {
-    return a + static_cast<std::int8_t>(*x) * *w;
-  }
+  static accumulator dot(accumulator a, const std::int8_t* x, const std::int8_t* w) { return a + *x * *w; }
   static std::int32_t sum(accumulator a) { return a; }
 };
 #endif
 
-// One row of activations to codes round(x / s) + offset, s = amax / 127: the codes of quantize_int8_row. Returns s.
+// One row of activations to codes round(x / s), s = amax / 127, as quantize_int8_row does. Returns s; `sum` receives the
+// codes' sum.
 template <class Arch>
-float quantize_activations(const float* x, std::size_t n, std::uint8_t* codes) noexcept {
+float quantize_activations(const float* x, std::size_t n, std::int8_t* codes, std::int32_t& sum) noexcept {
   using vector = batch<float, Arch>;
   vector largest(0.0f);
   for_each_vector<Arch>(
@@ -3920,20 +3910,22 @@ float quantize_activations(const float* x, std::size_t n, std::uint8_t* codes) n
   const float scale = amax > 0.0f ? amax / 127.0f : 1.0f;
   // Adding 1.5 · 2^23 rounds to a whole number, ties to even, and leaves it in the low bits.
   const vector divisor(scale), magic(12582912.0f);
+  sum = 0;
   for_each_vector<Arch>(n, [&](std::size_t i, auto load, auto) {
     const vector q = xsimd::min(xsimd::max(load(x + i) / divisor, vector(-127.0f)), vector(127.0f));
     std::int32_t rounded[vector::size];
     bits_as<std::int32_t>(q + magic).store_unaligned(rounded);
     for (std::size_t j = 0; j < vector::size && i + j < n; ++j) {
-      codes[i + j] = static_cast<std::uint8_t>(rounded[j] + int8_lanes::offset);
+      codes[i + j] = static_cast<std::int8_t>(static_cast<std::uint8_t>(rounded[j]));
+      sum += codes[i + j];
     }
   });
   return scale;
 }
 
-// R weight rows by C tokens over k codes: out[r + c · out_stride] = Σ_k (x + offset) w, modulo 2^32.
+// R weight rows by C tokens over k codes: out[r + c · out_stride] = Σ_k x (w + offset), modulo 2^32.
 template <std::size_t R, std::size_t C>
-void dot_tile_int8(const std::int8_t* const* w, const std::uint8_t* const* x, std::size_t k, std::int32_t* out,
+void dot_tile_int8(const std::int8_t* const* w, const std::int8_t* const* x, std::size_t k, std::int32_t* out,
                    std::size_t out_stride) noexcept {
   int8_lanes::accumulator acc[R][C];
   for (auto& row : acc) {
@@ -3949,8 +3941,7 @@ void dot_tile_int8(const std::int8_t* const* w, const std::uint8_t* const* x, st
     for (std::size_t c = 0; c < C; ++c) {
       auto total = static_cast<std::uint32_t>(int8_lanes::sum(acc[r][c]));
       for (std::size_t i = whole; i < k; ++i) {
-        const std::int32_t code = int8_lanes::offset == 0 ? static_cast<std::int8_t>(x[c][i]) : x[c][i];
-        total += static_cast<std::uint32_t>(code * w[r][i]);
+        total += static_cast<std::uint32_t>(x[c][i] * (w[r][i] + int8_lanes::offset));
       }
       out[r + c * out_stride] = static_cast<std::int32_t>(total);
     }
@@ -3973,7 +3964,8 @@ inline constexpr std::size_t float_tokens = 24;   // whose accumulators are kept
 // A row of activations, in the forms that the weights at hand multiply: float32, int8 codes with one scale, int8 blocks.
 struct activation {
   const float* values = nullptr;
-  const std::uint8_t* codes = nullptr;
+  const std::int8_t* codes = nullptr;
+  std::int32_t code_sum = 0;
   float scale = 1.0f;
   const activation_block* blocks = nullptr;
 };
@@ -4027,7 +4019,7 @@ struct float_kernel {
 struct int8_kernel {
   static constexpr std::size_t rows = int8_lanes::tile_rows, tokens = int8_lanes::tile_tokens;
   template <std::size_t R, std::size_t C>
-  static void tile(const std::int8_t* const* w, const std::uint8_t* const* x, std::size_t k,
+  static void tile(const std::int8_t* const* w, const std::int8_t* const* x, std::size_t k,
                    std::int32_t* out) noexcept {
     dot_tile_int8<R, C>(w, x, k, out, rows);
   }
@@ -4139,14 +4131,14 @@ void panel_product(const int8_matrix& w, std::size_t first, std::size_t rows, co
   for_each_tile<int8_kernel>(
       rows, tokens, [&](std::size_t n, std::size_t row_count, std::size_t t, std::size_t token_count) {
         const std::int8_t* row[int8_kernel::rows] = {};
-        const std::uint8_t* token[int8_kernel::tokens] = {};
+        const std::int8_t* token[int8_kernel::tokens] = {};
         std::int32_t sums[int8_kernel::rows * int8_kernel::tokens];
         for (std::size_t r = 0; r < row_count; ++r) row[r] = w.codes.row(first + n + r);
         for (std::size_t c = 0; c < token_count; ++c) token[c] = x[t + c].codes;
         tile_function<int8_kernel>(row_count, token_count)(row, token, w.codes.extent(1), sums);
         for (std::size_t c = 0; c < token_count; ++c) {
+          const auto surplus = static_cast<std::uint32_t>(int8_lanes::offset * x[t + c].code_sum);
           for (std::size_t r = 0; r < row_count; ++r) {
-            const auto surplus = static_cast<std::uint32_t>(int8_lanes::offset * w.sum(first + n + r));
             const auto exact =
                 static_cast<std::int32_t>(static_cast<std::uint32_t>(sums[r + c * int8_kernel::rows]) - surplus);
             out[n + r + (t + c) * panel_rows] = x[t + c].scale * w.scale(first + n + r) * static_cast<float>(exact);
@@ -4184,14 +4176,14 @@ view<activation, 1> prepare_rows(Backend& be, Scope& scope, const activation_for
                                  std::size_t n, Row&& row) {
   const std::size_t blocks_each = activation_block::count(n);
   const auto rows = scope.template tensor<activation>(count);
-  const auto codes = scope.template tensor<std::uint8_t>(wanted.codes ? count : 0, n);
+  const auto codes = scope.template tensor<std::int8_t>(wanted.codes ? count : 0, n);
   const auto blocks = scope.template tensor<activation_block>(wanted.blocks ? count : 0, blocks_each);
   const bool quantizes = wanted.codes || wanted.blocks;
   be.parallel_for(count, quantizes ? 1 + 4096 / (n + 1) : 4096, [&](std::size_t begin, std::size_t end) {
     for (std::size_t i = begin; i < end; ++i) {
       activation x{.values = row(i)};
       if (wanted.codes) {
-        x.scale = quantize_activations<Arch>(x.values, n, codes.row(i));
+        x.scale = quantize_activations<Arch>(x.values, n, codes.row(i), x.code_sum);
         x.codes = codes.row(i);
       }
       if (wanted.blocks) {

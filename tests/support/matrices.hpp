@@ -41,9 +41,8 @@ class strided_weight {
     } else {
       codes_.assign(size, std::int8_t{77});
       scale_.resize(out);
-      sum_.resize(out);
-      mote::quantize_int8(source, rows_of<std::int8_t>(codes_.data()), {scale_.data(), out}, {sum_.data(), out});
-      weight_ = mote::int8_matrix{rows_of<const std::int8_t>(codes_.data()), {scale_.data(), out}, {sum_.data(), out}};
+      mote::quantize_int8(source, rows_of<std::int8_t>(codes_.data()), {scale_.data(), out});
+      weight_ = mote::int8_matrix{rows_of<const std::int8_t>(codes_.data()), {scale_.data(), out}};
     }
   }
   strided_weight(const strided_weight&) = delete;
@@ -75,7 +74,6 @@ class strided_weight {
   std::vector<float> floats_, scale_;
   std::vector<mote::bf16> halves_;
   std::vector<std::int8_t> codes_;
-  std::vector<std::int32_t> sum_;
   mote::weight weight_;
 };
 

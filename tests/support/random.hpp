@@ -50,9 +50,8 @@ class random_weights {
     }
     auto& codes = codes_.emplace_back(out * in);
     auto& scale = floats_.emplace_back(out);
-    auto& sum = sums_.emplace_back(out);
-    mote::quantize_int8(w, {codes.data(), out, in}, scale, sum);
-    return mote::int8_matrix{{codes.data(), out, in}, {scale.data(), out}, {sum.data(), out}};
+    mote::quantize_int8(w, {codes.data(), out, in}, scale);
+    return mote::int8_matrix{{codes.data(), out, in}, {scale.data(), out}};
   }
 
   // Close to one, as norm weights are.
@@ -74,7 +73,6 @@ class random_weights {
   std::vector<std::vector<float>> floats_;
   std::vector<std::vector<mote::bf16>> halves_;
   std::vector<std::vector<std::int8_t>> codes_;
-  std::vector<std::vector<std::int32_t>> sums_;
 };
 
 }  // namespace test

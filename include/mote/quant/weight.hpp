@@ -23,12 +23,11 @@
 
 MOTE_BEGIN_NAMESPACE
 
-// int8 symmetric per output channel: W[n, k] = scale[n] · codes[n, k], codes in [-127, 127], sum[n] = Σ_k codes[n, k]
-// (kept because unsigned×signed dot products need it). Made by quantize_int8 (quant/int8.hpp).
+// int8 symmetric per output channel: W[n, k] = scale[n] · codes[n, k], codes in [-127, 127]. Made by quantize_int8
+// (quant/int8.hpp).
 struct int8_matrix {
   view<const std::int8_t, 2> codes;  // [out, in]
   view<const float, 1> scale;        // [out]
-  view<const std::int32_t, 1> sum;   // [out]
 };
 
 namespace detail {
@@ -102,7 +101,6 @@ void check_rows(std::string_view op, std::string_view argument, const view<const
 inline void check_rows(std::string_view op, std::string_view argument, const int8_matrix& w) {
   check_rows(op, argument, w.codes);
   check_view(op, argument, w.scale, {w.codes.extent(0)});
-  check_view(op, argument, w.sum, {w.codes.extent(0)});
 }
 template <class F>
 void check_rows(std::string_view, std::string_view, const packed_matrix<F>&) {}
@@ -118,7 +116,7 @@ view<const T, 2> slice_rows(const view<const T, 2>& w, std::size_t begin, std::s
   return w.slice(0, begin, count);
 }
 inline int8_matrix slice_rows(const int8_matrix& w, std::size_t begin, std::size_t count) {
-  return {w.codes.slice(0, begin, count), w.scale.slice(0, begin, count), w.sum.slice(0, begin, count)};
+  return {w.codes.slice(0, begin, count), w.scale.slice(0, begin, count)};
 }
 template <class F>
 packed_matrix<F> slice_rows(const packed_matrix<F>& w, std::size_t begin, std::size_t count) {
@@ -166,9 +164,7 @@ template <class T>
 std::size_t bytes(const view<const T, 2>& w) {
   return w.size() * sizeof(T);
 }
-inline std::size_t bytes(const int8_matrix& w) {
-  return w.codes.size() + w.scale.size() * sizeof(float) + w.sum.size() * sizeof(std::int32_t);
-}
+inline std::size_t bytes(const int8_matrix& w) { return w.codes.size() + w.scale.size() * sizeof(float); }
 template <class F>
 std::size_t bytes(const packed_matrix<F>& w) {
   return w.bytes().size();

@@ -1,8 +1,8 @@
-// The inner loop of int8 products: exact int32 sums of int8 codes, vectors along k.
+// The inner loop of int8 products with weights in rows: exact int32 sums of int8 codes, vectors along k.
 //
-// x86's dot product multiplies unsigned by signed bytes, so there activations are kept as q + 128; the surplus,
-// 128 · Σ_k w, is known for each weight row and subtracted at the end (modulo 2^32, so it never matters that partial sums
-// wrap). Where the dot product is missing, codes are widened and multiplied as 16-bit integers.
+// x86's dot product multiplies unsigned by signed bytes: there weights are read as q + 128 (their sign bit flipped), and
+// the surplus, 128 · Σ_k x, is taken off at the end (modulo 2^32, so it never matters that partial sums wrap). Where the
+// dot product is missing, codes are widened and multiplied as 16-bit integers.
 #pragma once
 
 #include <cstddef>
@@ -21,38 +21,41 @@ MOTE_BEGIN_NAMESPACE
 
 namespace detail {
 
-// An accumulator of int32 lanes, how many codes one step takes and what is added to activations: by instruction set.
+// An accumulator of int32 lanes, how many codes one step takes and what is added to weights: by instruction set.
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
 struct int8_lanes {
   static constexpr std::size_t step = 64, tile_rows = 4, tile_tokens = 6;
   static constexpr std::int32_t offset = 128;
   using accumulator = __m512i;
   static accumulator zero() { return _mm512_setzero_si512(); }
-  static accumulator dot(accumulator a, const std::uint8_t* x, const std::int8_t* w) {
-    return _mm512_dpbusd_epi32(a, _mm512_loadu_si512(x), _mm512_loadu_si512(w));
+  static accumulator dot(accumulator a, const std::int8_t* x, const std::int8_t* w) {
+    const __m512i ws = _mm512_xor_si512(_mm512_loadu_si512(w), _mm512_set1_epi8(-128));
+    return _mm512_dpbusd_epi32(a, ws, _mm512_loadu_si512(x));
   }
   static std::int32_t sum(accumulator a) { return _mm512_reduce_add_epi32(a); }
 };
 #elif defined(__AVX2__)
 struct int8_lanes {
   static constexpr std::size_t step = 32, tile_rows = 2, tile_tokens = 4;
-  static constexpr std::int32_t offset = 128;
   using accumulator = __m256i;
   static accumulator zero() { return _mm256_setzero_si256(); }
-  static accumulator dot(accumulator a, const std::uint8_t* x, const std::int8_t* w) {
+#if defined(__AVXVNNI__)
+  static constexpr std::int32_t offset = 128;
+  static accumulator dot(accumulator a, const std::int8_t* x, const std::int8_t* w) {
     const __m256i xs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
     const __m256i ws = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
-#if defined(__AVXVNNI__)
-    return _mm256_dpbusd_avx_epi32(a, xs, ws);
-#else
-    // maddubs would saturate: 255 · 127 · 2 exceeds 16 bits.
-    const __m256i low = _mm256_madd_epi16(_mm256_cvtepu8_epi16(_mm256_castsi256_si128(xs)),
-                                          _mm256_cvtepi8_epi16(_mm256_castsi256_si128(ws)));
-    const __m256i high = _mm256_madd_epi16(_mm256_cvtepu8_epi16(_mm256_extracti128_si256(xs, 1)),
-                                           _mm256_cvtepi8_epi16(_mm256_extracti128_si256(ws, 1)));
-    return _mm256_add_epi32(a, _mm256_add_epi32(low, high));
-#endif
+    return _mm256_dpbusd_avx_epi32(a, _mm256_xor_si256(ws, _mm256_set1_epi8(-128)), xs);
   }
+#else
+  static constexpr std::int32_t offset = 0;
+  // |w| ≤ 127 by x with w's sign: 2 · 127 · 127 fits 16 bits.
+  static accumulator dot(accumulator a, const std::int8_t* x, const std::int8_t* w) {
+    const __m256i xs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+    const __m256i ws = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(ws), _mm256_sign_epi8(xs, ws));
+    return _mm256_add_epi32(a, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+#endif
   static std::int32_t sum(accumulator a) {
     __m128i s = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
     s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4E));
@@ -63,15 +66,15 @@ struct int8_lanes {
 #elif defined(__SSE2__)
 struct int8_lanes {
   static constexpr std::size_t step = 16, tile_rows = 2, tile_tokens = 4;
-  static constexpr std::int32_t offset = 128;
+  static constexpr std::int32_t offset = 0;
   using accumulator = __m128i;
   static accumulator zero() { return _mm_setzero_si128(); }
-  static accumulator dot(accumulator a, const std::uint8_t* x, const std::int8_t* w) {
+  static accumulator dot(accumulator a, const std::int8_t* x, const std::int8_t* w) {
     const __m128i xs = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x)), none = _mm_setzero_si128();
     const __m128i ws = _mm_loadu_si128(reinterpret_cast<const __m128i*>(w));
-    const __m128i sign = _mm_cmpgt_epi8(none, ws);
-    const __m128i low = _mm_madd_epi16(_mm_unpacklo_epi8(xs, none), _mm_unpacklo_epi8(ws, sign));
-    const __m128i high = _mm_madd_epi16(_mm_unpackhi_epi8(xs, none), _mm_unpackhi_epi8(ws, sign));
+    const __m128i sign = _mm_cmpgt_epi8(none, ws), sign_x = _mm_cmpgt_epi8(none, xs);
+    const __m128i low = _mm_madd_epi16(_mm_unpacklo_epi8(xs, sign_x), _mm_unpacklo_epi8(ws, sign));
+    const __m128i high = _mm_madd_epi16(_mm_unpackhi_epi8(xs, sign_x), _mm_unpackhi_epi8(ws, sign));
     return _mm_add_epi32(a, _mm_add_epi32(low, high));
   }
   static std::int32_t sum(accumulator a) {
@@ -86,8 +89,8 @@ struct int8_lanes {
   static constexpr std::int32_t offset = 0;
   using accumulator = int32x4_t;
   static accumulator zero() { return vdupq_n_s32(0); }
-  static accumulator dot(accumulator a, const std::uint8_t* x, const std::int8_t* w) {
-    const int8x16_t ws = vld1q_s8(w), xs = vreinterpretq_s8_u8(vld1q_u8(x));
+  static accumulator dot(accumulator a, const std::int8_t* x, const std::int8_t* w) {
+    const int8x16_t ws = vld1q_s8(w), xs = vld1q_s8(x);
 #if defined(__ARM_FEATURE_DOTPROD)
     return vdotq_s32(a, xs, ws);
 #else
@@ -103,16 +106,15 @@ struct int8_lanes {
   static constexpr std::int32_t offset = 0;
   using accumulator = std::int32_t;
   static accumulator zero() { return 0; }
-  static accumulator dot(accumulator a, const std::uint8_t* x, const std::int8_t* w) {
-    return a + static_cast<std::int8_t>(*x) * *w;
-  }
+  static accumulator dot(accumulator a, const std::int8_t* x, const std::int8_t* w) { return a + *x * *w; }
   static std::int32_t sum(accumulator a) { return a; }
 };
 #endif
 
-// One row of activations to codes round(x / s) + offset, s = amax / 127: the codes of quantize_int8_row. Returns s.
+// One row of activations to codes round(x / s), s = amax / 127, as quantize_int8_row does. Returns s; `sum` receives the
+// codes' sum.
 template <class Arch>
-float quantize_activations(const float* x, std::size_t n, std::uint8_t* codes) noexcept {
+float quantize_activations(const float* x, std::size_t n, std::int8_t* codes, std::int32_t& sum) noexcept {
   using vector = batch<float, Arch>;
   vector largest(0.0f);
   for_each_vector<Arch>(
@@ -123,20 +125,22 @@ float quantize_activations(const float* x, std::size_t n, std::uint8_t* codes) n
   const float scale = amax > 0.0f ? amax / 127.0f : 1.0f;
   // Adding 1.5 · 2^23 rounds to a whole number, ties to even, and leaves it in the low bits.
   const vector divisor(scale), magic(12582912.0f);
+  sum = 0;
   for_each_vector<Arch>(n, [&](std::size_t i, auto load, auto) {
     const vector q = xsimd::min(xsimd::max(load(x + i) / divisor, vector(-127.0f)), vector(127.0f));
     std::int32_t rounded[vector::size];
     bits_as<std::int32_t>(q + magic).store_unaligned(rounded);
     for (std::size_t j = 0; j < vector::size && i + j < n; ++j) {
-      codes[i + j] = static_cast<std::uint8_t>(rounded[j] + int8_lanes::offset);
+      codes[i + j] = static_cast<std::int8_t>(static_cast<std::uint8_t>(rounded[j]));
+      sum += codes[i + j];
     }
   });
   return scale;
 }
 
-// R weight rows by C tokens over k codes: out[r + c · out_stride] = Σ_k (x + offset) w, modulo 2^32.
+// R weight rows by C tokens over k codes: out[r + c · out_stride] = Σ_k x (w + offset), modulo 2^32.
 template <std::size_t R, std::size_t C>
-void dot_tile_int8(const std::int8_t* const* w, const std::uint8_t* const* x, std::size_t k, std::int32_t* out,
+void dot_tile_int8(const std::int8_t* const* w, const std::int8_t* const* x, std::size_t k, std::int32_t* out,
                    std::size_t out_stride) noexcept {
   int8_lanes::accumulator acc[R][C];
   for (auto& row : acc) {
@@ -152,8 +156,7 @@ void dot_tile_int8(const std::int8_t* const* w, const std::uint8_t* const* x, st
     for (std::size_t c = 0; c < C; ++c) {
       auto total = static_cast<std::uint32_t>(int8_lanes::sum(acc[r][c]));
       for (std::size_t i = whole; i < k; ++i) {
-        const std::int32_t code = int8_lanes::offset == 0 ? static_cast<std::int8_t>(x[c][i]) : x[c][i];
-        total += static_cast<std::uint32_t>(code * w[r][i]);
+        total += static_cast<std::uint32_t>(x[c][i] * (w[r][i] + int8_lanes::offset));
       }
       out[r + c * out_stride] = static_cast<std::int32_t>(total);
     }

@@ -26,7 +26,8 @@ inline constexpr std::size_t float_tokens = 24;   // whose accumulators are kept
 // A row of activations, in the forms that the weights at hand multiply: float32, int8 codes with one scale, int8 blocks.
 struct activation {
   const float* values = nullptr;
-  const std::uint8_t* codes = nullptr;
+  const std::int8_t* codes = nullptr;
+  std::int32_t code_sum = 0;
   float scale = 1.0f;
   const activation_block* blocks = nullptr;
 };
@@ -80,7 +81,7 @@ struct float_kernel {
 struct int8_kernel {
   static constexpr std::size_t rows = int8_lanes::tile_rows, tokens = int8_lanes::tile_tokens;
   template <std::size_t R, std::size_t C>
-  static void tile(const std::int8_t* const* w, const std::uint8_t* const* x, std::size_t k,
+  static void tile(const std::int8_t* const* w, const std::int8_t* const* x, std::size_t k,
                    std::int32_t* out) noexcept {
     dot_tile_int8<R, C>(w, x, k, out, rows);
   }
@@ -192,14 +193,14 @@ void panel_product(const int8_matrix& w, std::size_t first, std::size_t rows, co
   for_each_tile<int8_kernel>(
       rows, tokens, [&](std::size_t n, std::size_t row_count, std::size_t t, std::size_t token_count) {
         const std::int8_t* row[int8_kernel::rows] = {};
-        const std::uint8_t* token[int8_kernel::tokens] = {};
+        const std::int8_t* token[int8_kernel::tokens] = {};
         std::int32_t sums[int8_kernel::rows * int8_kernel::tokens];
         for (std::size_t r = 0; r < row_count; ++r) row[r] = w.codes.row(first + n + r);
         for (std::size_t c = 0; c < token_count; ++c) token[c] = x[t + c].codes;
         tile_function<int8_kernel>(row_count, token_count)(row, token, w.codes.extent(1), sums);
         for (std::size_t c = 0; c < token_count; ++c) {
+          const auto surplus = static_cast<std::uint32_t>(int8_lanes::offset * x[t + c].code_sum);
           for (std::size_t r = 0; r < row_count; ++r) {
-            const auto surplus = static_cast<std::uint32_t>(int8_lanes::offset * w.sum(first + n + r));
             const auto exact =
                 static_cast<std::int32_t>(static_cast<std::uint32_t>(sums[r + c * int8_kernel::rows]) - surplus);
             out[n + r + (t + c) * panel_rows] = x[t + c].scale * w.scale(first + n + r) * static_cast<float>(exact);
@@ -237,14 +238,14 @@ view<activation, 1> prepare_rows(Backend& be, Scope& scope, const activation_for
                                  std::size_t n, Row&& row) {
   const std::size_t blocks_each = activation_block::count(n);
   const auto rows = scope.template tensor<activation>(count);
-  const auto codes = scope.template tensor<std::uint8_t>(wanted.codes ? count : 0, n);
+  const auto codes = scope.template tensor<std::int8_t>(wanted.codes ? count : 0, n);
   const auto blocks = scope.template tensor<activation_block>(wanted.blocks ? count : 0, blocks_each);
   const bool quantizes = wanted.codes || wanted.blocks;
   be.parallel_for(count, quantizes ? 1 + 4096 / (n + 1) : 4096, [&](std::size_t begin, std::size_t end) {
     for (std::size_t i = begin; i < end; ++i) {
       activation x{.values = row(i)};
       if (wanted.codes) {
-        x.scale = quantize_activations<Arch>(x.values, n, codes.row(i));
+        x.scale = quantize_activations<Arch>(x.values, n, codes.row(i), x.code_sum);
         x.codes = codes.row(i);
       }
       if (wanted.blocks) {

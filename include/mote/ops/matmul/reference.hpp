@@ -28,8 +28,7 @@ inline void matmul_impl(reference& be, view<const float, 2> x, const int8_matrix
   auto scope = be.scope();
   const auto codes = scope.tensor<std::int8_t>(x.extent(1));
   for (std::size_t t = 0; t < x.extent(0); ++t) {
-    std::int32_t unused = 0;
-    const float scale = quantize_int8_row(x.row(t), x.extent(1), codes.data(), unused);
+    const float scale = quantize_int8_row(x.row(t), x.extent(1), codes.data());
     for (std::size_t n = 0; n < w.codes.extent(0); ++n) {
       std::int32_t sum = 0;
       for (std::size_t k = 0; k < w.codes.extent(1); ++k) sum += codes(k) * w.codes(n, k);
