@@ -3,6 +3,7 @@
 #   mote::xsimd   the xsimd headers, 8.1 or later (set MOTE_XSIMD_INCLUDE_DIR to choose a copy)
 #   mote::json    nlohmann-json's headers              } only where found; mote::io needs both
 #   mote::pcre2   PCRE2, 8-bit library                 }
+#   mote::eigen   Eigen's headers, only where found; mote::compress needs them
 
 find_package(Threads REQUIRED)
 
@@ -41,4 +42,13 @@ if(NOT TARGET mote::pcre2)
     target_compile_definitions(mote::pcre2 INTERFACE PCRE2_CODE_UNIT_WIDTH=8)
   endif()
 endif()
-mark_as_advanced(MOTE_XSIMD_INCLUDE_DIR MOTE_JSON_INCLUDE_DIR MOTE_PCRE2_INCLUDE_DIR MOTE_PCRE2_LIBRARY)
+
+if(NOT TARGET mote::eigen)
+  find_path(MOTE_EIGEN_INCLUDE_DIR Eigen/Core PATH_SUFFIXES eigen3 DOC "Directory that holds Eigen/")
+  if(MOTE_EIGEN_INCLUDE_DIR)
+    add_library(mote::eigen INTERFACE IMPORTED GLOBAL)
+    target_include_directories(mote::eigen INTERFACE "${MOTE_EIGEN_INCLUDE_DIR}")
+  endif()
+endif()
+mark_as_advanced(MOTE_XSIMD_INCLUDE_DIR MOTE_JSON_INCLUDE_DIR MOTE_PCRE2_INCLUDE_DIR MOTE_PCRE2_LIBRARY
+                 MOTE_EIGEN_INCLUDE_DIR)

@@ -1,9 +1,10 @@
-// mote 0.1.0: everything but files, tokenizers and CUDA, in one file. Written by scripts/single_include from include/mote.
+// mote 0.1.0: everything but files, tokenizers, compression and CUDA, in one file. Written by scripts/single_include from include/mote.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 // ---- mote/mote.hpp
-// All of mote but files and tokenizers (mote/io/), CUDA and oneTBB. Written by scripts/single_include.
+// All of mote but files and tokenizers (mote/io/), compression (mote/compress/), CUDA and oneTBB. Written by
+// scripts/single_include.
 
 // ---- mote/blocks/decoder_layer.hpp
 // A pre-norm transformer layer of the DeepSeek family.
