@@ -1242,6 +1242,10 @@ inline constexpr std::optional<dtype> dtype_of(std::string_view name) {
 
 MOTE_END_NAMESPACE
 
+// ---- mote/io/gguf.hpp
+// GGUF files: reading (memory-mapped), writing, metadata and typed tensors. The tokenizer that such a file holds is in
+// gguf/tokenizer.hpp.
+
 // ---- mote/io/gguf/file.hpp
 // GGUF files, memory-mapped, and models of one or several of them.
 //
@@ -2137,10 +2141,6 @@ class gguf_writer {
 
 MOTE_END_NAMESPACE
 
-// ---- mote/io/gguf.hpp
-// GGUF files: reading (memory-mapped), writing, metadata and typed tensors. The tokenizer that such a file holds is in
-// gguf/tokenizer.hpp.
-
 // ---- mote/io/npy.hpp
 // Writing NumPy's .npy files, format 1.0.
 
@@ -2462,10 +2462,21 @@ inline buffer<float> read_float(const checkpoint& files, const tensor_ref& t) {
 
 MOTE_END_NAMESPACE
 
-// ---- mote/io/tokenizer/added_tokens.hpp
-// Tokens that are found in the text as they stand, before anything else: the `added_tokens` of a tokenizer.json.
+// ---- mote/io/tokenizer.hpp
+// Byte-level BPE tokenizers in the published form, tokenizer.json.
+//
+// Text is searched for added tokens first; what lies between is cut into pieces (pre_tokenizer) and merged (bpe); the
+// post-processor adds tokens such as begin-of-sentence. The same ids as the `tokenizers` package gives. Bytes that are not
+// UTF-8, which that package does not accept, are encoded byte by byte as pieces of their own, so that decoding gives the
+// same bytes back.
+//
+// Supported parts are those of byte-level models (GPT-2, Llama 3, DeepSeek): see tokenizer/*.hpp. Anything else in a file
+// is refused with its name, never passed over.
 
 #include <unordered_map>
+
+// ---- mote/io/tokenizer/added_tokens.hpp
+// Tokens that are found in the text as they stand, before anything else: the `added_tokens` of a tokenizer.json.
 
 // ---- mote/io/tokenizer/pattern.hpp
 // The regular expressions of tokenizer files, on PCRE2.
@@ -3150,16 +3161,6 @@ class pre_tokenizer {
 MOTE_END_NAMESPACE
 
 // ---- mote/io/tokenizer.hpp
-// Byte-level BPE tokenizers in the published form, tokenizer.json.
-//
-// Text is searched for added tokens first; what lies between is cut into pieces (pre_tokenizer) and merged (bpe); the
-// post-processor adds tokens such as begin-of-sentence. The same ids as the `tokenizers` package gives. Bytes that are not
-// UTF-8, which that package does not accept, are encoded byte by byte as pieces of their own, so that decoding gives the
-// same bytes back.
-//
-// Supported parts are those of byte-level models (GPT-2, Llama 3, DeepSeek): see tokenizer/*.hpp. Anything else in a file
-// is refused with its name, never passed over.
-
 MOTE_BEGIN_NAMESPACE
 
 class tokenizer {
