@@ -41,7 +41,13 @@ class matrix_store {
       auto& codes = codes_.emplace_back(rows * columns);
       auto& scale = floats_.emplace_back(rows);
       mote::quantize_int8(values.as(rows, columns), codes.as(rows, columns), scale.as(rows));
-      return mote::int8_matrix{std::as_const(codes).as(rows, columns), std::as_const(scale).as(rows)};
+      const mote::int8_matrix matrix{std::as_const(codes).as(rows, columns), std::as_const(scale).as(rows)};
+      if (slice % mote::packed_matrix<std::int8_t>::panel_rows != 0) return matrix;
+      const mote::weight arranged = arrange(be, matrix);
+      if (std::holds_alternative<mote::int8_matrix>(arranged)) return arranged;
+      codes_.pop_back();
+      floats_.pop_back();
+      return arranged;
     }
     if (format == weight_format::bf16 || (format == weight_format::stored && exact_bf16)) {
       auto& narrow = halves_.emplace_back(values.size());
@@ -64,6 +70,16 @@ class matrix_store {
   template <class F, class Backend>
   mote::weight arrange(Backend&, mote::view<const F, 2> blocks) {
     return blocks;
+  }
+  template <class Arch, class Executor>
+  mote::weight arrange(mote::simd<Arch, Executor>& be, const mote::int8_matrix& matrix) {
+    auto& packed = bytes_.emplace_back(
+        mote::packed_matrix<std::int8_t>::size(mote::out_features(matrix), mote::in_features(matrix)));
+    return mote::pack(be, matrix, packed.as(packed.size()));
+  }
+  template <class Backend>
+  mote::weight arrange(Backend&, const mote::int8_matrix& matrix) {
+    return matrix;
   }
 
  private:

@@ -1184,7 +1184,8 @@ MOTE_END_NAMESPACE
 // y: [tokens, out], rows may be strided, must not overlap x.
 //
 //   float32, bf16        products and sums in float32
-//   int8_matrix          x is quantized to int8 per token; y = scale_x · scale_w · Σ q_x q_w, the sum exact in int32
+//   int8                 x is quantized to int8 per token; y = scale_x · scale_w · Σ q_x q_w, the sum exact in int32
+//   packed bf16          x is rounded to bf16, sums in float32
 //   integer formats      x is quantized to int8 in blocks of 32; each group's sum is exact in int32, then scaled and added
 //   other block formats  decoded, then as float32
 //
@@ -1199,6 +1200,8 @@ MOTE_END_NAMESPACE
 //   int8_matrix                                    int8 with one scale for each row
 //   view<const F, 2>                               blocks of a format F as files store them, [out, in / F::block_size]
 //   packed_matrix<F>                               the same numbers in the order of the vector kernels: faster
+//   packed_matrix<std::int8_t>                     an int8_matrix in that order
+//   packed_matrix<bf16>                            bf16 in that order, for activations rounded to bf16
 
 // ---- mote/core/types.hpp
 // Element types narrower than float32. Each holds its published bit pattern; conversion to float is exact, conversion
@@ -2388,9 +2391,9 @@ void for_each_format(Function&& f) {
 MOTE_END_NAMESPACE
 
 // ---- mote/quant/packed.hpp
-// `packed_matrix<F>`: a matrix of an integer format in the order in which vector kernels read it.
+// `packed_matrix<T>`: a matrix in the order in which vector kernels read it, T an integer format, std::int8_t or bf16.
 //
-// Rows come in panels of 32 (the last one padded with zeros), a panel's bytes one after another along k:
+// Rows come in panels of 32 (the last one padded with zeros), a panel's bytes one after another along k. Formats:
 //
 //   for each block of F:   two-level formats: f16 super_scale[32], and f16 super_min[32] where there is a minimum
 //     for each group:      codes, by strips of `lanes` rows: for each four k, four bytes of every row of the strip;
@@ -2399,7 +2402,11 @@ MOTE_END_NAMESPACE
 //                          two-level formats: int8 sub_scale[32], and int8 sub_min[32]
 //
 // so that one load holds four k of `lanes` rows, a product walks memory once from front to back, and no sum across lanes
-// is needed. Codes wider than four bits are stored as bytes q + code_offset, see below.
+// is needed. Codes wider than four bits are stored as bytes q + code_offset, see below. Elements, padded with zeros to
+// whole quads, in the same order for every instruction set:
+//
+//   for each quad:           four bytes of every row: four codes of k, or two bf16
+//   std::int8_t:             at the end of the panel float scale[32]
 
 // ---- mote/core/int8_dot.hpp
 // int8_dot<Arch>: dot products of int8 codes with one weight row in each int32 lane, by instruction set.
@@ -2407,7 +2414,8 @@ MOTE_END_NAMESPACE
 //   operand   for each lane four codes of k, one row's; unsigned where `unsigned_limit` allows, else signed
 //   dot       acc[lane] += Σ_{i<4} w[lane][i] · x[i], exact; the four signed codes x are the same for every lane
 //
-// `unsigned_limit` is the largest code that dot_unsigned takes without saturating; 0 where only dot_signed exists.
+// `unsigned_limit` is the largest code that dot_unsigned takes without saturating: 0 where only dot_signed exists, 255
+// where only dot_unsigned does; there flip_signs makes signed codes q + 128.
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -2506,6 +2514,7 @@ struct int8_dot<Arch, 16> {
 #if defined(__AVX512VNNI__)
   static constexpr int unsigned_limit = 255;
   static ints dot_unsigned(ints acc, operand w, operand x) { return _mm512_dpbusd_epi32(acc, w, x); }
+  static operand flip_signs(operand w) { return _mm512_xor_si512(w, _mm512_set1_epi8(-128)); }
 #else
   static constexpr int unsigned_limit = 127;
   static ints dot_unsigned(ints acc, operand w, operand x) {
@@ -2552,6 +2561,7 @@ struct int8_dot<Arch, 8> {
 #if defined(__AVXVNNI__)
   static constexpr int unsigned_limit = 255;
   static ints dot_unsigned(ints acc, operand w, operand x) { return _mm256_dpbusd_avx_epi32(acc, w, x); }
+  static operand flip_signs(operand w) { return _mm256_xor_si256(w, _mm256_set1_epi8(-128)); }
 #else
   static constexpr int unsigned_limit = 127;  // 2 · 127 · 127 fits 16 bits
   static ints dot_unsigned(ints acc, operand w, operand x) {
@@ -2677,10 +2687,10 @@ MOTE_END_NAMESPACE
 // ---- mote/quant/packed.hpp
 MOTE_BEGIN_NAMESPACE
 
-// What a vector kernel wants of a packed matrix: rows that share a vector, and the largest unsigned code it multiplies.
+// What a vector kernel wants of packed formats: rows that share a vector, and the largest unsigned code it multiplies.
 struct packing {
-  std::size_t lanes;
-  int largest_code;
+  std::size_t lanes = 0;
+  int largest_code = 0;
 
   friend bool operator==(const packing&, const packing&) = default;
 };
@@ -2727,7 +2737,7 @@ constexpr bool has_negative_codes(int offset) {
 }
 
 // Where things are in a panel, in bytes.
-template <integer_format F>
+template <class F>
 struct packed_layout {
   static constexpr bool nibbles = table_codes<F>, two_level = two_level_format<F>, has_min = format_with_min<F>;
   static constexpr std::size_t groups = F::block_size / F::group_size;  // in a block
@@ -2747,37 +2757,59 @@ struct packed_layout {
   static constexpr std::size_t group_bytes = mins + packed_rows * min_size;
   static constexpr std::size_t block_bytes = super_bytes + groups * group_bytes;
 
+  static constexpr std::size_t panel_bytes(std::size_t in) { return in / F::block_size * block_bytes; }
+
   static_assert(F::group_size == 16 || F::group_size == 32, "integer formats have groups of 16 or 32");
 };
 
+// Elements of type T, `scale_bytes` a row behind them.
+template <class T, std::size_t ScaleBytes>
+struct packed_elements_layout {
+  static constexpr std::size_t quad = 4 / sizeof(T), quad_bytes = packed_rows * 4;
+
+  static constexpr std::size_t quads(std::size_t in) { return (in + quad - 1) / quad; }
+  static constexpr std::size_t scales(std::size_t in) { return quads(in) * quad_bytes; }
+  static constexpr std::size_t panel_bytes(std::size_t in) { return scales(in) + packed_rows * ScaleBytes; }
+};
+template <>
+struct packed_layout<std::int8_t> : packed_elements_layout<std::int8_t, sizeof(float)> {};
+template <>
+struct packed_layout<bf16> : packed_elements_layout<bf16, 0> {};
+
 }  // namespace detail
 
+// Plain elements that may be packed.
+template <class T>
+concept packable_element = std::is_same_v<T, std::int8_t> || std::is_same_v<T, bf16>;
+
 // Does not own its memory.
-template <integer_format F>
+template <class T>
+  requires integer_format<T> || packable_element<T>
 class packed_matrix {
+  using layout = detail::packed_layout<T>;
+
  public:
-  using format = F;
   static constexpr std::size_t panel_rows = detail::packed_rows;
 
   packed_matrix() = default;
-  // A matrix [out, in] in `bytes`, which pack() has filled. Throws shape_error.
-  packed_matrix(view<const std::uint8_t, 1> bytes, std::size_t out, std::size_t in, const packing& order)
+  // A matrix [out, in] in `bytes`, which pack() has filled; elements have one order only. Throws shape_error.
+  packed_matrix(view<const std::uint8_t, 1> bytes, std::size_t out, std::size_t in, const packing& order = {})
       : bytes_(bytes), out_(out), in_(in), order_(order) {
     check_view("packed_matrix", "bytes", bytes, {size(out, in)});
   }
 
   // Bytes that a packed matrix [out, in] takes. Throws shape_error where `in` is no multiple of the block size.
   static std::size_t size(std::size_t out, std::size_t in) {
-    if (in % F::block_size != 0) {
-      raise<shape_error>("packed_matrix: " + std::string(std::string_view(F::name)) +
-                         ": expected columns in multiples of " + std::to_string(F::block_size) + ", got " +
-                         std::to_string(in));
+    if constexpr (integer_format<T>) {
+      if (in % T::block_size != 0) {
+        raise<shape_error>("packed_matrix: " + std::string(std::string_view(T::name)) +
+                           ": expected columns in multiples of " + std::to_string(T::block_size) + ", got " +
+                           std::to_string(in));
+      }
     }
     return (out + panel_rows - 1) / panel_rows * panel_bytes(in);
   }
-  static constexpr std::size_t panel_bytes(std::size_t in) {
-    return in / F::block_size * detail::packed_layout<F>::block_bytes;
-  }
+  static constexpr std::size_t panel_bytes(std::size_t in) { return layout::panel_bytes(in); }
 
   std::size_t out_features() const { return out_; }
   std::size_t in_features() const { return in_; }
@@ -2848,7 +2880,7 @@ namespace detail {
 // Throws shape_error unless the matrix is packed as `Arch` reads it.
 template <class Arch, class Matrix>
 void check_packing(std::string_view, const Matrix&) {}
-template <class Arch, class F>
+template <class Arch, integer_format F>
 void check_packing(std::string_view op, const packed_matrix<F>& w) {
   check(w.order() == packing_of<Arch>, op, "w: packed for another instruction set");
 }
@@ -2910,23 +2942,89 @@ code_group<F> read_group(const packed_matrix<F>& w, std::size_t row, std::size_t
   return result;
 }
 
+// One element of a packed matrix as float32, without its scale.
+template <packable_element T>
+float read_element(const packed_matrix<T>& w, std::size_t row, std::size_t k) noexcept {
+  constexpr std::size_t quad = detail::packed_layout<T>::quad;
+  const std::size_t r = row % detail::packed_rows;
+  T value;
+  std::memcpy(&value,
+              w.panel(row / detail::packed_rows) + k / quad * detail::packed_layout<T>::quad_bytes + r * 4 +
+                  k % quad * sizeof(T),
+              sizeof value);
+  return static_cast<float>(value);
+}
+
+inline float read_scale(const packed_matrix<std::int8_t>& w, std::size_t row) noexcept {
+  const std::uint8_t* scales =
+      w.panel(row / detail::packed_rows) + detail::packed_layout<std::int8_t>::scales(w.in_features());
+  float scale = 0.0f;
+  std::memcpy(&scale, scales + row % detail::packed_rows * sizeof scale, sizeof scale);
+  return scale;
+}
+
+namespace detail {
+
+// fill(panel's bytes, first row, rows) for every panel of `packed`, which lies in `bytes`, shared out among the threads.
+// Panels that are not full are zeros before.
+template <class Backend, class Matrix, class Fill>
+Matrix pack_panels(Backend& be, const Matrix& packed, const view<std::uint8_t, 1>& bytes, Fill&& fill) {
+  const std::size_t out = packed.out_features(), panel_bytes = packed.panel_bytes(packed.in_features());
+  be.parallel_for((out + packed_rows - 1) / packed_rows, 1, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t i = begin; i < end; ++i) {
+      std::uint8_t* panel = bytes.data() + i * panel_bytes;
+      const std::size_t first = i * packed_rows, count = first + packed_rows <= out ? packed_rows : out - first;
+      if (count < packed_rows) std::memset(panel, 0, panel_bytes);
+      fill(panel, first, count);
+    }
+  });
+  return packed;
+}
+
+// The elements of a panel's rows, quad by quad.
+template <class T>
+void pack_elements(const view<const T, 2>& w, std::size_t first, std::size_t count, std::uint8_t* panel) noexcept {
+  using layout = packed_layout<T>;
+  const std::size_t in = w.extent(1), whole = in / layout::quad;
+  constexpr std::size_t step = 64;  // quads at a time: 8 KiB, so that the lines stay in the first-level cache
+  for (std::size_t begin = 0; begin < whole; begin += step) {
+    const std::size_t end = begin + step < whole ? begin + step : whole;
+    for (std::size_t r = 0; r < count; ++r) {
+      const T* row = w.row(first + r);
+      for (std::size_t q = begin; q < end; ++q) {
+        std::memcpy(panel + q * layout::quad_bytes + r * 4, row + q * layout::quad, 4);
+      }
+    }
+  }
+  if (whole * layout::quad == in) return;
+  for (std::size_t r = 0; r < count; ++r) {
+    T last[layout::quad] = {};
+    for (std::size_t k = whole * layout::quad; k < in; ++k) last[k % layout::quad] = w.row(first + r)[k];
+    std::memcpy(panel + whole * layout::quad_bytes + r * 4, last, 4);
+  }
+}
+
+}  // namespace detail
+
 // w [out, in / F::block_size] into `bytes`, packed_matrix<F>::size(out, in) of them, as `be` reads it; the panels are
 // shared out among its threads. Throws shape_error.
 template <integer_format F, class Arch, class Executor>
 packed_matrix<F> pack(simd<Arch, Executor>& be, const view<const F, 2>& w, const view<std::uint8_t, 1>& bytes) {
-  const std::size_t out = w.extent(0), in = w.extent(1) * F::block_size, rows = detail::packed_rows;
   check_view("pack", "w", w, {w.extent(0), w.extent(1)});
-  const packed_matrix<F> packed(bytes, out, in, packing_of<Arch>);
-  const std::size_t panel_bytes = packed.panel_bytes(in);
-  be.parallel_for((out + rows - 1) / rows, 1, [&](std::size_t begin, std::size_t end) {
-    for (std::size_t i = begin; i < end; ++i) {
-      std::uint8_t* panel = bytes.data() + i * panel_bytes;
-      const std::size_t first = i * rows, count = first + rows <= out ? rows : out - first;
-      if (count < rows) std::memset(panel, 0, panel_bytes);
-      detail::pack_panel(w, first, count, 0, w.extent(1), packed.order(), panel);
-    }
+  const packed_matrix<F> packed(bytes, w.extent(0), w.extent(1) * F::block_size, packing_of<Arch>);
+  return detail::pack_panels(be, packed, bytes, [&](std::uint8_t* panel, std::size_t first, std::size_t count) {
+    detail::pack_panel(w, first, count, 0, w.extent(1), packed.order(), panel);
   });
-  return packed;
+}
+
+// w [out, in], the same for elements.
+template <host Backend>
+packed_matrix<bf16> pack(Backend& be, const view<const bf16, 2>& w, const view<std::uint8_t, 1>& bytes) {
+  check_view("pack", "w", w, {w.extent(0), w.extent(1)});
+  return detail::pack_panels(be, packed_matrix<bf16>(bytes, w.extent(0), w.extent(1)), bytes,
+                             [&](std::uint8_t* panel, std::size_t first, std::size_t count) {
+                               detail::pack_elements(w, first, count, panel);
+                             });
 }
 
 MOTE_END_NAMESPACE
@@ -2947,8 +3045,8 @@ template <class List>
 struct weight_of;
 template <class... F>
 struct weight_of<type_list<F...>> {
-  using type =
-      std::variant<view<const float, 2>, view<const bf16, 2>, int8_matrix, view<const F, 2>..., packed_matrix<F>...>;
+  using type = std::variant<view<const float, 2>, view<const bf16, 2>, int8_matrix, view<const F, 2>...,
+                            packed_matrix<F>..., packed_matrix<std::int8_t>, packed_matrix<bf16>>;
 };
 
 // Columns that one element of a row stands for.
@@ -3057,12 +3155,18 @@ void dequantize_row(const view<const T, 2>& w, std::size_t row, float* y) {
 inline void dequantize_row(const int8_matrix& w, std::size_t row, float* y) {
   for (std::size_t k = 0; k < w.codes.extent(1); ++k) y[k] = w.scale(row) * static_cast<float>(w.codes(row, k));
 }
-template <class F>
+template <integer_format F>
 void dequantize_row(const packed_matrix<F>& w, std::size_t row, float* y) {
   for (std::size_t g = 0; g < w.in_features() / F::group_size; ++g) {
     const code_group<F> group = read_group(w, row, g);
     for (const int q : group.q) *y++ = group.scale * static_cast<float>(q) - group.min;
   }
+}
+template <packable_element T>
+void dequantize_row(const packed_matrix<T>& w, std::size_t row, float* y) {
+  float scale = 1.0f;
+  if constexpr (std::is_same_v<T, std::int8_t>) scale = read_scale(w, row);
+  for (std::size_t k = 0; k < w.in_features(); ++k) y[k] = scale * read_element(w, row, k);
 }
 inline void dequantize_row(const weight& w, std::size_t row, float* y) {
   std::visit([&](const auto& m) { dequantize_row(m, row, y); }, w);
@@ -3082,6 +3186,19 @@ std::size_t bytes(const packed_matrix<F>& w) {
 }
 inline std::size_t bytes(const weight& w) {
   return std::visit([](const auto& m) { return bytes(m); }, w);
+}
+
+// w into `bytes`, packed_matrix<std::int8_t>::size(out, in) of them; the panels are shared out among the threads of `be`.
+// Throws shape_error.
+template <host Backend>
+packed_matrix<std::int8_t> pack(Backend& be, const int8_matrix& w, const view<std::uint8_t, 1>& bytes) {
+  check_rows("pack", "w", w);
+  const packed_matrix<std::int8_t> packed(bytes, out_features(w), in_features(w));
+  return detail::pack_panels(be, packed, bytes, [&](std::uint8_t* panel, std::size_t first, std::size_t count) {
+    detail::pack_elements(w.codes, first, count, panel);
+    std::uint8_t* scales = panel + detail::packed_layout<std::int8_t>::scales(in_features(w));
+    std::memcpy(scales, w.scale.data() + first, count * sizeof(float));
+  });
 }
 
 // The three projections of a SwiGLU feed-forward network: gate and up [intermediate, hidden], down [hidden, intermediate].
@@ -3251,16 +3368,43 @@ void matmul_impl(reference&, view<const float, 2> x, const view<const T, 2>& w, 
   }
 }
 
-inline void matmul_impl(reference& be, view<const float, 2> x, const int8_matrix& w, view<float, 2> y, output mode) {
+namespace detail {
+
+// code(n, k) and scale(n) of the weights.
+template <class Code, class Scale>
+void int8_matmul(reference& be, view<const float, 2> x, view<float, 2> y, output mode, Code&& code, Scale&& scale) {
   auto scope = be.scope();
   const auto codes = scope.tensor<std::int8_t>(x.extent(1));
   for (std::size_t t = 0; t < x.extent(0); ++t) {
-    const float scale = quantize_int8_row(x.row(t), x.extent(1), codes.data());
-    for (std::size_t n = 0; n < w.codes.extent(0); ++n) {
+    const float scale_x = quantize_int8_row(x.row(t), x.extent(1), codes.data());
+    for (std::size_t n = 0; n < y.extent(1); ++n) {
       std::int32_t sum = 0;
-      for (std::size_t k = 0; k < w.codes.extent(1); ++k) sum += codes(k) * w.codes(n, k);
-      const float value = scale * w.scale(n) * static_cast<float>(sum);
+      for (std::size_t k = 0; k < x.extent(1); ++k) sum += codes(k) * code(n, k);
+      const float value = scale_x * scale(n) * static_cast<float>(sum);
       y(t, n) = mode == output::accumulate ? y(t, n) + value : value;
+    }
+  }
+}
+
+}  // namespace detail
+
+inline void matmul_impl(reference& be, view<const float, 2> x, const int8_matrix& w, view<float, 2> y, output mode) {
+  detail::int8_matmul(be, x, y, mode, w.codes, w.scale);
+}
+inline void matmul_impl(reference& be, view<const float, 2> x, const packed_matrix<std::int8_t>& w, view<float, 2> y,
+                        output mode) {
+  detail::int8_matmul(
+      be, x, y, mode, [&](std::size_t n, std::size_t k) { return static_cast<int>(read_element(w, n, k)); },
+      [&](std::size_t n) { return read_scale(w, n); });
+}
+
+inline void matmul_impl(reference&, view<const float, 2> x, const packed_matrix<bf16>& w, view<float, 2> y,
+                        output mode) {
+  for (std::size_t t = 0; t < x.extent(0); ++t) {
+    for (std::size_t n = 0; n < y.extent(1); ++n) {
+      float sum = 0.0f;
+      for (std::size_t k = 0; k < x.extent(1); ++k) sum += static_cast<float>(bf16(x(t, k))) * read_element(w, n, k);
+      y(t, n) = mode == output::accumulate ? y(t, n) + sum : sum;
     }
   }
 }
@@ -3316,8 +3460,7 @@ void matmul_impl(reference& be, view<const float, 2> x, const view<const F, 2>& 
 MOTE_END_NAMESPACE
 
 // ---- mote/ops/matmul/panel.hpp
-// A panel: up to panel_rows weight rows against up to panel_tokens tokens, the unit in which matrix products are shared
-// out. Its weights stay in the second-level cache while tokens pass by, a tile's tokens in the first.
+// A unit: up to unit_rows weight rows against up to unit_tokens tokens, in which matrix products are shared out. Its weights stay in the second-level cache while tokens pass by, a tile's tokens in the first.
 
 // ---- mote/ops/matmul/block_kernel.hpp
 // Products of block formats: a tile of R strips of a packed panel (quant/packed.hpp) by C tokens, output rows in the
@@ -3776,11 +3919,205 @@ struct block_kernel {
 
   // The whole panel against `count` tokens, as tile().
   static void panel(const std::uint8_t* bytes, std::size_t blocks, const activation_block* const* x, std::size_t count,
-                    bool resume, float* out) noexcept {
+                    bool resume, float* out, std::size_t stride) noexcept {
     for (std::size_t t = 0; t < count; t += tokens) {
       const auto run = function(std::min(tokens, count - t));
       for (std::size_t strip = 0; strip * dot::lanes < packed_rows; strip += strips) {
-        run(bytes, strip, blocks, x + t, resume, out + t * packed_rows, packed_rows);
+        run(bytes, strip, blocks, x + t, resume, out + t * stride, stride);
+      }
+    }
+  }
+};
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/matmul/element_kernel.hpp
+// Products of packed elements (quant/packed.hpp), int8 codes or bf16: a tile of R vectors of output rows by C tokens.
+//
+//   std::int8_t   exact int32 sums of codes; activations are int8 codes too. x86 multiplies unsigned by signed: weights are
+//                 read as q + 128, and 128 · Σ x is taken off before
+//   bf16          activations are bf16 too, sums in float32; with AVX-512 BF16 as vdpbf16ps adds them, elsewhere one
+//                 multiply-add after the other
+//
+// A token's result has the same bits alone and in a batch.
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+// What a quad of weights and one of activations add to a vector of sums, a row in each lane.
+template <class Arch, class T>
+struct element_dot;
+
+template <class Arch>
+struct element_dot<Arch, std::int8_t> {
+  using dot = int8_dot<Arch>;
+  using sums = typename dot::ints;
+  using operand = typename dot::operand;
+  static constexpr std::size_t lanes = dot::lanes;
+  static constexpr bool unsigned_weights = dot::unsigned_limit == 255;
+
+  // 128 · Σ x is beyond int32 for rows of more than 131072; sums wrap, and so come out right.
+  static sums start(std::int32_t code_sum) {
+    const auto surplus = unsigned_weights ? 128 * static_cast<std::uint32_t>(code_sum) : 0u;
+    return dot::splat(static_cast<std::int32_t>(-surplus));
+  }
+  static operand load(const std::uint8_t* w) {
+    if constexpr (unsigned_weights) {
+      return dot::flip_signs(dot::load(w));
+    } else {
+      return dot::load(w);
+    }
+  }
+  static operand splat(const std::uint8_t* x) { return dot::splat_codes(reinterpret_cast<const std::int8_t*>(x)); }
+  static sums add(sums acc, const operand& w, const operand& x) {
+    if constexpr (unsigned_weights) {
+      return dot::dot_unsigned(acc, w, x);
+    } else {
+      return dot::dot_signed(acc, w, x);
+    }
+  }
+};
+
+template <class Arch>
+struct element_dot<Arch, bf16> {
+  using floats = batch<float, Arch>;
+  static constexpr std::size_t lanes = floats::size;
+#if defined(__AVX512BF16__)
+  static constexpr bool dot_products = lanes == 16;
+#else
+  static constexpr bool dot_products = false;
+#endif
+  using sums = floats;
+  // The two elements of every row: as they are, or widened.
+  struct widened {
+    floats even, odd;
+  };
+  using operand = std::conditional_t<dot_products, batch<std::uint32_t, Arch>, widened>;
+
+  static sums start(std::int32_t) { return sums(0.0f); }
+  static operand split(const batch<std::uint32_t, Arch>& pairs) {
+    if constexpr (dot_products) {
+      return pairs;
+    } else {
+      return {bits_as<float>(pairs << 16), bits_as<float>(pairs & batch<std::uint32_t, Arch>(0xFFFF0000u))};
+    }
+  }
+  static operand load(const std::uint8_t* w) {
+    return split(batch<std::uint32_t, Arch>::load_unaligned(reinterpret_cast<const std::uint32_t*>(w)));
+  }
+  static operand splat(const std::uint8_t* x) {
+    std::uint32_t pair = 0;
+    std::memcpy(&pair, x, 4);
+    return split(batch<std::uint32_t, Arch>(pair));
+  }
+  static sums add(const sums& acc, const operand& w, const operand& x) {
+    if constexpr (dot_products) {
+#if defined(__AVX512BF16__)
+      return sums(_mm512_dpbf16_ps(acc, bf16_lanes(w), bf16_lanes(x)));
+#endif
+    } else {
+      return fused_multiply_add(w.odd, x.odd, fused_multiply_add(w.even, x.even, acc));
+    }
+  }
+#if defined(__AVX512BF16__)
+  static __m512bh bf16_lanes(const batch<std::uint32_t, Arch>& x) {
+    const __m512i bits = x;
+    return reinterpret_cast<__m512bh>(bits);
+  }
+#endif
+};
+
+template <class Arch, class T>
+struct element_kernel {
+  using dot = element_dot<Arch, T>;
+  using layout = packed_layout<T>;
+  using sums = typename dot::sums;
+  using operand = typename dot::operand;
+
+  static constexpr std::size_t lanes = dot::lanes, strips = many_registers<Arch> ? 4 : 2;
+  static constexpr std::size_t tokens = many_registers<Arch> ? 6 : 4;
+  // Rows that a tile covers, and that are shared out together: of two panels with AVX-512.
+  static constexpr std::size_t rows = std::max(strips * lanes, packed_rows);
+  static constexpr std::size_t look_ahead = 4096;  // bytes from what is multiplied to what is asked of memory
+
+  // strip[R]: the first quad of each vector of rows; x[C]: the first quad of each token; sums go on from out[c · stride +
+  // r · lanes], where there were quads before these (`resume`), and are left there as they are.
+  template <std::size_t R, std::size_t C>
+  static void tile(const std::uint8_t* const* strip, const std::uint8_t* const* x, std::size_t quads,
+                   const std::int32_t* code_sum, bool resume, float* out, std::size_t stride) noexcept {
+    sums acc[R][C];
+    const std::uint8_t *w[R], *token[C];
+    unroll<R>([&](std::size_t r) __attribute__((always_inline)) { w[r] = strip[r]; });
+    unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
+      token[c] = x[c];
+      unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+        acc[r][c] = dot::start(code_sum[c]);
+        if (resume) std::memcpy(&acc[r][c], out + c * stride + r * lanes, sizeof(sums));
+      });
+    });
+    for (std::size_t q = 0; q < quads; ++q) {
+      operand weights[R];
+      unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+        const std::uint8_t* from = w[r] + q * layout::quad_bytes;
+        weights[r] = dot::load(from);
+        if (r * lanes * 4 % 64 == 0) __builtin_prefetch(from + look_ahead, 0, 3);
+      });
+      unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
+        const operand quad = dot::splat(token[c] + q * 4);
+        unroll<R>([&](std::size_t r)
+                      __attribute__((always_inline)) { acc[r][c] = dot::add(acc[r][c], weights[r], quad); });
+      });
+    }
+    unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
+      unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+        std::memcpy(out + c * stride + r * lanes, &acc[r][c], sizeof(sums));
+      });
+    });
+  }
+
+  template <std::size_t R>
+  static auto function(std::size_t count) {
+    constexpr auto tiles = []<std::size_t... I>(std::index_sequence<I...>) {
+      return std::array{&element_kernel::template tile<R, I + 1>...};
+    }
+    (std::make_index_sequence<tokens>{});
+    return tiles[count - 1];
+  }
+
+  // `panels` consecutive panels of w from panel `first` on against `count` tokens x[c] of in_features(w), padded to
+  // whole quads: the sums, to out[row + c · stride].
+  static void product(const packed_matrix<T>& w, std::size_t first, std::size_t panels, const std::uint8_t* const* x,
+                      const std::int32_t* code_sum, std::size_t count, float* out, std::size_t stride) noexcept {
+    constexpr std::size_t in_panel = packed_rows / lanes;
+    // Quads at a time: what `rows` rows and a tile's tokens have of them stays in the second-level cache.
+    constexpr std::size_t depth = 1024;
+    const std::size_t quads = layout::quads(w.in_features()),
+                      step = count <= tokens ? std::max(quads, std::size_t{1}) : depth;
+    for (std::size_t begin = 0; begin == 0 || begin < quads; begin += step) {
+      const std::size_t part = std::min(step, quads - begin);
+      for (std::size_t t = 0; t < count; t += tokens) {
+        const std::size_t some = std::min(tokens, count - t);
+        const std::uint8_t* token[tokens] = {};
+        for (std::size_t c = 0; c < some; ++c) token[c] = x[t + c] + begin * 4;
+        for (std::size_t s = 0; s < panels * in_panel;) {
+          const std::uint8_t* strip[strips] = {};
+          const std::size_t available = panels * in_panel - s;
+          for (std::size_t r = 0; r < std::min(strips, available); ++r) {
+            strip[r] =
+                w.panel(first + (s + r) / in_panel) + begin * layout::quad_bytes + (s + r) % in_panel * lanes * 4;
+          }
+          float* to = out + t * stride + s * lanes;
+          if (available >= strips) {
+            function<strips>(some)(strip, token, part, code_sum + t, begin != 0, to, stride);
+            s += strips;
+          } else {
+            function<std::min(strips, in_panel)>(some)(strip, token, part, code_sum + t, begin != 0, to, stride);
+            s += in_panel;
+          }
+        }
       }
     }
   }
@@ -3909,18 +4246,20 @@ float quantize_activations(const float* x, std::size_t n, std::int8_t* codes, st
   largest.store_unaligned(lanes);
   for (const float lane : lanes) amax = lane > amax ? lane : amax;
   const float scale = amax > 0.0f ? amax / 127.0f : 1.0f;
-  // Adding 1.5 · 2^23 rounds to a whole number, ties to even, and leaves it in the low bits.
-  const vector divisor(scale), magic(12582912.0f);
+  const vector divisor(scale);
+  const auto codes_of = [&](const vector& v) {
+    return xsimd::min(xsimd::max(v / divisor, vector(-127.0f)), vector(127.0f));
+  };
   sum = 0;
-  for_each_vector<Arch>(n, [&](std::size_t i, auto load, auto) {
-    const vector q = xsimd::min(xsimd::max(load(x + i) / divisor, vector(-127.0f)), vector(127.0f));
-    std::int32_t rounded[vector::size];
-    bits_as<std::int32_t>(q + magic).store_unaligned(rounded);
-    for (std::size_t j = 0; j < vector::size && i + j < n; ++j) {
-      codes[i + j] = static_cast<std::int8_t>(static_cast<std::uint8_t>(rounded[j]));
-      sum += codes[i + j];
-    }
-  });
+  const std::size_t whole = n / vector::size * vector::size;
+  for (std::size_t i = 0; i < whole; i += vector::size) {
+    sum += int8_dot<Arch>::store_codes(codes + i, codes_of(vector::load_unaligned(x + i)));
+  }
+  if (whole < n) {
+    std::int8_t last[vector::size];
+    sum += int8_dot<Arch>::store_codes(last, codes_of(load_tail<Arch>(x + whole, n - whole)));
+    std::copy_n(last, n - whole, codes + whole);
+  }
   return scale;
 }
 
@@ -3958,16 +4297,25 @@ MOTE_BEGIN_NAMESPACE
 
 namespace detail {
 
-inline constexpr std::size_t panel_rows = packed_rows, panel_tokens = 48;
-inline constexpr std::size_t panel_depth = 1024;  // elements of k a block: a tile's rows and tokens fit 48 KiB
+inline constexpr std::size_t unit_tokens = 48;
+inline constexpr std::size_t unit_stride = 64;    // from one token's results to the next one's
+inline constexpr std::size_t float_depth = 1024;  // elements of k a block: a tile's rows and tokens fit 48 KiB
 inline constexpr std::size_t float_tokens = 24;   // whose accumulators are kept between blocks of k
 
-// A row of activations, in the forms that the weights at hand multiply: float32, int8 codes with one scale, int8 blocks.
+// Rows of a unit: a panel's, or what the kernel takes at once. Units begin at multiples of it.
+template <class Arch, class Matrix>
+inline constexpr std::size_t unit_rows = packed_rows;
+template <class Arch, packable_element T>
+inline constexpr std::size_t unit_rows<Arch, packed_matrix<T>> = element_kernel<Arch, T>::rows;
+
+// A row of activations, in the forms that the weights at hand multiply: float32, int8 codes with one scale, bf16, int8
+// blocks.
 struct activation {
   const float* values = nullptr;
   const std::int8_t* codes = nullptr;
   std::int32_t code_sum = 0;
   float scale = 1.0f;
+  const bf16* halves = nullptr;
   const activation_block* blocks = nullptr;
 };
 
@@ -3999,13 +4347,13 @@ struct float_kernel {
   template <std::size_t R, std::size_t C>
   static void tile(const T* const* w, const float* const* x, std::size_t k, bool resume, float* state,
                    float* out) noexcept {
-    dot_tile<Arch, R, C, (C < tokens)>(w, x, k, resume, state, out, panel_rows);
+    dot_tile<Arch, R, C, (C < tokens)>(w, x, k, resume, state, out, unit_stride);
   }
   // The same for a full number of tokens that is the first to see its weights.
   template <std::size_t R>
   static void first_tile(const T* const* w, const float* const* x, std::size_t k, bool resume, float* state,
                          float* out) noexcept {
-    dot_tile<Arch, R, tokens, true>(w, x, k, resume, state, out, panel_rows);
+    dot_tile<Arch, R, tokens, true>(w, x, k, resume, state, out, unit_stride);
   }
   static auto function(std::size_t row_count, std::size_t token_count, bool first) {
     constexpr auto first_tiles = []<std::size_t... I>(std::index_sequence<I...>) {
@@ -4033,11 +4381,11 @@ void float_product(std::size_t rows, std::size_t k, std::size_t block, const act
                    float* out, Fetch&& fetch) noexcept {
   using kernel = float_kernel<Arch, T>;
   constexpr std::size_t lanes = batch<float, Arch>::size;
-  alignas(64) float state[panel_rows * float_tokens * lanes];
+  alignas(64) float state[packed_rows * float_tokens * lanes];
   for (std::size_t begin = 0; begin == 0 || begin < k; begin += block) {
     const std::size_t depth = std::min(block, k - begin);
     const bool last = begin + depth == k;
-    const T* row[panel_rows + kernel::rows] = {};
+    const T* row[packed_rows + kernel::rows] = {};
     fetch(begin, depth, row);
     float* accumulators = state;
     for_each_tile<kernel>(
@@ -4045,22 +4393,22 @@ void float_product(std::size_t rows, std::size_t k, std::size_t block, const act
           const float* token[kernel::tokens] = {};
           for (std::size_t c = 0; c < token_count; ++c) token[c] = x[t + c].values + begin;
           kernel::function(row_count, token_count, t == 0)(row + n, token, depth, begin != 0, accumulators,
-                                                           last ? out + n + t * panel_rows : nullptr);
+                                                           last ? out + n + t * unit_stride : nullptr);
           accumulators += row_count * token_count * lanes;
         });
   }
 }
 
-// out[n + t · panel_rows] = Σ_k W[first + n, k] · x[t][k] for n < rows <= panel_rows, t < tokens <= panel_tokens; `first`
-// is a multiple of panel_rows where W is packed.
+// out[n + t · unit_stride] = Σ_k W[first + n, k] · x[t][k] for n < rows <= unit_rows, t < tokens <= unit_tokens; `first` is
+// a multiple of packed_rows where W is packed.
 template <class Arch, class T>
-void panel_product(const view<const T, 2>& w, std::size_t first, std::size_t rows, const activation* x,
-                   std::size_t tokens, float* out) noexcept {
+void unit_product(const view<const T, 2>& w, std::size_t first, std::size_t rows, const activation* x,
+                  std::size_t tokens, float* out) noexcept {
   const std::size_t k = w.extent(1);
   // One or two tokens use a weight at once: whole rows, which memory is faster at.
-  const std::size_t block = tokens <= 2 ? std::max(k, std::size_t{1}) : panel_depth;
+  const std::size_t block = tokens <= 2 ? std::max(k, std::size_t{1}) : float_depth;
   for (std::size_t t = 0; t < tokens; t += float_tokens) {
-    float_product<Arch, T>(rows, k, block, x + t, std::min(float_tokens, tokens - t), out + t * panel_rows,
+    float_product<Arch, T>(rows, k, block, x + t, std::min(float_tokens, tokens - t), out + t * unit_stride,
                            [&](std::size_t begin, std::size_t, const T** row) {
                              for (std::size_t n = 0; n < rows; ++n) row[n] = w.row(first + n) + begin;
                            });
@@ -4069,13 +4417,13 @@ void panel_product(const view<const T, 2>& w, std::size_t first, std::size_t row
 
 // Formats of which only decode() is known: decoded piece by piece.
 template <class Arch, block_format F>
-void panel_product(const view<const F, 2>& w, std::size_t first, std::size_t rows, const activation* x,
-                   std::size_t tokens, float* out) noexcept {
+void unit_product(const view<const F, 2>& w, std::size_t first, std::size_t rows, const activation* x,
+                  std::size_t tokens, float* out) noexcept {
   constexpr std::size_t block = (255 / F::block_size + 1) * F::block_size;
-  float decoded[panel_rows][block];
+  float decoded[packed_rows][block];
   for (std::size_t t = 0; t < tokens; t += float_tokens) {
     float_product<Arch, float>(rows, in_features(w), block, x + t, std::min(float_tokens, tokens - t),
-                               out + t * panel_rows, [&](std::size_t begin, std::size_t depth, const float** row) {
+                               out + t * unit_stride, [&](std::size_t begin, std::size_t depth, const float** row) {
                                  for (std::size_t n = 0; n < rows; ++n) {
                                    row[n] = decoded[n];
                                    for (std::size_t i = 0; i < depth; i += F::block_size) {
@@ -4090,36 +4438,36 @@ void panel_product(const view<const F, 2>& w, std::size_t first, std::size_t row
 template <class Arch, integer_format F, class Bytes>
 void block_product(std::size_t blocks, std::size_t step, const activation* x, std::size_t tokens, float* out,
                    Bytes&& bytes) noexcept {
-  const activation_block* token[panel_tokens] = {};
-  if (blocks == 0) std::fill_n(out, tokens * panel_rows, 0.0f);
+  const activation_block* token[unit_tokens] = {};
+  if (blocks == 0) std::fill_n(out, tokens * unit_stride, 0.0f);
   for (std::size_t begin = 0; begin < blocks; begin += step) {
     const std::size_t count = std::min(step, blocks - begin);
     for (std::size_t t = 0; t < tokens; ++t) token[t] = x[t].blocks + begin * F::block_size / activation_block::size;
-    block_kernel<Arch, F>::panel(bytes(begin, count), count, token, tokens, begin != 0, out);
+    block_kernel<Arch, F>::panel(bytes(begin, count), count, token, tokens, begin != 0, out, unit_stride);
   }
 }
 
-// Blocks a step: whole blocks of activations, and of k about panel_depth.
+// Blocks a step: whole blocks of activations, and of k about float_depth.
 template <integer_format F>
-inline constexpr std::size_t block_step = std::max(std::size_t{2}, panel_depth / F::block_size / 2 * 2);
+inline constexpr std::size_t block_step = std::max(std::size_t{2}, float_depth / F::block_size / 2 * 2);
 
 template <class Arch, integer_format F>
-void panel_product(const packed_matrix<F>& w, std::size_t first, std::size_t, const activation* x, std::size_t tokens,
-                   float* out) noexcept {
+void unit_product(const packed_matrix<F>& w, std::size_t first, std::size_t, const activation* x, std::size_t tokens,
+                  float* out) noexcept {
   const std::size_t blocks = w.in_features() / F::block_size;
   // What one tile's tokens use at once is read from front to back.
   const std::size_t step = tokens <= block_kernel<Arch, F>::tokens ? blocks : block_step<F>;
   block_product<Arch, F>(blocks, step, x, tokens, out, [&](std::size_t begin, std::size_t) {
-    return w.panel(first / panel_rows) + begin * packed_layout<F>::block_bytes;
+    return w.panel(first / packed_rows) + begin * packed_layout<F>::block_bytes;
   });
 }
 
 // Blocks as files store them are packed on the way.
 template <class Arch, integer_format F>
-void panel_product(const view<const F, 2>& w, std::size_t first, std::size_t rows, const activation* x,
-                   std::size_t tokens, float* out) noexcept {
+void unit_product(const view<const F, 2>& w, std::size_t first, std::size_t rows, const activation* x,
+                  std::size_t tokens, float* out) noexcept {
   alignas(64) std::uint8_t packed[block_step<F> * packed_layout<F>::block_bytes];
-  if (rows < panel_rows) std::fill(std::begin(packed), std::end(packed), std::uint8_t{0});
+  if (rows < packed_rows) std::fill(std::begin(packed), std::end(packed), std::uint8_t{0});
   block_product<Arch, F>(w.extent(1), block_step<F>, x, tokens, out, [&](std::size_t begin, std::size_t count) {
     pack_panel(w, first, rows, begin, begin + count, packing_of<Arch>, packed);
     return packed;
@@ -4127,8 +4475,8 @@ void panel_product(const view<const F, 2>& w, std::size_t first, std::size_t row
 }
 
 template <class Arch>
-void panel_product(const int8_matrix& w, std::size_t first, std::size_t rows, const activation* x, std::size_t tokens,
-                   float* out) noexcept {
+void unit_product(const int8_matrix& w, std::size_t first, std::size_t rows, const activation* x, std::size_t tokens,
+                  float* out) noexcept {
   for_each_tile<int8_kernel>(
       rows, tokens, [&](std::size_t n, std::size_t row_count, std::size_t t, std::size_t token_count) {
         const std::int8_t* row[int8_kernel::rows] = {};
@@ -4142,18 +4490,49 @@ void panel_product(const int8_matrix& w, std::size_t first, std::size_t rows, co
           for (std::size_t r = 0; r < row_count; ++r) {
             const auto exact =
                 static_cast<std::int32_t>(static_cast<std::uint32_t>(sums[r + c * int8_kernel::rows]) - surplus);
-            out[n + r + (t + c) * panel_rows] = x[t + c].scale * w.scale(first + n + r) * static_cast<float>(exact);
+            out[n + r + (t + c) * unit_stride] = x[t + c].scale * w.scale(first + n + r) * static_cast<float>(exact);
           }
         }
       });
 }
 
+template <class Arch, packable_element T>
+void unit_product(const packed_matrix<T>& w, std::size_t first, std::size_t rows, const activation* x,
+                  std::size_t tokens, float* out) noexcept {
+  using kernel = element_kernel<Arch, T>;
+  constexpr bool int8 = std::is_same_v<T, std::int8_t>;
+  const std::size_t panels = (rows + packed_rows - 1) / packed_rows;
+  const std::uint8_t* token[unit_tokens] = {};
+  std::int32_t code_sum[unit_tokens] = {};
+  for (std::size_t t = 0; t < tokens; ++t) {
+    token[t] = reinterpret_cast<const std::uint8_t*>(int8 ? static_cast<const void*>(x[t].codes) : x[t].halves);
+    code_sum[t] = x[t].code_sum;
+  }
+  kernel::product(w, first / packed_rows, panels, token, code_sum, tokens, out, unit_stride);
+  if constexpr (int8) {
+    using floats = batch<float, Arch>;
+    for (std::size_t n = 0; n < panels * packed_rows; n += kernel::lanes) {
+      const std::size_t row = first + n;
+      const floats scale =
+          floats::load_unaligned(reinterpret_cast<const float*>(w.panel(row / packed_rows) +
+                                                                packed_layout<std::int8_t>::scales(w.in_features())) +
+                                 row % packed_rows);
+      for (std::size_t t = 0; t < tokens; ++t) {
+        float* to = out + n + t * unit_stride;
+        typename int8_dot<Arch>::ints sums;
+        std::memcpy(&sums, to, sizeof sums);
+        (floats(x[t].scale) * scale * int8_dot<Arch>::to_float(sums)).store_unaligned(to);
+      }
+    }
+  }
+}
+
 // The forms of activations that matrices read.
 struct activation_forms {
-  bool codes = false, blocks = false;
+  bool codes = false, halves = false, blocks = false;
 
   friend activation_forms operator|(const activation_forms& a, const activation_forms& b) {
-    return {a.codes || b.codes, a.blocks || b.blocks};
+    return {a.codes || b.codes, a.halves || b.halves, a.blocks || b.blocks};
   }
 };
 
@@ -4161,31 +4540,42 @@ template <class Matrix>
 inline constexpr activation_forms forms_of{};
 template <>
 inline constexpr activation_forms forms_of<int8_matrix>{.codes = true};
+template <>
+inline constexpr activation_forms forms_of<packed_matrix<std::int8_t>>{.codes = true};
+template <>
+inline constexpr activation_forms forms_of<packed_matrix<bf16>>{.halves = true};
 template <integer_format F>
 inline constexpr activation_forms forms_of<view<const F, 2>>{.blocks = true};
-template <class F>
+template <integer_format F>
 inline constexpr activation_forms forms_of<packed_matrix<F>>{.blocks = true};
 
 inline activation_forms forms(const weight& w) {
   return std::visit([](const auto& m) { return forms_of<std::remove_cvref_t<decltype(m)>>; }, w);
 }
 
-// Rows i < count of n values at row(i) in the wanted forms, made once for all the panels that read them; codes and
-// blocks live in `scope`.
+// Rows i < count of n values at row(i) in the wanted forms, made once for all the units that read them; they live in
+// `scope`, codes and halves padded with zeros to whole quads.
 template <class Arch, class Backend, class Scope, class Row>
 view<activation, 1> prepare_rows(Backend& be, Scope& scope, const activation_forms& wanted, std::size_t count,
                                  std::size_t n, Row&& row) {
-  const std::size_t blocks_each = activation_block::count(n);
+  const std::size_t blocks_each = activation_block::count(n), padded = (n + 3) / 4 * 4;
   const auto rows = scope.template tensor<activation>(count);
-  const auto codes = scope.template tensor<std::int8_t>(wanted.codes ? count : 0, n);
+  const auto codes = scope.template tensor<std::int8_t>(wanted.codes ? count : 0, padded);
+  const auto halves = scope.template tensor<bf16>(wanted.halves ? count : 0, padded);
   const auto blocks = scope.template tensor<activation_block>(wanted.blocks ? count : 0, blocks_each);
-  const bool quantizes = wanted.codes || wanted.blocks;
-  be.parallel_for(count, quantizes ? 1 + 4096 / (n + 1) : 4096, [&](std::size_t begin, std::size_t end) {
+  const bool converts = wanted.codes || wanted.halves || wanted.blocks;
+  be.parallel_for(count, converts ? 1 + 4096 / (n + 1) : 4096, [&](std::size_t begin, std::size_t end) {
     for (std::size_t i = begin; i < end; ++i) {
       activation x{.values = row(i)};
       if (wanted.codes) {
         x.scale = quantize_activations<Arch>(x.values, n, codes.row(i), x.code_sum);
+        std::fill(codes.row(i) + n, codes.row(i) + padded, std::int8_t{0});
         x.codes = codes.row(i);
+      }
+      if (wanted.halves) {
+        std::transform(x.values, x.values + n, halves.row(i), [](float v) { return bf16(v); });
+        std::fill(halves.row(i) + n, halves.row(i) + padded, bf16(0.0f));
+        x.halves = halves.row(i);
       }
       if (wanted.blocks) {
         quantize_blocks<Arch>(x.values, n, blocks.row(i));
@@ -4206,18 +4596,18 @@ MOTE_BEGIN_NAMESPACE
 
 namespace detail {
 
-// One panel of weight rows for all tokens; `target(t)` is the row of y.
+// One unit's weight rows for all tokens; `target(t)` is the row of y.
 template <class Arch, class Matrix, class Target>
-void matmul_panel(const Matrix& w, std::size_t first, std::size_t rows, const activation* x, std::size_t tokens,
-                  output mode, Target&& target) noexcept {
-  float out[panel_rows * panel_tokens];
-  for (std::size_t t = 0; t < tokens; t += panel_tokens) {
-    const std::size_t count = std::min(panel_tokens, tokens - t);
-    panel_product<Arch>(w, first, rows, x + t, count, out);
+void matmul_unit(const Matrix& w, std::size_t first, std::size_t rows, const activation* x, std::size_t tokens,
+                 output mode, Target&& target) noexcept {
+  alignas(64) float out[unit_stride * unit_tokens];
+  for (std::size_t t = 0; t < tokens; t += unit_tokens) {
+    const std::size_t count = std::min(unit_tokens, tokens - t);
+    unit_product<Arch>(w, first, rows, x + t, count, out);
     for (std::size_t c = 0; c < count; ++c) {
       float* y = target(t + c) + first;
       for (std::size_t n = 0; n < rows; ++n) {
-        y[n] = mode == output::accumulate ? y[n] + out[n + c * panel_rows] : out[n + c * panel_rows];
+        y[n] = mode == output::accumulate ? y[n] + out[n + c * unit_stride] : out[n + c * unit_stride];
       }
     }
   }
@@ -4233,10 +4623,11 @@ void matmul_impl(simd<Arch, Executor>& be, view<const float, 2> x, const Matrix&
   auto scope = be.scope();
   const auto rows = detail::prepare_rows<Arch>(be, scope, detail::forms_of<Matrix>, tokens, x.extent(1),
                                                [&](std::size_t t) { return x.row(t); });
-  be.parallel_for(out, detail::panel_rows, [&](std::size_t begin, std::size_t end) {
-    for (std::size_t n = begin; n < end; n += detail::panel_rows) {
-      detail::matmul_panel<Arch>(w, n, std::min(detail::panel_rows, end - n), rows.data(), tokens, mode,
-                                 [&](std::size_t t) { return y.row(t); });
+  constexpr std::size_t unit = detail::unit_rows<Arch, Matrix>;
+  be.parallel_for(out, unit, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t n = begin; n < end; n += unit) {
+      detail::matmul_unit<Arch>(w, n, std::min(unit, end - n), rows.data(), tokens, mode,
+                                [&](std::size_t t) { return y.row(t); });
     }
   });
 }
@@ -4472,17 +4863,17 @@ void batched_matmul_impl(simd<Arch, Executor>& be, view<const float, 3> x, const
   const std::size_t entries = x.extent(0), tokens = x.extent(1), out = y.extent(2);
   detail::check_packing<Arch>("batched_matmul", w);
   if (tokens == 0 || out == 0) return;
-  const std::size_t panels = (out + detail::panel_rows - 1) / detail::panel_rows;
+  constexpr std::size_t unit = detail::unit_rows<Arch, Matrix>;
+  const std::size_t units = (out + unit - 1) / unit;
   auto scope = be.scope();
   const auto rows =
       detail::prepare_rows<Arch>(be, scope, detail::forms_of<Matrix>, entries * tokens, x.extent(2),
                                  [&](std::size_t i) { return &x(i / tokens, i % tokens, std::size_t{0}); });
-  be.parallel_for(entries * panels, 1, [&](std::size_t begin, std::size_t end) {
+  be.parallel_for(entries * units, 1, [&](std::size_t begin, std::size_t end) {
     for (std::size_t i = begin; i < end; ++i) {
-      const std::size_t b = i / panels, n = i % panels * detail::panel_rows;
-      detail::matmul_panel<Arch>(slice_rows(w, b * out, out), n, std::min(detail::panel_rows, out - n),
-                                 rows.data() + b * tokens, tokens, output::overwrite,
-                                 [&](std::size_t t) { return &y(b, t, std::size_t{0}); });
+      const std::size_t b = i / units, n = i % units * unit;
+      detail::matmul_unit<Arch>(slice_rows(w, b * out, out), n, std::min(unit, out - n), rows.data() + b * tokens,
+                                tokens, output::overwrite, [&](std::size_t t) { return &y(b, t, std::size_t{0}); });
     }
   });
 }
@@ -5660,19 +6051,19 @@ inline void grouped_ffn_impl(reference& be, view<const float, 2> x, view<const f
 MOTE_END_NAMESPACE
 
 // ---- mote/ops/grouped_ffn/simd.hpp
-// Work is shared out as (expert, panel of rows): an expert with few tokens is a short item, an expert with many is many,
+// Work is shared out as (expert, unit of rows): an expert with few tokens is a short item, an expert with many is many,
 // so threads stay busy however uneven the routing is. Each chosen expert's weights are read once for all its tokens.
 
 MOTE_BEGIN_NAMESPACE
 
 namespace detail {
 
-// silu(gate) · up over a panel's results, into one row of activations for each token.
+// silu(gate) · up over a unit's results, into one row of activations for each token.
 template <class Arch, class Target>
-void swiglu_panel(const float* gate, const float* up, std::size_t rows, std::size_t tokens, Target&& target) noexcept {
+void swiglu_unit(const float* gate, const float* up, std::size_t rows, std::size_t tokens, Target&& target) noexcept {
   using vector = batch<float, Arch>;
   for (std::size_t t = 0; t < tokens; ++t) {
-    const float *g = gate + t * panel_rows, *u = up + t * panel_rows;
+    const float *g = gate + t * unit_stride, *u = up + t * unit_stride;
     float* y = target(t);
     for_each_vector<Arch>(rows, [&](std::size_t i, auto load, auto store) {
       const vector a = load(g + i);
@@ -5687,7 +6078,7 @@ template <class Arch, class Executor>
 void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<const float, 2> weights,
                       std::span<const ffn_weights> experts, view<const std::int32_t, 1> offsets,
                       view<const std::int32_t, 1> slots, view<float, 2> y, output mode) {
-  using detail::activation, detail::panel_rows, detail::panel_tokens;
+  using detail::activation, detail::unit_stride, detail::unit_tokens;
   const std::size_t tokens = x.extent(0), hidden = x.extent(1), top_k = weights.extent(1);
   const std::size_t intermediate = out_features(experts[0].gate);
   auto scope = be.scope();
@@ -5695,55 +6086,62 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
   const auto outer = scope.template tensor<float>(slots.size(), hidden);        // down, a row a slot
 
   detail::activation_forms input_forms, inner_forms;
+  std::size_t unit = 0;
   for (const ffn_weights& expert : experts) {
     input_forms = input_forms | detail::forms(expert.gate) | detail::forms(expert.up);
     inner_forms = inner_forms | detail::forms(expert.down);
     for (const weight* w : {&expert.gate, &expert.up, &expert.down}) {
-      std::visit([](const auto& matrix) { detail::check_packing<Arch>("grouped_ffn", matrix); }, *w);
+      std::visit(
+          [&](const auto& matrix) {
+            detail::check_packing<Arch>("grouped_ffn", matrix);
+            const std::size_t rows = detail::unit_rows<Arch, std::remove_cvref_t<decltype(matrix)>>;
+            unit = unit == 0 ? rows : std::min(unit, rows);
+          },
+          *w);
     }
   }
   // Tokens are quantized once, before the experts.
   const auto inputs =
       detail::prepare_rows<Arch>(be, scope, input_forms, tokens, hidden, [&](std::size_t t) { return x.row(t); });
 
-  // Calls f(expert, first row of the panel, rows, its slots) for every panel of every expert that has tokens.
-  const auto for_each_panel = [&](std::size_t out, auto&& f) {
-    const std::size_t panels = (out + panel_rows - 1) / panel_rows;
-    be.parallel_for(experts.size() * panels, 1, [&](std::size_t begin, std::size_t end) {
+  // Calls f(expert, first row of the unit, rows, its slots) for every unit of every expert that has tokens.
+  const auto for_each_unit = [&](std::size_t out, auto&& f) {
+    const std::size_t units = (out + unit - 1) / unit;
+    be.parallel_for(experts.size() * units, 1, [&](std::size_t begin, std::size_t end) {
       for (std::size_t i = begin; i < end; ++i) {
-        const std::size_t e = i / panels, n = i % panels * panel_rows;
+        const std::size_t e = i / units, n = i % units * unit;
         const auto first = static_cast<std::size_t>(offsets(e)), last = static_cast<std::size_t>(offsets(e + 1));
-        for (std::size_t s = first; s < last; s += panel_tokens) {
-          f(experts[e], n, std::min(panel_rows, out - n), slots.slice(0, s, std::min(panel_tokens, last - s)));
+        for (std::size_t s = first; s < last; s += unit_tokens) {
+          f(experts[e], n, std::min(unit, out - n), slots.slice(0, s, std::min(unit_tokens, last - s)));
         }
       }
     });
   };
   const auto product = [&](const weight& w, std::size_t n, std::size_t rows, const activation* in, std::size_t count,
                            float* out) {
-    std::visit([&](const auto& matrix) { detail::panel_product<Arch>(matrix, n, rows, in, count, out); }, w);
+    std::visit([&](const auto& matrix) { detail::unit_product<Arch>(matrix, n, rows, in, count, out); }, w);
   };
 
-  for_each_panel(intermediate, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, auto group) {
-    activation in[panel_tokens];
-    float gate[panel_rows * panel_tokens], up[panel_rows * panel_tokens];
+  for_each_unit(intermediate, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, auto group) {
+    activation in[unit_tokens];
+    alignas(64) float gate[unit_stride * unit_tokens], up[unit_stride * unit_tokens];
     const auto slot = [&](std::size_t i) { return static_cast<std::size_t>(group(i)); };
     for (std::size_t i = 0; i < group.size(); ++i) in[i] = inputs(slot(i) / top_k);
     product(expert.gate, n, rows, in, group.size(), gate);
     product(expert.up, n, rows, in, group.size(), up);
-    detail::swiglu_panel<Arch>(gate, up, rows, group.size(), [&](std::size_t i) { return inner.row(slot(i)) + n; });
+    detail::swiglu_unit<Arch>(gate, up, rows, group.size(), [&](std::size_t i) { return inner.row(slot(i)) + n; });
   });
 
   const auto between = detail::prepare_rows<Arch>(be, scope, inner_forms, slots.size(), intermediate,
                                                   [&](std::size_t i) { return inner.row(i); });
 
-  for_each_panel(hidden, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, auto group) {
-    activation in[panel_tokens];
-    float down[panel_rows * panel_tokens];
+  for_each_unit(hidden, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, auto group) {
+    activation in[unit_tokens];
+    alignas(64) float down[unit_stride * unit_tokens];
     for (std::size_t i = 0; i < group.size(); ++i) in[i] = between(static_cast<std::size_t>(group(i)));
     product(expert.down, n, rows, in, group.size(), down);
     for (std::size_t i = 0; i < group.size(); ++i) {
-      std::copy_n(down + i * panel_rows, rows, outer.row(static_cast<std::size_t>(group(i))) + n);
+      std::copy_n(down + i * unit_stride, rows, outer.row(static_cast<std::size_t>(group(i))) + n);
     }
   });
 

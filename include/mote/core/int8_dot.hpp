@@ -3,7 +3,8 @@
 //   operand   for each lane four codes of k, one row's; unsigned where `unsigned_limit` allows, else signed
 //   dot       acc[lane] += Σ_{i<4} w[lane][i] · x[i], exact; the four signed codes x are the same for every lane
 //
-// `unsigned_limit` is the largest code that dot_unsigned takes without saturating; 0 where only dot_signed exists.
+// `unsigned_limit` is the largest code that dot_unsigned takes without saturating: 0 where only dot_signed exists, 255
+// where only dot_unsigned does; there flip_signs makes signed codes q + 128.
 #pragma once
 
 #include <array>
@@ -111,6 +112,7 @@ struct int8_dot<Arch, 16> {
 #if defined(__AVX512VNNI__)
   static constexpr int unsigned_limit = 255;
   static ints dot_unsigned(ints acc, operand w, operand x) { return _mm512_dpbusd_epi32(acc, w, x); }
+  static operand flip_signs(operand w) { return _mm512_xor_si512(w, _mm512_set1_epi8(-128)); }
 #else
   static constexpr int unsigned_limit = 127;
   static ints dot_unsigned(ints acc, operand w, operand x) {
@@ -157,6 +159,7 @@ struct int8_dot<Arch, 8> {
 #if defined(__AVXVNNI__)
   static constexpr int unsigned_limit = 255;
   static ints dot_unsigned(ints acc, operand w, operand x) { return _mm256_dpbusd_avx_epi32(acc, w, x); }
+  static operand flip_signs(operand w) { return _mm256_xor_si256(w, _mm256_set1_epi8(-128)); }
 #else
   static constexpr int unsigned_limit = 127;  // 2 · 127 · 127 fits 16 bits
   static ints dot_unsigned(ints acc, operand w, operand x) {

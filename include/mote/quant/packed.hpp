@@ -1,6 +1,6 @@
-// `packed_matrix<F>`: a matrix of an integer format in the order in which vector kernels read it.
+// `packed_matrix<T>`: a matrix in the order in which vector kernels read it, T an integer format, std::int8_t or bf16.
 //
-// Rows come in panels of 32 (the last one padded with zeros), a panel's bytes one after another along k:
+// Rows come in panels of 32 (the last one padded with zeros), a panel's bytes one after another along k. Formats:
 //
 //   for each block of F:   two-level formats: f16 super_scale[32], and f16 super_min[32] where there is a minimum
 //     for each group:      codes, by strips of `lanes` rows: for each four k, four bytes of every row of the strip;
@@ -9,7 +9,11 @@
 //                          two-level formats: int8 sub_scale[32], and int8 sub_min[32]
 //
 // so that one load holds four k of `lanes` rows, a product walks memory once from front to back, and no sum across lanes
-// is needed. Codes wider than four bits are stored as bytes q + code_offset, see below.
+// is needed. Codes wider than four bits are stored as bytes q + code_offset, see below. Elements, padded with zeros to
+// whole quads, in the same order for every instruction set:
+//
+//   for each quad:           four bytes of every row: four codes of k, or two bf16
+//   std::int8_t:             at the end of the panel float scale[32]
 #pragma once
 
 #include <cstddef>
@@ -25,10 +29,10 @@
 
 MOTE_BEGIN_NAMESPACE
 
-// What a vector kernel wants of a packed matrix: rows that share a vector, and the largest unsigned code it multiplies.
+// What a vector kernel wants of packed formats: rows that share a vector, and the largest unsigned code it multiplies.
 struct packing {
-  std::size_t lanes;
-  int largest_code;
+  std::size_t lanes = 0;
+  int largest_code = 0;
 
   friend bool operator==(const packing&, const packing&) = default;
 };
@@ -75,7 +79,7 @@ constexpr bool has_negative_codes(int offset) {
 }
 
 // Where things are in a panel, in bytes.
-template <integer_format F>
+template <class F>
 struct packed_layout {
   static constexpr bool nibbles = table_codes<F>, two_level = two_level_format<F>, has_min = format_with_min<F>;
   static constexpr std::size_t groups = F::block_size / F::group_size;  // in a block
@@ -95,37 +99,59 @@ struct packed_layout {
   static constexpr std::size_t group_bytes = mins + packed_rows * min_size;
   static constexpr std::size_t block_bytes = super_bytes + groups * group_bytes;
 
+  static constexpr std::size_t panel_bytes(std::size_t in) { return in / F::block_size * block_bytes; }
+
   static_assert(F::group_size == 16 || F::group_size == 32, "integer formats have groups of 16 or 32");
 };
 
+// Elements of type T, `scale_bytes` a row behind them.
+template <class T, std::size_t ScaleBytes>
+struct packed_elements_layout {
+  static constexpr std::size_t quad = 4 / sizeof(T), quad_bytes = packed_rows * 4;
+
+  static constexpr std::size_t quads(std::size_t in) { return (in + quad - 1) / quad; }
+  static constexpr std::size_t scales(std::size_t in) { return quads(in) * quad_bytes; }
+  static constexpr std::size_t panel_bytes(std::size_t in) { return scales(in) + packed_rows * ScaleBytes; }
+};
+template <>
+struct packed_layout<std::int8_t> : packed_elements_layout<std::int8_t, sizeof(float)> {};
+template <>
+struct packed_layout<bf16> : packed_elements_layout<bf16, 0> {};
+
 }  // namespace detail
 
+// Plain elements that may be packed.
+template <class T>
+concept packable_element = std::is_same_v<T, std::int8_t> || std::is_same_v<T, bf16>;
+
 // Does not own its memory.
-template <integer_format F>
+template <class T>
+  requires integer_format<T> || packable_element<T>
 class packed_matrix {
+  using layout = detail::packed_layout<T>;
+
  public:
-  using format = F;
   static constexpr std::size_t panel_rows = detail::packed_rows;
 
   packed_matrix() = default;
-  // A matrix [out, in] in `bytes`, which pack() has filled. Throws shape_error.
-  packed_matrix(view<const std::uint8_t, 1> bytes, std::size_t out, std::size_t in, const packing& order)
+  // A matrix [out, in] in `bytes`, which pack() has filled; elements have one order only. Throws shape_error.
+  packed_matrix(view<const std::uint8_t, 1> bytes, std::size_t out, std::size_t in, const packing& order = {})
       : bytes_(bytes), out_(out), in_(in), order_(order) {
     check_view("packed_matrix", "bytes", bytes, {size(out, in)});
   }
 
   // Bytes that a packed matrix [out, in] takes. Throws shape_error where `in` is no multiple of the block size.
   static std::size_t size(std::size_t out, std::size_t in) {
-    if (in % F::block_size != 0) {
-      raise<shape_error>("packed_matrix: " + std::string(std::string_view(F::name)) +
-                         ": expected columns in multiples of " + std::to_string(F::block_size) + ", got " +
-                         std::to_string(in));
+    if constexpr (integer_format<T>) {
+      if (in % T::block_size != 0) {
+        raise<shape_error>("packed_matrix: " + std::string(std::string_view(T::name)) +
+                           ": expected columns in multiples of " + std::to_string(T::block_size) + ", got " +
+                           std::to_string(in));
+      }
     }
     return (out + panel_rows - 1) / panel_rows * panel_bytes(in);
   }
-  static constexpr std::size_t panel_bytes(std::size_t in) {
-    return in / F::block_size * detail::packed_layout<F>::block_bytes;
-  }
+  static constexpr std::size_t panel_bytes(std::size_t in) { return layout::panel_bytes(in); }
 
   std::size_t out_features() const { return out_; }
   std::size_t in_features() const { return in_; }
@@ -196,7 +222,7 @@ namespace detail {
 // Throws shape_error unless the matrix is packed as `Arch` reads it.
 template <class Arch, class Matrix>
 void check_packing(std::string_view, const Matrix&) {}
-template <class Arch, class F>
+template <class Arch, integer_format F>
 void check_packing(std::string_view op, const packed_matrix<F>& w) {
   check(w.order() == packing_of<Arch>, op, "w: packed for another instruction set");
 }
@@ -258,23 +284,89 @@ code_group<F> read_group(const packed_matrix<F>& w, std::size_t row, std::size_t
   return result;
 }
 
+// One element of a packed matrix as float32, without its scale.
+template <packable_element T>
+float read_element(const packed_matrix<T>& w, std::size_t row, std::size_t k) noexcept {
+  constexpr std::size_t quad = detail::packed_layout<T>::quad;
+  const std::size_t r = row % detail::packed_rows;
+  T value;
+  std::memcpy(&value,
+              w.panel(row / detail::packed_rows) + k / quad * detail::packed_layout<T>::quad_bytes + r * 4 +
+                  k % quad * sizeof(T),
+              sizeof value);
+  return static_cast<float>(value);
+}
+
+inline float read_scale(const packed_matrix<std::int8_t>& w, std::size_t row) noexcept {
+  const std::uint8_t* scales =
+      w.panel(row / detail::packed_rows) + detail::packed_layout<std::int8_t>::scales(w.in_features());
+  float scale = 0.0f;
+  std::memcpy(&scale, scales + row % detail::packed_rows * sizeof scale, sizeof scale);
+  return scale;
+}
+
+namespace detail {
+
+// fill(panel's bytes, first row, rows) for every panel of `packed`, which lies in `bytes`, shared out among the threads.
+// Panels that are not full are zeros before.
+template <class Backend, class Matrix, class Fill>
+Matrix pack_panels(Backend& be, const Matrix& packed, const view<std::uint8_t, 1>& bytes, Fill&& fill) {
+  const std::size_t out = packed.out_features(), panel_bytes = packed.panel_bytes(packed.in_features());
+  be.parallel_for((out + packed_rows - 1) / packed_rows, 1, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t i = begin; i < end; ++i) {
+      std::uint8_t* panel = bytes.data() + i * panel_bytes;
+      const std::size_t first = i * packed_rows, count = first + packed_rows <= out ? packed_rows : out - first;
+      if (count < packed_rows) std::memset(panel, 0, panel_bytes);
+      fill(panel, first, count);
+    }
+  });
+  return packed;
+}
+
+// The elements of a panel's rows, quad by quad.
+template <class T>
+void pack_elements(const view<const T, 2>& w, std::size_t first, std::size_t count, std::uint8_t* panel) noexcept {
+  using layout = packed_layout<T>;
+  const std::size_t in = w.extent(1), whole = in / layout::quad;
+  constexpr std::size_t step = 64;  // quads at a time: 8 KiB, so that the lines stay in the first-level cache
+  for (std::size_t begin = 0; begin < whole; begin += step) {
+    const std::size_t end = begin + step < whole ? begin + step : whole;
+    for (std::size_t r = 0; r < count; ++r) {
+      const T* row = w.row(first + r);
+      for (std::size_t q = begin; q < end; ++q) {
+        std::memcpy(panel + q * layout::quad_bytes + r * 4, row + q * layout::quad, 4);
+      }
+    }
+  }
+  if (whole * layout::quad == in) return;
+  for (std::size_t r = 0; r < count; ++r) {
+    T last[layout::quad] = {};
+    for (std::size_t k = whole * layout::quad; k < in; ++k) last[k % layout::quad] = w.row(first + r)[k];
+    std::memcpy(panel + whole * layout::quad_bytes + r * 4, last, 4);
+  }
+}
+
+}  // namespace detail
+
 // w [out, in / F::block_size] into `bytes`, packed_matrix<F>::size(out, in) of them, as `be` reads it; the panels are
 // shared out among its threads. Throws shape_error.
 template <integer_format F, class Arch, class Executor>
 packed_matrix<F> pack(simd<Arch, Executor>& be, const view<const F, 2>& w, const view<std::uint8_t, 1>& bytes) {
-  const std::size_t out = w.extent(0), in = w.extent(1) * F::block_size, rows = detail::packed_rows;
   check_view("pack", "w", w, {w.extent(0), w.extent(1)});
-  const packed_matrix<F> packed(bytes, out, in, packing_of<Arch>);
-  const std::size_t panel_bytes = packed.panel_bytes(in);
-  be.parallel_for((out + rows - 1) / rows, 1, [&](std::size_t begin, std::size_t end) {
-    for (std::size_t i = begin; i < end; ++i) {
-      std::uint8_t* panel = bytes.data() + i * panel_bytes;
-      const std::size_t first = i * rows, count = first + rows <= out ? rows : out - first;
-      if (count < rows) std::memset(panel, 0, panel_bytes);
-      detail::pack_panel(w, first, count, 0, w.extent(1), packed.order(), panel);
-    }
+  const packed_matrix<F> packed(bytes, w.extent(0), w.extent(1) * F::block_size, packing_of<Arch>);
+  return detail::pack_panels(be, packed, bytes, [&](std::uint8_t* panel, std::size_t first, std::size_t count) {
+    detail::pack_panel(w, first, count, 0, w.extent(1), packed.order(), panel);
   });
-  return packed;
+}
+
+// w [out, in], the same for elements.
+template <host Backend>
+packed_matrix<bf16> pack(Backend& be, const view<const bf16, 2>& w, const view<std::uint8_t, 1>& bytes) {
+  check_view("pack", "w", w, {w.extent(0), w.extent(1)});
+  return detail::pack_panels(be, packed_matrix<bf16>(bytes, w.extent(0), w.extent(1)), bytes,
+                             [&](std::uint8_t* panel, std::size_t first, std::size_t count) {
+                               detail::pack_elements(w, first, count, panel);
+                             });
 }
 
 MOTE_END_NAMESPACE

@@ -5,10 +5,13 @@
 //   int8_matrix                                    int8 with one scale for each row
 //   view<const F, 2>                               blocks of a format F as files store them, [out, in / F::block_size]
 //   packed_matrix<F>                               the same numbers in the order of the vector kernels: faster
+//   packed_matrix<std::int8_t>                     an int8_matrix in that order
+//   packed_matrix<bf16>                            bf16 in that order, for activations rounded to bf16
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <span>
 #include <string>
 #include <string_view>
@@ -36,8 +39,8 @@ template <class List>
 struct weight_of;
 template <class... F>
 struct weight_of<type_list<F...>> {
-  using type =
-      std::variant<view<const float, 2>, view<const bf16, 2>, int8_matrix, view<const F, 2>..., packed_matrix<F>...>;
+  using type = std::variant<view<const float, 2>, view<const bf16, 2>, int8_matrix, view<const F, 2>...,
+                            packed_matrix<F>..., packed_matrix<std::int8_t>, packed_matrix<bf16>>;
 };
 
 // Columns that one element of a row stands for.
@@ -146,12 +149,18 @@ void dequantize_row(const view<const T, 2>& w, std::size_t row, float* y) {
 inline void dequantize_row(const int8_matrix& w, std::size_t row, float* y) {
   for (std::size_t k = 0; k < w.codes.extent(1); ++k) y[k] = w.scale(row) * static_cast<float>(w.codes(row, k));
 }
-template <class F>
+template <integer_format F>
 void dequantize_row(const packed_matrix<F>& w, std::size_t row, float* y) {
   for (std::size_t g = 0; g < w.in_features() / F::group_size; ++g) {
     const code_group<F> group = read_group(w, row, g);
     for (const int q : group.q) *y++ = group.scale * static_cast<float>(q) - group.min;
   }
+}
+template <packable_element T>
+void dequantize_row(const packed_matrix<T>& w, std::size_t row, float* y) {
+  float scale = 1.0f;
+  if constexpr (std::is_same_v<T, std::int8_t>) scale = read_scale(w, row);
+  for (std::size_t k = 0; k < w.in_features(); ++k) y[k] = scale * read_element(w, row, k);
 }
 inline void dequantize_row(const weight& w, std::size_t row, float* y) {
   std::visit([&](const auto& m) { dequantize_row(m, row, y); }, w);
@@ -171,6 +180,19 @@ std::size_t bytes(const packed_matrix<F>& w) {
 }
 inline std::size_t bytes(const weight& w) {
   return std::visit([](const auto& m) { return bytes(m); }, w);
+}
+
+// w into `bytes`, packed_matrix<std::int8_t>::size(out, in) of them; the panels are shared out among the threads of `be`.
+// Throws shape_error.
+template <host Backend>
+packed_matrix<std::int8_t> pack(Backend& be, const int8_matrix& w, const view<std::uint8_t, 1>& bytes) {
+  check_rows("pack", "w", w);
+  const packed_matrix<std::int8_t> packed(bytes, out_features(w), in_features(w));
+  return detail::pack_panels(be, packed, bytes, [&](std::uint8_t* panel, std::size_t first, std::size_t count) {
+    detail::pack_elements(w.codes, first, count, panel);
+    std::uint8_t* scales = panel + detail::packed_layout<std::int8_t>::scales(in_features(w));
+    std::memcpy(scales, w.scale.data() + first, count * sizeof(float));
+  });
 }
 
 // The three projections of a SwiGLU feed-forward network: gate and up [intermediate, hidden], down [hidden, intermediate].

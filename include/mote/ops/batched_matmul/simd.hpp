@@ -12,17 +12,17 @@ void batched_matmul_impl(simd<Arch, Executor>& be, view<const float, 3> x, const
   const std::size_t entries = x.extent(0), tokens = x.extent(1), out = y.extent(2);
   detail::check_packing<Arch>("batched_matmul", w);
   if (tokens == 0 || out == 0) return;
-  const std::size_t panels = (out + detail::panel_rows - 1) / detail::panel_rows;
+  constexpr std::size_t unit = detail::unit_rows<Arch, Matrix>;
+  const std::size_t units = (out + unit - 1) / unit;
   auto scope = be.scope();
   const auto rows =
       detail::prepare_rows<Arch>(be, scope, detail::forms_of<Matrix>, entries * tokens, x.extent(2),
                                  [&](std::size_t i) { return &x(i / tokens, i % tokens, std::size_t{0}); });
-  be.parallel_for(entries * panels, 1, [&](std::size_t begin, std::size_t end) {
+  be.parallel_for(entries * units, 1, [&](std::size_t begin, std::size_t end) {
     for (std::size_t i = begin; i < end; ++i) {
-      const std::size_t b = i / panels, n = i % panels * detail::panel_rows;
-      detail::matmul_panel<Arch>(slice_rows(w, b * out, out), n, std::min(detail::panel_rows, out - n),
-                                 rows.data() + b * tokens, tokens, output::overwrite,
-                                 [&](std::size_t t) { return &y(b, t, std::size_t{0}); });
+      const std::size_t b = i / units, n = i % units * unit;
+      detail::matmul_unit<Arch>(slice_rows(w, b * out, out), n, std::min(unit, out - n), rows.data() + b * tokens,
+                                tokens, output::overwrite, [&](std::size_t t) { return &y(b, t, std::size_t{0}); });
     }
   });
 }

@@ -1,4 +1,4 @@
-// Work is shared out as (expert, panel of rows): an expert with few tokens is a short item, an expert with many is many,
+// Work is shared out as (expert, unit of rows): an expert with few tokens is a short item, an expert with many is many,
 // so threads stay busy however uneven the routing is. Each chosen expert's weights are read once for all its tokens.
 #pragma once
 
@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <type_traits>
 #include <variant>
 
 #include "../../core/output.hpp"
@@ -15,12 +16,12 @@ MOTE_BEGIN_NAMESPACE
 
 namespace detail {
 
-// silu(gate) · up over a panel's results, into one row of activations for each token.
+// silu(gate) · up over a unit's results, into one row of activations for each token.
 template <class Arch, class Target>
-void swiglu_panel(const float* gate, const float* up, std::size_t rows, std::size_t tokens, Target&& target) noexcept {
+void swiglu_unit(const float* gate, const float* up, std::size_t rows, std::size_t tokens, Target&& target) noexcept {
   using vector = batch<float, Arch>;
   for (std::size_t t = 0; t < tokens; ++t) {
-    const float *g = gate + t * panel_rows, *u = up + t * panel_rows;
+    const float *g = gate + t * unit_stride, *u = up + t * unit_stride;
     float* y = target(t);
     for_each_vector<Arch>(rows, [&](std::size_t i, auto load, auto store) {
       const vector a = load(g + i);
@@ -35,7 +36,7 @@ template <class Arch, class Executor>
 void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<const float, 2> weights,
                       std::span<const ffn_weights> experts, view<const std::int32_t, 1> offsets,
                       view<const std::int32_t, 1> slots, view<float, 2> y, output mode) {
-  using detail::activation, detail::panel_rows, detail::panel_tokens;
+  using detail::activation, detail::unit_stride, detail::unit_tokens;
   const std::size_t tokens = x.extent(0), hidden = x.extent(1), top_k = weights.extent(1);
   const std::size_t intermediate = out_features(experts[0].gate);
   auto scope = be.scope();
@@ -43,55 +44,62 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
   const auto outer = scope.template tensor<float>(slots.size(), hidden);        // down, a row a slot
 
   detail::activation_forms input_forms, inner_forms;
+  std::size_t unit = 0;
   for (const ffn_weights& expert : experts) {
     input_forms = input_forms | detail::forms(expert.gate) | detail::forms(expert.up);
     inner_forms = inner_forms | detail::forms(expert.down);
     for (const weight* w : {&expert.gate, &expert.up, &expert.down}) {
-      std::visit([](const auto& matrix) { detail::check_packing<Arch>("grouped_ffn", matrix); }, *w);
+      std::visit(
+          [&](const auto& matrix) {
+            detail::check_packing<Arch>("grouped_ffn", matrix);
+            const std::size_t rows = detail::unit_rows<Arch, std::remove_cvref_t<decltype(matrix)>>;
+            unit = unit == 0 ? rows : std::min(unit, rows);
+          },
+          *w);
     }
   }
   // Tokens are quantized once, before the experts.
   const auto inputs =
       detail::prepare_rows<Arch>(be, scope, input_forms, tokens, hidden, [&](std::size_t t) { return x.row(t); });
 
-  // Calls f(expert, first row of the panel, rows, its slots) for every panel of every expert that has tokens.
-  const auto for_each_panel = [&](std::size_t out, auto&& f) {
-    const std::size_t panels = (out + panel_rows - 1) / panel_rows;
-    be.parallel_for(experts.size() * panels, 1, [&](std::size_t begin, std::size_t end) {
+  // Calls f(expert, first row of the unit, rows, its slots) for every unit of every expert that has tokens.
+  const auto for_each_unit = [&](std::size_t out, auto&& f) {
+    const std::size_t units = (out + unit - 1) / unit;
+    be.parallel_for(experts.size() * units, 1, [&](std::size_t begin, std::size_t end) {
       for (std::size_t i = begin; i < end; ++i) {
-        const std::size_t e = i / panels, n = i % panels * panel_rows;
+        const std::size_t e = i / units, n = i % units * unit;
         const auto first = static_cast<std::size_t>(offsets(e)), last = static_cast<std::size_t>(offsets(e + 1));
-        for (std::size_t s = first; s < last; s += panel_tokens) {
-          f(experts[e], n, std::min(panel_rows, out - n), slots.slice(0, s, std::min(panel_tokens, last - s)));
+        for (std::size_t s = first; s < last; s += unit_tokens) {
+          f(experts[e], n, std::min(unit, out - n), slots.slice(0, s, std::min(unit_tokens, last - s)));
         }
       }
     });
   };
   const auto product = [&](const weight& w, std::size_t n, std::size_t rows, const activation* in, std::size_t count,
                            float* out) {
-    std::visit([&](const auto& matrix) { detail::panel_product<Arch>(matrix, n, rows, in, count, out); }, w);
+    std::visit([&](const auto& matrix) { detail::unit_product<Arch>(matrix, n, rows, in, count, out); }, w);
   };
 
-  for_each_panel(intermediate, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, auto group) {
-    activation in[panel_tokens];
-    float gate[panel_rows * panel_tokens], up[panel_rows * panel_tokens];
+  for_each_unit(intermediate, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, auto group) {
+    activation in[unit_tokens];
+    alignas(64) float gate[unit_stride * unit_tokens], up[unit_stride * unit_tokens];
     const auto slot = [&](std::size_t i) { return static_cast<std::size_t>(group(i)); };
     for (std::size_t i = 0; i < group.size(); ++i) in[i] = inputs(slot(i) / top_k);
     product(expert.gate, n, rows, in, group.size(), gate);
     product(expert.up, n, rows, in, group.size(), up);
-    detail::swiglu_panel<Arch>(gate, up, rows, group.size(), [&](std::size_t i) { return inner.row(slot(i)) + n; });
+    detail::swiglu_unit<Arch>(gate, up, rows, group.size(), [&](std::size_t i) { return inner.row(slot(i)) + n; });
   });
 
   const auto between = detail::prepare_rows<Arch>(be, scope, inner_forms, slots.size(), intermediate,
                                                   [&](std::size_t i) { return inner.row(i); });
 
-  for_each_panel(hidden, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, auto group) {
-    activation in[panel_tokens];
-    float down[panel_rows * panel_tokens];
+  for_each_unit(hidden, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, auto group) {
+    activation in[unit_tokens];
+    alignas(64) float down[unit_stride * unit_tokens];
     for (std::size_t i = 0; i < group.size(); ++i) in[i] = between(static_cast<std::size_t>(group(i)));
     product(expert.down, n, rows, in, group.size(), down);
     for (std::size_t i = 0; i < group.size(); ++i) {
-      std::copy_n(down + i * panel_rows, rows, outer.row(static_cast<std::size_t>(group(i))) + n);
+      std::copy_n(down + i * unit_stride, rows, outer.row(static_cast<std::size_t>(group(i))) + n);
     }
   });
 

@@ -223,11 +223,11 @@ struct block_kernel {
 
   // The whole panel against `count` tokens, as tile().
   static void panel(const std::uint8_t* bytes, std::size_t blocks, const activation_block* const* x, std::size_t count,
-                    bool resume, float* out) noexcept {
+                    bool resume, float* out, std::size_t stride) noexcept {
     for (std::size_t t = 0; t < count; t += tokens) {
       const auto run = function(std::min(tokens, count - t));
       for (std::size_t strip = 0; strip * dot::lanes < packed_rows; strip += strips) {
-        run(bytes, strip, blocks, x + t, resume, out + t * packed_rows, packed_rows);
+        run(bytes, strip, blocks, x + t, resume, out + t * stride, stride);
       }
     }
   }

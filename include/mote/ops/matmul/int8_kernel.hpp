@@ -5,6 +5,7 @@
 // dot product is missing, codes are widened and multiplied as 16-bit integers.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -14,8 +15,10 @@
 #include <arm_neon.h>
 #endif
 
+#include "../../core/int8_dot.hpp"
 #include "../../core/simd.hpp"
 #include "../../core/vector_math.hpp"
+#include "micro_kernel.hpp"
 
 MOTE_BEGIN_NAMESPACE
 
@@ -123,18 +126,20 @@ float quantize_activations(const float* x, std::size_t n, std::int8_t* codes, st
   largest.store_unaligned(lanes);
   for (const float lane : lanes) amax = lane > amax ? lane : amax;
   const float scale = amax > 0.0f ? amax / 127.0f : 1.0f;
-  // Adding 1.5 · 2^23 rounds to a whole number, ties to even, and leaves it in the low bits.
-  const vector divisor(scale), magic(12582912.0f);
+  const vector divisor(scale);
+  const auto codes_of = [&](const vector& v) {
+    return xsimd::min(xsimd::max(v / divisor, vector(-127.0f)), vector(127.0f));
+  };
   sum = 0;
-  for_each_vector<Arch>(n, [&](std::size_t i, auto load, auto) {
-    const vector q = xsimd::min(xsimd::max(load(x + i) / divisor, vector(-127.0f)), vector(127.0f));
-    std::int32_t rounded[vector::size];
-    bits_as<std::int32_t>(q + magic).store_unaligned(rounded);
-    for (std::size_t j = 0; j < vector::size && i + j < n; ++j) {
-      codes[i + j] = static_cast<std::int8_t>(static_cast<std::uint8_t>(rounded[j]));
-      sum += codes[i + j];
-    }
-  });
+  const std::size_t whole = n / vector::size * vector::size;
+  for (std::size_t i = 0; i < whole; i += vector::size) {
+    sum += int8_dot<Arch>::store_codes(codes + i, codes_of(vector::load_unaligned(x + i)));
+  }
+  if (whole < n) {
+    std::int8_t last[vector::size];
+    sum += int8_dot<Arch>::store_codes(last, codes_of(load_tail<Arch>(x + whole, n - whole)));
+    std::copy_n(last, n - whole, codes + whole);
+  }
   return scale;
 }
 

@@ -7,7 +7,8 @@
 // y: [tokens, out], rows may be strided, must not overlap x.
 //
 //   float32, bf16        products and sums in float32
-//   int8_matrix          x is quantized to int8 per token; y = scale_x · scale_w · Σ q_x q_w, the sum exact in int32
+//   int8                 x is quantized to int8 per token; y = scale_x · scale_w · Σ q_x q_w, the sum exact in int32
+//   packed bf16          x is rounded to bf16, sums in float32
 //   integer formats      x is quantized to int8 in blocks of 32; each group's sum is exact in int32, then scaled and added
 //   other block formats  decoded, then as float32
 //

@@ -1,5 +1,4 @@
-// A panel: up to panel_rows weight rows against up to panel_tokens tokens, the unit in which matrix products are shared
-// out. Its weights stay in the second-level cache while tokens pass by, a tile's tokens in the first.
+// A unit: up to unit_rows weight rows against up to unit_tokens tokens, in which matrix products are shared out. Its weights stay in the second-level cache while tokens pass by, a tile's tokens in the first.
 #pragma once
 
 #include <algorithm>
@@ -12,6 +11,7 @@
 
 #include "../../quant/weight.hpp"
 #include "block_kernel.hpp"
+#include "element_kernel.hpp"
 #include "int8_kernel.hpp"
 #include "micro_kernel.hpp"
 
@@ -19,16 +19,25 @@ MOTE_BEGIN_NAMESPACE
 
 namespace detail {
 
-inline constexpr std::size_t panel_rows = packed_rows, panel_tokens = 48;
-inline constexpr std::size_t panel_depth = 1024;  // elements of k a block: a tile's rows and tokens fit 48 KiB
+inline constexpr std::size_t unit_tokens = 48;
+inline constexpr std::size_t unit_stride = 64;    // from one token's results to the next one's
+inline constexpr std::size_t float_depth = 1024;  // elements of k a block: a tile's rows and tokens fit 48 KiB
 inline constexpr std::size_t float_tokens = 24;   // whose accumulators are kept between blocks of k
 
-// A row of activations, in the forms that the weights at hand multiply: float32, int8 codes with one scale, int8 blocks.
+// Rows of a unit: a panel's, or what the kernel takes at once. Units begin at multiples of it.
+template <class Arch, class Matrix>
+inline constexpr std::size_t unit_rows = packed_rows;
+template <class Arch, packable_element T>
+inline constexpr std::size_t unit_rows<Arch, packed_matrix<T>> = element_kernel<Arch, T>::rows;
+
+// A row of activations, in the forms that the weights at hand multiply: float32, int8 codes with one scale, bf16, int8
+// blocks.
 struct activation {
   const float* values = nullptr;
   const std::int8_t* codes = nullptr;
   std::int32_t code_sum = 0;
   float scale = 1.0f;
+  const bf16* halves = nullptr;
   const activation_block* blocks = nullptr;
 };
 
@@ -60,13 +69,13 @@ struct float_kernel {
   template <std::size_t R, std::size_t C>
   static void tile(const T* const* w, const float* const* x, std::size_t k, bool resume, float* state,
                    float* out) noexcept {
-    dot_tile<Arch, R, C, (C < tokens)>(w, x, k, resume, state, out, panel_rows);
+    dot_tile<Arch, R, C, (C < tokens)>(w, x, k, resume, state, out, unit_stride);
   }
   // The same for a full number of tokens that is the first to see its weights.
   template <std::size_t R>
   static void first_tile(const T* const* w, const float* const* x, std::size_t k, bool resume, float* state,
                          float* out) noexcept {
-    dot_tile<Arch, R, tokens, true>(w, x, k, resume, state, out, panel_rows);
+    dot_tile<Arch, R, tokens, true>(w, x, k, resume, state, out, unit_stride);
   }
   static auto function(std::size_t row_count, std::size_t token_count, bool first) {
     constexpr auto first_tiles = []<std::size_t... I>(std::index_sequence<I...>) {
@@ -94,11 +103,11 @@ void float_product(std::size_t rows, std::size_t k, std::size_t block, const act
                    float* out, Fetch&& fetch) noexcept {
   using kernel = float_kernel<Arch, T>;
   constexpr std::size_t lanes = batch<float, Arch>::size;
-  alignas(64) float state[panel_rows * float_tokens * lanes];
+  alignas(64) float state[packed_rows * float_tokens * lanes];
   for (std::size_t begin = 0; begin == 0 || begin < k; begin += block) {
     const std::size_t depth = std::min(block, k - begin);
     const bool last = begin + depth == k;
-    const T* row[panel_rows + kernel::rows] = {};
+    const T* row[packed_rows + kernel::rows] = {};
     fetch(begin, depth, row);
     float* accumulators = state;
     for_each_tile<kernel>(
@@ -106,22 +115,22 @@ void float_product(std::size_t rows, std::size_t k, std::size_t block, const act
           const float* token[kernel::tokens] = {};
           for (std::size_t c = 0; c < token_count; ++c) token[c] = x[t + c].values + begin;
           kernel::function(row_count, token_count, t == 0)(row + n, token, depth, begin != 0, accumulators,
-                                                           last ? out + n + t * panel_rows : nullptr);
+                                                           last ? out + n + t * unit_stride : nullptr);
           accumulators += row_count * token_count * lanes;
         });
   }
 }
 
-// out[n + t · panel_rows] = Σ_k W[first + n, k] · x[t][k] for n < rows <= panel_rows, t < tokens <= panel_tokens; `first`
-// is a multiple of panel_rows where W is packed.
+// out[n + t · unit_stride] = Σ_k W[first + n, k] · x[t][k] for n < rows <= unit_rows, t < tokens <= unit_tokens; `first` is
+// a multiple of packed_rows where W is packed.
 template <class Arch, class T>
-void panel_product(const view<const T, 2>& w, std::size_t first, std::size_t rows, const activation* x,
-                   std::size_t tokens, float* out) noexcept {
+void unit_product(const view<const T, 2>& w, std::size_t first, std::size_t rows, const activation* x,
+                  std::size_t tokens, float* out) noexcept {
   const std::size_t k = w.extent(1);
   // One or two tokens use a weight at once: whole rows, which memory is faster at.
-  const std::size_t block = tokens <= 2 ? std::max(k, std::size_t{1}) : panel_depth;
+  const std::size_t block = tokens <= 2 ? std::max(k, std::size_t{1}) : float_depth;
   for (std::size_t t = 0; t < tokens; t += float_tokens) {
-    float_product<Arch, T>(rows, k, block, x + t, std::min(float_tokens, tokens - t), out + t * panel_rows,
+    float_product<Arch, T>(rows, k, block, x + t, std::min(float_tokens, tokens - t), out + t * unit_stride,
                            [&](std::size_t begin, std::size_t, const T** row) {
                              for (std::size_t n = 0; n < rows; ++n) row[n] = w.row(first + n) + begin;
                            });
@@ -130,13 +139,13 @@ void panel_product(const view<const T, 2>& w, std::size_t first, std::size_t row
 
 // Formats of which only decode() is known: decoded piece by piece.
 template <class Arch, block_format F>
-void panel_product(const view<const F, 2>& w, std::size_t first, std::size_t rows, const activation* x,
-                   std::size_t tokens, float* out) noexcept {
+void unit_product(const view<const F, 2>& w, std::size_t first, std::size_t rows, const activation* x,
+                  std::size_t tokens, float* out) noexcept {
   constexpr std::size_t block = (255 / F::block_size + 1) * F::block_size;
-  float decoded[panel_rows][block];
+  float decoded[packed_rows][block];
   for (std::size_t t = 0; t < tokens; t += float_tokens) {
     float_product<Arch, float>(rows, in_features(w), block, x + t, std::min(float_tokens, tokens - t),
-                               out + t * panel_rows, [&](std::size_t begin, std::size_t depth, const float** row) {
+                               out + t * unit_stride, [&](std::size_t begin, std::size_t depth, const float** row) {
                                  for (std::size_t n = 0; n < rows; ++n) {
                                    row[n] = decoded[n];
                                    for (std::size_t i = 0; i < depth; i += F::block_size) {
@@ -151,36 +160,36 @@ void panel_product(const view<const F, 2>& w, std::size_t first, std::size_t row
 template <class Arch, integer_format F, class Bytes>
 void block_product(std::size_t blocks, std::size_t step, const activation* x, std::size_t tokens, float* out,
                    Bytes&& bytes) noexcept {
-  const activation_block* token[panel_tokens] = {};
-  if (blocks == 0) std::fill_n(out, tokens * panel_rows, 0.0f);
+  const activation_block* token[unit_tokens] = {};
+  if (blocks == 0) std::fill_n(out, tokens * unit_stride, 0.0f);
   for (std::size_t begin = 0; begin < blocks; begin += step) {
     const std::size_t count = std::min(step, blocks - begin);
     for (std::size_t t = 0; t < tokens; ++t) token[t] = x[t].blocks + begin * F::block_size / activation_block::size;
-    block_kernel<Arch, F>::panel(bytes(begin, count), count, token, tokens, begin != 0, out);
+    block_kernel<Arch, F>::panel(bytes(begin, count), count, token, tokens, begin != 0, out, unit_stride);
   }
 }
 
-// Blocks a step: whole blocks of activations, and of k about panel_depth.
+// Blocks a step: whole blocks of activations, and of k about float_depth.
 template <integer_format F>
-inline constexpr std::size_t block_step = std::max(std::size_t{2}, panel_depth / F::block_size / 2 * 2);
+inline constexpr std::size_t block_step = std::max(std::size_t{2}, float_depth / F::block_size / 2 * 2);
 
 template <class Arch, integer_format F>
-void panel_product(const packed_matrix<F>& w, std::size_t first, std::size_t, const activation* x, std::size_t tokens,
-                   float* out) noexcept {
+void unit_product(const packed_matrix<F>& w, std::size_t first, std::size_t, const activation* x, std::size_t tokens,
+                  float* out) noexcept {
   const std::size_t blocks = w.in_features() / F::block_size;
   // What one tile's tokens use at once is read from front to back.
   const std::size_t step = tokens <= block_kernel<Arch, F>::tokens ? blocks : block_step<F>;
   block_product<Arch, F>(blocks, step, x, tokens, out, [&](std::size_t begin, std::size_t) {
-    return w.panel(first / panel_rows) + begin * packed_layout<F>::block_bytes;
+    return w.panel(first / packed_rows) + begin * packed_layout<F>::block_bytes;
   });
 }
 
 // Blocks as files store them are packed on the way.
 template <class Arch, integer_format F>
-void panel_product(const view<const F, 2>& w, std::size_t first, std::size_t rows, const activation* x,
-                   std::size_t tokens, float* out) noexcept {
+void unit_product(const view<const F, 2>& w, std::size_t first, std::size_t rows, const activation* x,
+                  std::size_t tokens, float* out) noexcept {
   alignas(64) std::uint8_t packed[block_step<F> * packed_layout<F>::block_bytes];
-  if (rows < panel_rows) std::fill(std::begin(packed), std::end(packed), std::uint8_t{0});
+  if (rows < packed_rows) std::fill(std::begin(packed), std::end(packed), std::uint8_t{0});
   block_product<Arch, F>(w.extent(1), block_step<F>, x, tokens, out, [&](std::size_t begin, std::size_t count) {
     pack_panel(w, first, rows, begin, begin + count, packing_of<Arch>, packed);
     return packed;
@@ -188,8 +197,8 @@ void panel_product(const view<const F, 2>& w, std::size_t first, std::size_t row
 }
 
 template <class Arch>
-void panel_product(const int8_matrix& w, std::size_t first, std::size_t rows, const activation* x, std::size_t tokens,
-                   float* out) noexcept {
+void unit_product(const int8_matrix& w, std::size_t first, std::size_t rows, const activation* x, std::size_t tokens,
+                  float* out) noexcept {
   for_each_tile<int8_kernel>(
       rows, tokens, [&](std::size_t n, std::size_t row_count, std::size_t t, std::size_t token_count) {
         const std::int8_t* row[int8_kernel::rows] = {};
@@ -203,18 +212,49 @@ void panel_product(const int8_matrix& w, std::size_t first, std::size_t rows, co
           for (std::size_t r = 0; r < row_count; ++r) {
             const auto exact =
                 static_cast<std::int32_t>(static_cast<std::uint32_t>(sums[r + c * int8_kernel::rows]) - surplus);
-            out[n + r + (t + c) * panel_rows] = x[t + c].scale * w.scale(first + n + r) * static_cast<float>(exact);
+            out[n + r + (t + c) * unit_stride] = x[t + c].scale * w.scale(first + n + r) * static_cast<float>(exact);
           }
         }
       });
 }
 
+template <class Arch, packable_element T>
+void unit_product(const packed_matrix<T>& w, std::size_t first, std::size_t rows, const activation* x,
+                  std::size_t tokens, float* out) noexcept {
+  using kernel = element_kernel<Arch, T>;
+  constexpr bool int8 = std::is_same_v<T, std::int8_t>;
+  const std::size_t panels = (rows + packed_rows - 1) / packed_rows;
+  const std::uint8_t* token[unit_tokens] = {};
+  std::int32_t code_sum[unit_tokens] = {};
+  for (std::size_t t = 0; t < tokens; ++t) {
+    token[t] = reinterpret_cast<const std::uint8_t*>(int8 ? static_cast<const void*>(x[t].codes) : x[t].halves);
+    code_sum[t] = x[t].code_sum;
+  }
+  kernel::product(w, first / packed_rows, panels, token, code_sum, tokens, out, unit_stride);
+  if constexpr (int8) {
+    using floats = batch<float, Arch>;
+    for (std::size_t n = 0; n < panels * packed_rows; n += kernel::lanes) {
+      const std::size_t row = first + n;
+      const floats scale =
+          floats::load_unaligned(reinterpret_cast<const float*>(w.panel(row / packed_rows) +
+                                                                packed_layout<std::int8_t>::scales(w.in_features())) +
+                                 row % packed_rows);
+      for (std::size_t t = 0; t < tokens; ++t) {
+        float* to = out + n + t * unit_stride;
+        typename int8_dot<Arch>::ints sums;
+        std::memcpy(&sums, to, sizeof sums);
+        (floats(x[t].scale) * scale * int8_dot<Arch>::to_float(sums)).store_unaligned(to);
+      }
+    }
+  }
+}
+
 // The forms of activations that matrices read.
 struct activation_forms {
-  bool codes = false, blocks = false;
+  bool codes = false, halves = false, blocks = false;
 
   friend activation_forms operator|(const activation_forms& a, const activation_forms& b) {
-    return {a.codes || b.codes, a.blocks || b.blocks};
+    return {a.codes || b.codes, a.halves || b.halves, a.blocks || b.blocks};
   }
 };
 
@@ -222,31 +262,42 @@ template <class Matrix>
 inline constexpr activation_forms forms_of{};
 template <>
 inline constexpr activation_forms forms_of<int8_matrix>{.codes = true};
+template <>
+inline constexpr activation_forms forms_of<packed_matrix<std::int8_t>>{.codes = true};
+template <>
+inline constexpr activation_forms forms_of<packed_matrix<bf16>>{.halves = true};
 template <integer_format F>
 inline constexpr activation_forms forms_of<view<const F, 2>>{.blocks = true};
-template <class F>
+template <integer_format F>
 inline constexpr activation_forms forms_of<packed_matrix<F>>{.blocks = true};
 
 inline activation_forms forms(const weight& w) {
   return std::visit([](const auto& m) { return forms_of<std::remove_cvref_t<decltype(m)>>; }, w);
 }
 
-// Rows i < count of n values at row(i) in the wanted forms, made once for all the panels that read them; codes and
-// blocks live in `scope`.
+// Rows i < count of n values at row(i) in the wanted forms, made once for all the units that read them; they live in
+// `scope`, codes and halves padded with zeros to whole quads.
 template <class Arch, class Backend, class Scope, class Row>
 view<activation, 1> prepare_rows(Backend& be, Scope& scope, const activation_forms& wanted, std::size_t count,
                                  std::size_t n, Row&& row) {
-  const std::size_t blocks_each = activation_block::count(n);
+  const std::size_t blocks_each = activation_block::count(n), padded = (n + 3) / 4 * 4;
   const auto rows = scope.template tensor<activation>(count);
-  const auto codes = scope.template tensor<std::int8_t>(wanted.codes ? count : 0, n);
+  const auto codes = scope.template tensor<std::int8_t>(wanted.codes ? count : 0, padded);
+  const auto halves = scope.template tensor<bf16>(wanted.halves ? count : 0, padded);
   const auto blocks = scope.template tensor<activation_block>(wanted.blocks ? count : 0, blocks_each);
-  const bool quantizes = wanted.codes || wanted.blocks;
-  be.parallel_for(count, quantizes ? 1 + 4096 / (n + 1) : 4096, [&](std::size_t begin, std::size_t end) {
+  const bool converts = wanted.codes || wanted.halves || wanted.blocks;
+  be.parallel_for(count, converts ? 1 + 4096 / (n + 1) : 4096, [&](std::size_t begin, std::size_t end) {
     for (std::size_t i = begin; i < end; ++i) {
       activation x{.values = row(i)};
       if (wanted.codes) {
         x.scale = quantize_activations<Arch>(x.values, n, codes.row(i), x.code_sum);
+        std::fill(codes.row(i) + n, codes.row(i) + padded, std::int8_t{0});
         x.codes = codes.row(i);
+      }
+      if (wanted.halves) {
+        std::transform(x.values, x.values + n, halves.row(i), [](float v) { return bf16(v); });
+        std::fill(halves.row(i) + n, halves.row(i) + padded, bf16(0.0f));
+        x.halves = halves.row(i);
       }
       if (wanted.blocks) {
         quantize_blocks<Arch>(x.values, n, blocks.row(i));

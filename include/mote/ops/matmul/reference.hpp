@@ -24,16 +24,43 @@ void matmul_impl(reference&, view<const float, 2> x, const view<const T, 2>& w, 
   }
 }
 
-inline void matmul_impl(reference& be, view<const float, 2> x, const int8_matrix& w, view<float, 2> y, output mode) {
+namespace detail {
+
+// code(n, k) and scale(n) of the weights.
+template <class Code, class Scale>
+void int8_matmul(reference& be, view<const float, 2> x, view<float, 2> y, output mode, Code&& code, Scale&& scale) {
   auto scope = be.scope();
   const auto codes = scope.tensor<std::int8_t>(x.extent(1));
   for (std::size_t t = 0; t < x.extent(0); ++t) {
-    const float scale = quantize_int8_row(x.row(t), x.extent(1), codes.data());
-    for (std::size_t n = 0; n < w.codes.extent(0); ++n) {
+    const float scale_x = quantize_int8_row(x.row(t), x.extent(1), codes.data());
+    for (std::size_t n = 0; n < y.extent(1); ++n) {
       std::int32_t sum = 0;
-      for (std::size_t k = 0; k < w.codes.extent(1); ++k) sum += codes(k) * w.codes(n, k);
-      const float value = scale * w.scale(n) * static_cast<float>(sum);
+      for (std::size_t k = 0; k < x.extent(1); ++k) sum += codes(k) * code(n, k);
+      const float value = scale_x * scale(n) * static_cast<float>(sum);
       y(t, n) = mode == output::accumulate ? y(t, n) + value : value;
+    }
+  }
+}
+
+}  // namespace detail
+
+inline void matmul_impl(reference& be, view<const float, 2> x, const int8_matrix& w, view<float, 2> y, output mode) {
+  detail::int8_matmul(be, x, y, mode, w.codes, w.scale);
+}
+inline void matmul_impl(reference& be, view<const float, 2> x, const packed_matrix<std::int8_t>& w, view<float, 2> y,
+                        output mode) {
+  detail::int8_matmul(
+      be, x, y, mode, [&](std::size_t n, std::size_t k) { return static_cast<int>(read_element(w, n, k)); },
+      [&](std::size_t n) { return read_scale(w, n); });
+}
+
+inline void matmul_impl(reference&, view<const float, 2> x, const packed_matrix<bf16>& w, view<float, 2> y,
+                        output mode) {
+  for (std::size_t t = 0; t < x.extent(0); ++t) {
+    for (std::size_t n = 0; n < y.extent(1); ++n) {
+      float sum = 0.0f;
+      for (std::size_t k = 0; k < x.extent(1); ++k) sum += static_cast<float>(bf16(x(t, k))) * read_element(w, n, k);
+      y(t, n) = mode == output::accumulate ? y(t, n) + sum : sum;
     }
   }
 }

@@ -11,18 +11,18 @@ MOTE_BEGIN_NAMESPACE
 
 namespace detail {
 
-// One panel of weight rows for all tokens; `target(t)` is the row of y.
+// One unit's weight rows for all tokens; `target(t)` is the row of y.
 template <class Arch, class Matrix, class Target>
-void matmul_panel(const Matrix& w, std::size_t first, std::size_t rows, const activation* x, std::size_t tokens,
-                  output mode, Target&& target) noexcept {
-  float out[panel_rows * panel_tokens];
-  for (std::size_t t = 0; t < tokens; t += panel_tokens) {
-    const std::size_t count = std::min(panel_tokens, tokens - t);
-    panel_product<Arch>(w, first, rows, x + t, count, out);
+void matmul_unit(const Matrix& w, std::size_t first, std::size_t rows, const activation* x, std::size_t tokens,
+                 output mode, Target&& target) noexcept {
+  alignas(64) float out[unit_stride * unit_tokens];
+  for (std::size_t t = 0; t < tokens; t += unit_tokens) {
+    const std::size_t count = std::min(unit_tokens, tokens - t);
+    unit_product<Arch>(w, first, rows, x + t, count, out);
     for (std::size_t c = 0; c < count; ++c) {
       float* y = target(t + c) + first;
       for (std::size_t n = 0; n < rows; ++n) {
-        y[n] = mode == output::accumulate ? y[n] + out[n + c * panel_rows] : out[n + c * panel_rows];
+        y[n] = mode == output::accumulate ? y[n] + out[n + c * unit_stride] : out[n + c * unit_stride];
       }
     }
   }
@@ -38,10 +38,11 @@ void matmul_impl(simd<Arch, Executor>& be, view<const float, 2> x, const Matrix&
   auto scope = be.scope();
   const auto rows = detail::prepare_rows<Arch>(be, scope, detail::forms_of<Matrix>, tokens, x.extent(1),
                                                [&](std::size_t t) { return x.row(t); });
-  be.parallel_for(out, detail::panel_rows, [&](std::size_t begin, std::size_t end) {
-    for (std::size_t n = begin; n < end; n += detail::panel_rows) {
-      detail::matmul_panel<Arch>(w, n, std::min(detail::panel_rows, end - n), rows.data(), tokens, mode,
-                                 [&](std::size_t t) { return y.row(t); });
+  constexpr std::size_t unit = detail::unit_rows<Arch, Matrix>;
+  be.parallel_for(out, unit, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t n = begin; n < end; n += unit) {
+      detail::matmul_unit<Arch>(w, n, std::min(unit, end - n), rows.data(), tokens, mode,
+                                [&](std::size_t t) { return y.row(t); });
     }
   });
 }

@@ -1,0 +1,204 @@
+// Products of packed elements (quant/packed.hpp), int8 codes or bf16: a tile of R vectors of output rows by C tokens.
+//
+//   std::int8_t   exact int32 sums of codes; activations are int8 codes too. x86 multiplies unsigned by signed: weights are
+//                 read as q + 128, and 128 · Σ x is taken off before
+//   bf16          activations are bf16 too, sums in float32; with AVX-512 BF16 as vdpbf16ps adds them, elsewhere one
+//                 multiply-add after the other
+//
+// A token's result has the same bits alone and in a batch.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "../../core/int8_dot.hpp"
+#include "../../core/vector_math.hpp"
+#include "../../quant/packed.hpp"
+#include "micro_kernel.hpp"
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+// What a quad of weights and one of activations add to a vector of sums, a row in each lane.
+template <class Arch, class T>
+struct element_dot;
+
+template <class Arch>
+struct element_dot<Arch, std::int8_t> {
+  using dot = int8_dot<Arch>;
+  using sums = typename dot::ints;
+  using operand = typename dot::operand;
+  static constexpr std::size_t lanes = dot::lanes;
+  static constexpr bool unsigned_weights = dot::unsigned_limit == 255;
+
+  // 128 · Σ x is beyond int32 for rows of more than 131072; sums wrap, and so come out right.
+  static sums start(std::int32_t code_sum) {
+    const auto surplus = unsigned_weights ? 128 * static_cast<std::uint32_t>(code_sum) : 0u;
+    return dot::splat(static_cast<std::int32_t>(-surplus));
+  }
+  static operand load(const std::uint8_t* w) {
+    if constexpr (unsigned_weights) {
+      return dot::flip_signs(dot::load(w));
+    } else {
+      return dot::load(w);
+    }
+  }
+  static operand splat(const std::uint8_t* x) { return dot::splat_codes(reinterpret_cast<const std::int8_t*>(x)); }
+  static sums add(sums acc, const operand& w, const operand& x) {
+    if constexpr (unsigned_weights) {
+      return dot::dot_unsigned(acc, w, x);
+    } else {
+      return dot::dot_signed(acc, w, x);
+    }
+  }
+};
+
+template <class Arch>
+struct element_dot<Arch, bf16> {
+  using floats = batch<float, Arch>;
+  static constexpr std::size_t lanes = floats::size;
+#if defined(__AVX512BF16__)
+  static constexpr bool dot_products = lanes == 16;
+#else
+  static constexpr bool dot_products = false;
+#endif
+  using sums = floats;
+  // The two elements of every row: as they are, or widened.
+  struct widened {
+    floats even, odd;
+  };
+  using operand = std::conditional_t<dot_products, batch<std::uint32_t, Arch>, widened>;
+
+  static sums start(std::int32_t) { return sums(0.0f); }
+  static operand split(const batch<std::uint32_t, Arch>& pairs) {
+    if constexpr (dot_products) {
+      return pairs;
+    } else {
+      return {bits_as<float>(pairs << 16), bits_as<float>(pairs & batch<std::uint32_t, Arch>(0xFFFF0000u))};
+    }
+  }
+  static operand load(const std::uint8_t* w) {
+    return split(batch<std::uint32_t, Arch>::load_unaligned(reinterpret_cast<const std::uint32_t*>(w)));
+  }
+  static operand splat(const std::uint8_t* x) {
+    std::uint32_t pair = 0;
+    std::memcpy(&pair, x, 4);
+    return split(batch<std::uint32_t, Arch>(pair));
+  }
+  static sums add(const sums& acc, const operand& w, const operand& x) {
+    if constexpr (dot_products) {
+#if defined(__AVX512BF16__)
+      return sums(_mm512_dpbf16_ps(acc, bf16_lanes(w), bf16_lanes(x)));
+#endif
+    } else {
+      return fused_multiply_add(w.odd, x.odd, fused_multiply_add(w.even, x.even, acc));
+    }
+  }
+#if defined(__AVX512BF16__)
+  static __m512bh bf16_lanes(const batch<std::uint32_t, Arch>& x) {
+    const __m512i bits = x;
+    return reinterpret_cast<__m512bh>(bits);
+  }
+#endif
+};
+
+template <class Arch, class T>
+struct element_kernel {
+  using dot = element_dot<Arch, T>;
+  using layout = packed_layout<T>;
+  using sums = typename dot::sums;
+  using operand = typename dot::operand;
+
+  static constexpr std::size_t lanes = dot::lanes, strips = many_registers<Arch> ? 4 : 2;
+  static constexpr std::size_t tokens = many_registers<Arch> ? 6 : 4;
+  // Rows that a tile covers, and that are shared out together: of two panels with AVX-512.
+  static constexpr std::size_t rows = std::max(strips * lanes, packed_rows);
+  static constexpr std::size_t look_ahead = 4096;  // bytes from what is multiplied to what is asked of memory
+
+  // strip[R]: the first quad of each vector of rows; x[C]: the first quad of each token; sums go on from out[c · stride +
+  // r · lanes], where there were quads before these (`resume`), and are left there as they are.
+  template <std::size_t R, std::size_t C>
+  static void tile(const std::uint8_t* const* strip, const std::uint8_t* const* x, std::size_t quads,
+                   const std::int32_t* code_sum, bool resume, float* out, std::size_t stride) noexcept {
+    sums acc[R][C];
+    const std::uint8_t *w[R], *token[C];
+    unroll<R>([&](std::size_t r) __attribute__((always_inline)) { w[r] = strip[r]; });
+    unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
+      token[c] = x[c];
+      unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+        acc[r][c] = dot::start(code_sum[c]);
+        if (resume) std::memcpy(&acc[r][c], out + c * stride + r * lanes, sizeof(sums));
+      });
+    });
+    for (std::size_t q = 0; q < quads; ++q) {
+      operand weights[R];
+      unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+        const std::uint8_t* from = w[r] + q * layout::quad_bytes;
+        weights[r] = dot::load(from);
+        if (r * lanes * 4 % 64 == 0) __builtin_prefetch(from + look_ahead, 0, 3);
+      });
+      unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
+        const operand quad = dot::splat(token[c] + q * 4);
+        unroll<R>([&](std::size_t r)
+                      __attribute__((always_inline)) { acc[r][c] = dot::add(acc[r][c], weights[r], quad); });
+      });
+    }
+    unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
+      unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+        std::memcpy(out + c * stride + r * lanes, &acc[r][c], sizeof(sums));
+      });
+    });
+  }
+
+  template <std::size_t R>
+  static auto function(std::size_t count) {
+    constexpr auto tiles = []<std::size_t... I>(std::index_sequence<I...>) {
+      return std::array{&element_kernel::template tile<R, I + 1>...};
+    }
+    (std::make_index_sequence<tokens>{});
+    return tiles[count - 1];
+  }
+
+  // `panels` consecutive panels of w from panel `first` on against `count` tokens x[c] of in_features(w), padded to
+  // whole quads: the sums, to out[row + c · stride].
+  static void product(const packed_matrix<T>& w, std::size_t first, std::size_t panels, const std::uint8_t* const* x,
+                      const std::int32_t* code_sum, std::size_t count, float* out, std::size_t stride) noexcept {
+    constexpr std::size_t in_panel = packed_rows / lanes;
+    // Quads at a time: what `rows` rows and a tile's tokens have of them stays in the second-level cache.
+    constexpr std::size_t depth = 1024;
+    const std::size_t quads = layout::quads(w.in_features()),
+                      step = count <= tokens ? std::max(quads, std::size_t{1}) : depth;
+    for (std::size_t begin = 0; begin == 0 || begin < quads; begin += step) {
+      const std::size_t part = std::min(step, quads - begin);
+      for (std::size_t t = 0; t < count; t += tokens) {
+        const std::size_t some = std::min(tokens, count - t);
+        const std::uint8_t* token[tokens] = {};
+        for (std::size_t c = 0; c < some; ++c) token[c] = x[t + c] + begin * 4;
+        for (std::size_t s = 0; s < panels * in_panel;) {
+          const std::uint8_t* strip[strips] = {};
+          const std::size_t available = panels * in_panel - s;
+          for (std::size_t r = 0; r < std::min(strips, available); ++r) {
+            strip[r] =
+                w.panel(first + (s + r) / in_panel) + begin * layout::quad_bytes + (s + r) % in_panel * lanes * 4;
+          }
+          float* to = out + t * stride + s * lanes;
+          if (available >= strips) {
+            function<strips>(some)(strip, token, part, code_sum + t, begin != 0, to, stride);
+            s += strips;
+          } else {
+            function<std::min(strips, in_panel)>(some)(strip, token, part, code_sum + t, begin != 0, to, stride);
+            s += in_panel;
+          }
+        }
+      }
+    }
+  }
+};
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
