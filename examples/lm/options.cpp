@@ -31,10 +31,10 @@ void add_engine_options(CLI::App& command, engine_options& options) {
       .add_option("--weights", options.weights,
                   "Format of the matrices in memory: f32, bf16, int8, " + names_of_block_formats() +
                       " (default: exactly what the checkpoint stores)")
-      ->transform(CLI::CheckedTransformer(formats))
+      ->transform(CLI::CheckedTransformer(formats).description(""))
       ->type_name("FORMAT");
   command.add_option("--backend", options.backend, "reference (plain loops) or simd (default)")
-      ->transform(CLI::CheckedTransformer(backends))
+      ->transform(CLI::CheckedTransformer(backends).description(""))
       ->type_name("NAME");
   command.add_option("--threads", options.threads, "Threads (default: one for each processor)")
       ->check(CLI::Range(std::size_t{1}, std::size_t{1024}));

@@ -35,6 +35,7 @@
 #include "ops/group_by_expert/group_by_expert.hpp"
 #include "ops/grouped_ffn/grouped_ffn.hpp"
 #include "ops/matmul/block_kernel.hpp"
+#include "ops/matmul/element_kernel.hpp"
 #include "ops/matmul/int8_kernel.hpp"
 #include "ops/matmul/matmul.hpp"
 #include "ops/matmul/micro_kernel.hpp"
