@@ -80,28 +80,40 @@ inline range symmetrized(range r, bool symmetric) {
   return {-amax, amax};
 }
 
-// The range of least cost among `full` shrunk by powers of 2^(-1/16) to 1/64. `cost` returns {cost, a part of it that
-// only grows as the range shrinks}.
+struct range_cost {
+  double total = 0.0, growing = 0.0;  // `growing` is a part of `total` that only grows as the range shrinks
+};
+
+// The range of least cost: both ends of `full` shrunk alike by powers of 2^(-1/16), down to 1/64; of an asymmetric one
+// then the farther end by itself, then the other.
 template <class Cost>
-range best_shrunken(const range& full, const Cost& cost) {
+range best_shrunken(const range& full, bool symmetric, const Cost& cost) {
   range best = full;
   double least = std::numeric_limits<double>::infinity();
-  for (int step = 0; step <= 96; ++step) {
-    const float factor = std::exp2(-static_cast<float>(step) / 16.0f);
-    const range candidate{full.low * factor, full.high * factor};
-    const auto [total, growing] = cost(candidate);
-    if (total < least) {
-      least = total;
-      best = candidate;
+  const auto search = [&](const auto& shrunken) {
+    for (int step = 0; step <= 96; ++step) {
+      const range candidate = shrunken(std::exp2(-static_cast<float>(step) / 16.0f));
+      const range_cost c = cost(candidate);
+      if (c.total < least) {
+        least = c.total;
+        best = candidate;
+      }
+      if (c.growing > least) break;
     }
-    if (growing > least) break;
+  };
+  search([&](float factor) { return range{full.low * factor, full.high * factor}; });
+  if (symmetric) return best;
+  const auto shrink_high = [&](float factor) { return range{best.low, full.high * factor}; };
+  const auto shrink_low = [&](float factor) { return range{full.low * factor, best.high}; };
+  if (full.high > -full.low) {
+    search(shrink_high);
+    search(shrink_low);
+  } else {
+    search(shrink_low);
+    search(shrink_high);
   }
   return best;
 }
-
-struct range_cost {
-  double total = 0.0, growing = 0.0;
-};
 
 // Σ count (x - x̂)², and what clipping costs of it.
 inline void add_squared_error(float x, double count, const integer_grid& grid, const range& limits, range_cost& cost) {
@@ -178,7 +190,7 @@ inline range estimate_range(const histogram& values, const range_config& config)
     }
     return r;
   }
-  return detail::best_shrunken(full, [&](const range& r) {
+  return detail::best_shrunken(full, config.symmetric, [&](const range& r) {
     const integer_grid grid(r, config.bits, config.symmetric);
     detail::range_cost cost;
     if (config.method == range_method::kl) {
@@ -216,7 +228,7 @@ inline range estimate_range(std::span<const float> values, const range_config& c
     const float high = std::max(sorted[sorted.size() - 1 - clipped], 0.0f);
     return {config.symmetric ? -high : std::min(sorted[clipped], 0.0f), high};
   }
-  return detail::best_shrunken(full, [&](const range& r) {
+  return detail::best_shrunken(full, config.symmetric, [&](const range& r) {
     const integer_grid grid(r, config.bits, config.symmetric);
     const range limits = grid.limits();
     detail::range_cost cost;

@@ -1,0 +1,200 @@
+#include <mote/compress/integer_grids.hpp>
+#include <mote/compress/range.hpp>
+#include <mote/quant/int8.hpp>
+
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "compress/support.hpp"
+
+namespace {
+
+using mote::range_config;
+using mote::range_method;
+
+double squared_error(std::span<const float> x, const mote::range& r, const range_config& config) {
+  const mote::integer_grid grid(r, config.bits, config.symmetric);
+  double error = 0.0;
+  for (const float v : x) error += std::pow(static_cast<double>(grid.value(grid.code(v)) - v), 2);
+  return error;
+}
+
+// Normal numbers and a few far away.
+std::vector<float> with_outliers(test::random_source& random, std::size_t size, float shift = 0.0f) {
+  auto x = random.normal(size);
+  for (float& v : x) v += shift;
+  for (std::size_t i = 0; i < size; i += 500) x[i] *= 20.0f;
+  return x;
+}
+
+mote::histogram histogram_of(std::span<const float> x) {
+  mote::histogram h;
+  h.add(x);
+  return h;
+}
+
+}  // namespace
+
+TEST_CASE("range: min_max gives the codes of quantize_int8 and quantize_uint8") {
+  test::random_source random(1);
+  for (const float shift : {0.0f, 3.0f, -3.0f}) {
+    auto x = random.normal(100);
+    for (float& v : x) v += shift;
+    std::vector<std::int8_t> want(100);
+    const float scale = mote::quantize_int8_row(x.data(), x.size(), want.data());
+    const mote::integer_grid symmetric(mote::estimate_range(x, {}), 8, true);
+    CHECK(symmetric.scale() == scale);
+    std::vector<std::uint8_t> codes(100);
+    const auto asymmetric = mote::quantize_uint8_row(x.data(), x.size(), codes.data());
+    const mote::integer_grid grid(mote::estimate_range(x, {.symmetric = false}), 8, false);
+    CHECK(grid.scale() == asymmetric.scale);
+    CHECK(grid.zero() == asymmetric.zero);
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      CHECK(symmetric.code(x[i]) == want[i]);
+      CHECK(grid.code(x[i]) == codes[i]);
+      CHECK(std::fabs(grid.value(grid.code(x[i])) - x[i]) <= 0.51f * grid.scale());
+    }
+  }
+}
+
+TEST_CASE("range: percentiles") {
+  std::vector<float> x(1000);
+  std::iota(x.begin(), x.end(), -99.0f);  // -99 … 900
+  const auto one_sided = mote::estimate_range(x, {.method = range_method::percentile, .percentile = 99.0});
+  CHECK(one_sided.high == 890.0f);
+  CHECK(one_sided.low == -890.0f);
+  const auto both =
+      mote::estimate_range(x, {.method = range_method::percentile, .symmetric = false, .percentile = 99.0});
+  CHECK(both.high == 890.0f);
+  CHECK(both.low == -89.0f);
+  // The histogram's bins are a quarter wide here.
+  const auto h = histogram_of(x);
+  for (const bool symmetric : {true, false}) {
+    const range_config config{.method = range_method::percentile, .symmetric = symmetric, .percentile = 99.0};
+    CHECK(mote::estimate_range(h, config).high == Approx(mote::estimate_range(x, config).high).margin(1.0));
+    CHECK(mote::estimate_range(h, config).low == Approx(mote::estimate_range(x, config).low).margin(1.0));
+  }
+}
+
+TEST_CASE("range: mse comes near the best of all ranges, and clips outliers") {
+  test::random_source random(2);
+  for (const bool symmetric : {true, false}) {
+    for (const int bits : {4, 8}) {
+      for (const float shift : {0.0f, 2.0f}) {
+        CAPTURE(symmetric, bits, shift);
+        const auto x = with_outliers(random, 3000, shift);
+        const range_config config{.method = range_method::mse, .bits = bits, .symmetric = symmetric};
+        const auto got = mote::estimate_range(x, config);
+        const double error = squared_error(x, got, config);
+        const auto full = mote::estimate_range(x, {.bits = bits, .symmetric = symmetric});
+        CHECK(error <= (bits == 4 ? 0.8 : 1.0) * squared_error(x, full, config));
+        double best = std::numeric_limits<double>::infinity();
+        for (int step = 1; step <= 400; ++step) {
+          const float factor = static_cast<float>(step) / 400.0f;
+          best = std::min(best, squared_error(x, {full.low * factor, full.high * factor}, config));
+        }
+        CHECK(error < 1.03 * best);
+        // From the histogram nearly the same.
+        CHECK(squared_error(x, mote::estimate_range(histogram_of(x), config), config) < 1.05 * best);
+      }
+    }
+  }
+}
+
+TEST_CASE("range: kl keeps the bulk and gives up a lone outlier") {
+  test::random_source random(3);
+  auto x = random.normal(20000);
+  x[77] = 60.0f;
+  for (const bool symmetric : {true, false}) {
+    const range_config config{.method = range_method::kl, .bits = 8, .symmetric = symmetric};
+    const auto r = mote::estimate_range(x, config);
+    CHECK(r.high > 2.0f);
+    CHECK(r.high < 20.0f);
+  }
+  // Evenly spread numbers are worth their whole range.
+  for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i) / 10000.0f - 1.0f;
+  CHECK(mote::estimate_range(x, {.method = range_method::kl}).high > 0.95f);
+}
+
+TEST_CASE("range: of nothing, zeros, constants and one-sided values") {
+  for (const auto method : {range_method::min_max, range_method::percentile, range_method::mse, range_method::kl}) {
+    for (const bool symmetric : {true, false}) {
+      const range_config config{.method = method, .bits = 4, .symmetric = symmetric};
+      CAPTURE(static_cast<int>(method), symmetric);
+      for (const auto& x : {std::vector<float>{}, std::vector<float>(9)}) {
+        const auto r = mote::estimate_range(x, config);
+        CHECK(r.low == 0.0f);
+        CHECK(r.high == 0.0f);
+        CHECK(mote::integer_grid(r, 4, symmetric).scale() == 1.0f);
+      }
+      for (const float value : {1e-38f, 0.3f, -2.0f, -1e38f}) {
+        const std::vector<float> x(100, value);
+        const auto r = mote::estimate_range(x, config);
+        CHECK(r.low <= 0.0f);
+        CHECK(r.high >= 0.0f);
+        if (!symmetric) CHECK((value > 0.0f ? r.low : r.high) == 0.0f);
+        const mote::integer_grid grid(r, 4, symmetric);
+        CHECK(grid.value(grid.code(value)) == Approx(value).epsilon(0.05));
+      }
+    }
+  }
+  CHECK_THROWS_WITH(mote::estimate_range(std::vector<float>{1.0f}, {.bits = 9}), contains("bits: expected 2 to 8"));
+  CHECK_THROWS_WITH(mote::estimate_range(std::vector<float>{1.0f}, {.percentile = 20.0}), contains("percentile"));
+}
+
+TEST_CASE("range: tiles of a matrix") {
+  test::random_source random(4);
+  const test::matrix x(5, 12, random.normal(60));
+  const auto absmax = [&](std::size_t r, std::size_t rows, std::size_t c, std::size_t columns) {
+    float m = 0.0f;
+    for (std::size_t i = r; i < r + rows; ++i) {
+      for (std::size_t j = c; j < c + columns; ++j) m = std::max(m, std::fabs(x(i, j)));
+    }
+    return m;
+  };
+  const auto tensor = mote::estimate_ranges(x, mote::tile::tensor(), {});
+  REQUIRE(tensor.size() == 1);
+  CHECK(tensor[0].high == absmax(0, 5, 0, 12));
+  const auto rows = mote::estimate_ranges(x, mote::tile::row(), {});
+  const auto columns = mote::estimate_ranges(x, mote::tile::column(), {});
+  const auto groups = mote::estimate_ranges(x, mote::tile::group(5), {});
+  const auto blocks = mote::estimate_ranges(x, {2, 6}, {});
+  REQUIRE((rows.size() == 5 && columns.size() == 12 && groups.size() == 15 && blocks.size() == 6));
+  for (std::size_t r = 0; r < 5; ++r) {
+    CHECK(rows[r].high == absmax(r, 1, 0, 12));
+    CHECK(groups[3 * r + 2].high == absmax(r, 1, 10, 2));
+    for (std::size_t c = 0; c < 12; ++c) CHECK(columns[c].high == absmax(0, 5, c, 1));
+  }
+  CHECK(blocks[3].high == absmax(2, 2, 6, 6));
+  CHECK(blocks[5].high == absmax(4, 1, 6, 6));
+}
+
+TEST_CASE("histogram: streams, grows and merges; what is not finite is refused") {
+  test::random_source random(5);
+  const auto x = random.normal(5000);
+  mote::histogram parts, other, whole = histogram_of(x);
+  parts.add(std::span(x).first(10));
+  parts.add(std::vector<float>(7));
+  parts.add(std::span(x).subspan(10, 1000));
+  other.add(std::span(x).subspan(1010));
+  parts.merge(other);
+  whole.merge(histogram_of(std::vector<float>(7)));
+  CHECK(parts.low() == whole.low());
+  CHECK(parts.high() == whole.high());
+  CHECK(std::vector<double>(parts.counts().begin(), parts.counts().end()) ==
+        std::vector<double>(whole.counts().begin(), whole.counts().end()));
+  double total = 0.0, mean = 0.0;
+  for (std::size_t i = 0; i < mote::histogram::bins; ++i) {
+    total += whole.counts()[i];
+    mean += whole.counts()[i] * static_cast<double>(whole.center(i));
+  }
+  CHECK(total == 5007.0);
+  CHECK(mean == Approx(std::accumulate(x.begin(), x.end(), 0.0)).margin(5.0));
+  CHECK_THROWS_WITH(whole.add(std::vector<float>{1.0f, std::numeric_limits<float>::infinity()}), contains("finite"));
+  mote::histogram empty;
+  empty.merge(histogram_of(x));
+  CHECK(empty.high() == histogram_of(x).high());
+  empty.add(std::vector<float>{std::numeric_limits<float>::max(), std::numeric_limits<float>::denorm_min()});
+  CHECK(empty.high() == std::numeric_limits<float>::max());
+}
