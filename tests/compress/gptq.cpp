@@ -297,4 +297,6 @@ TEST_CASE("gptq: what does not fit is refused") {
       mote::gptq(be, w.view(), mote::inverse_hessian(test::statistics_of(x, 64)), grid, matrix(2, 32).view()),
       mote::shape_error);
   CHECK_THROWS_WITH(mote::inverse_hessian(test::statistics_of(x, 64), {.damping = 0.0f}), contains("damping"));
+  const auto beyond = test::statistics_of(x, 64).divided_by(std::vector<float>(64, 1e-30f));
+  CHECK_THROWS_WITH(mote::inverse_hessian(beyond), contains("the second moment is not finite"));
 }

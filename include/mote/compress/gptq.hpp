@@ -50,13 +50,14 @@ struct gptq_options {
 // bytes, and 16 · block² more while they are made.
 class inverse_hessian {
  public:
-  // Throws shape_error unless 0 < damping < ∞.
+  // Throws shape_error unless 0 < damping < ∞ and the second moment is finite.
   explicit inverse_hessian(const activation_statistics& statistics, const gptq_options& options = {})
       : in_(statistics.in_features()), block_(statistics.block()), act_order_(options.act_order), order_(in_) {
     check(options.damping > 0.0f && std::isfinite(options.damping), "gptq", "damping: expected a positive number");
     std::iota(order_.begin(), order_.end(), std::size_t{0});
     double trace = 0.0;
     for (std::size_t c = 0; c < in_; ++c) trace += diagonal(statistics, c);
+    check(std::isfinite(trace), "gptq", "statistics: the second moment is not finite");
     identity_ = !(trace > 0.0);
     if (identity_) return;
     const double lambda = static_cast<double>(options.damping) * trace / static_cast<double>(in_);

@@ -77,7 +77,8 @@ class activation_statistics {
     for (std::size_t b = 0; b < blocks(); ++b) {
       const std::size_t n = block_size(b);
       for (std::size_t i = 0; i < n * n; ++i) {
-        other.moment_data(b)[i] /= scale(b * block_ + i / n) * scale(b * block_ + i % n);
+        float& g = other.moment_data(b)[i];
+        g = g / scale(b * block_ + i / n) / scale(b * block_ + i % n);
       }
     }
     return other;
