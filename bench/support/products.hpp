@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <map>
 #include <string>
 #include <tuple>
@@ -42,7 +43,7 @@ class random_weight {
   mote::weight get() const {
     if (!halves_.empty()) return halves_.as(out_, in_);
     if (codes_.empty()) return floats_.as(out_, in_);
-    return mote::int8_matrix{codes_.as(out_, in_), floats_.as(out_), sums_.as(out_)};
+    return mote::int8_matrix{codes_.as(out_, in_), floats_.as(out_)};
   }
 
  private:
@@ -104,31 +105,36 @@ inline double read_bandwidth(std::size_t threads) {
   return measured[threads] = static_cast<double>(beyond_cache) / seconds;
 }
 
+// `steps` dot products in each of several independent chains, their sums in registers until the end.
+template <class Dot, std::size_t... Chain>
+[[gnu::noinline]] void dot_chains(int steps, std::int32_t* results, std::index_sequence<Chain...>) {
+  const std::uint8_t codes[Dot::lanes * 4] = {1, 2, 3};
+  const std::int8_t four[4] = {4, 5, 6, 7};
+  const auto w = Dot::load(codes);
+  const auto x = Dot::splat_codes(four);
+  typename Dot::ints sums[] = {Dot::splat(static_cast<std::int32_t>(Chain))...};
+  for (int i = 0; i < steps; ++i) {
+    if constexpr (Dot::unsigned_limit > 0) {
+      ((sums[Chain] = Dot::dot_unsigned(sums[Chain], w, x)), ...);
+    } else {
+      ((sums[Chain] = Dot::dot_signed(sums[Chain], w, x)), ...);
+    }
+  }
+  (std::memcpy(results + Chain, &sums[Chain], sizeof *results), ...);
+}
+
 // Operations a second (a multiply-add is two) of independent int8 dot products on one thread.
 inline double int8_rate() {
   static const double measured = [] {
-    using lanes = mote::detail::int8_lanes;
-    constexpr std::size_t steps = 100000, chains = 12;
-    std::uint8_t x[lanes::step + chains] = {};
-    std::int8_t w[lanes::step] = {};
-    benchmark::DoNotOptimize(x);
-    benchmark::DoNotOptimize(w);
-    const double seconds = shortest(50, [&] {
-      lanes::accumulator sums[chains];
-      // Other beginnings, so that no chain can stand for all of them.
-      mote::detail::unroll<chains>([&](std::size_t c) __attribute__((always_inline)) {
-        sums[c] = lanes::dot(lanes::zero(), x + c, w);
-      });
-      for (std::size_t i = 0; i < steps; ++i) {
-        mote::detail::unroll<chains>([&](std::size_t c)
-                                         __attribute__((always_inline)) { sums[c] = lanes::dot(sums[c], x, w); });
-      }
-      std::int32_t total = 0;
-      mote::detail::unroll<chains>([&](std::size_t c)
-                                       __attribute__((always_inline)) { total += lanes::sum(sums[c]) % 2; });
-      benchmark::DoNotOptimize(total);
+    using dot = mote::detail::int8_dot<mote::default_arch>;
+    constexpr int steps = 100000;
+    constexpr std::size_t chains = 10;
+    const double seconds = shortest(50, [] {
+      std::int32_t results[chains];
+      dot_chains<dot>(steps, results, std::make_index_sequence<chains>{});
+      benchmark::DoNotOptimize(results);
     });
-    return 2.0 * static_cast<double>(steps * chains * lanes::step) / seconds;
+    return 8.0 * steps * static_cast<double>(chains * dot::lanes) / seconds;
   }();
   return measured;
 }

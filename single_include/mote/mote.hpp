@@ -102,7 +102,7 @@
 #else
 #define MOTE_TAG_BF16
 #endif
-#ifdef __AMX_INT8__
+#if defined(__AMX_INT8__) || defined(__AMXINT8__)
 #define MOTE_TAG_AMX _amx
 #else
 #define MOTE_TAG_AMX
@@ -4292,6 +4292,260 @@ void dot_tile_int8(const std::int8_t* const* w, const std::int8_t* const* x, std
 
 MOTE_END_NAMESPACE
 
+// ---- mote/ops/matmul/tile_kernel.hpp
+// Products of packed elements by matrix tiles (core/amx.hpp): 32 tokens by the 32 rows of a panel in four tiles of sums,
+// 64 bytes of k at a time. A quad of a panel's strip of 16 rows is a row of a tile, as packed.
+//
+// int8 sums are exact, so they are those of element_kernel; bf16 sums differ from its in their last bits.
+
+// ---- mote/core/amx.hpp
+// Matrix tiles of Intel's AMX: eight registers of up to 16 rows of 64 bytes each.
+//
+//   c[m][n] += Σ_q Σ_{i<4} a[m][4 q + i] · b[q][4 n + i]     int8, summed in int32 (tdpbssd)
+//   c[m][n] += Σ_q Σ_{i<2} a[m][2 q + i] · b[q][2 n + i]     bf16, summed in float32 (tdpbf16ps)
+//
+// Kernels take the engine as a template parameter: `amx_tiles` is the machine's, `software_tiles` does the same in plain
+// loops, so that kernels are tested on every machine. An engine is configured where it is made and let go with it.
+// Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.
+
+#if defined(__linux__) && (defined(__AMX_TILE__) || defined(__AMXTILE__))  // the latter by clang before 16
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+inline constexpr std::size_t tile_count = 8, tile_height = 16, tile_bytes = 64;
+
+// Rows of every register, 64 bytes wide; no more than tile_height.
+using tile_shapes = std::array<std::size_t, tile_count>;
+
+class software_tiles {
+ public:
+  explicit software_tiles(const tile_shapes& rows) : rows_(rows) {}
+
+  template <int I>
+  void zero() {
+    std::memset(tiles_[I], 0, sizeof tiles_[I]);
+  }
+  template <int I>
+  void load(const void* p, std::size_t stride) {
+    for (std::size_t r = 0; r < rows_[I]; ++r) {
+      std::memcpy(tiles_[I][r], static_cast<const std::uint8_t*>(p) + r * stride, tile_bytes);
+    }
+  }
+  template <int I>
+  void store(void* p, std::size_t stride) const {
+    for (std::size_t r = 0; r < rows_[I]; ++r) {
+      std::memcpy(static_cast<std::uint8_t*>(p) + r * stride, tiles_[I][r], tile_bytes);
+    }
+  }
+  template <int C, int A, int B>
+  void dot_int8() {
+    dot<C, A, B, std::int8_t, std::int32_t>();
+  }
+  template <int C, int A, int B>
+  void dot_bf16() {
+    dot<C, A, B, bf16, float>();
+  }
+
+ private:
+  template <int C, int A, int B, class T, class Sum>
+  void dot() {
+    constexpr std::size_t quad = 4 / sizeof(T);
+    for (std::size_t m = 0; m < rows_[C]; ++m) {
+      for (std::size_t n = 0; n < tile_bytes / 4; ++n) {
+        Sum sum = read<Sum>(tiles_[C][m], n);
+        for (std::size_t k = 0; k < rows_[B] * quad; ++k) {
+          sum += static_cast<Sum>(read<T>(tiles_[A][m], k)) *
+                 static_cast<Sum>(read<T>(tiles_[B][k / quad], n * quad + k % quad));
+        }
+        std::memcpy(tiles_[C][m] + n * 4, &sum, 4);
+      }
+    }
+  }
+  template <class T>
+  static T read(const std::uint8_t* row, std::size_t i) {
+    T value;
+    std::memcpy(&value, row + i * sizeof value, sizeof value);
+    return value;
+  }
+
+  tile_shapes rows_;
+  std::uint8_t tiles_[tile_count][tile_height][tile_bytes] = {};
+};
+
+#if defined(__linux__) && ((defined(__AMX_TILE__) && defined(__AMX_INT8__) && defined(__AMX_BF16__)) || \
+                           (defined(__AMXTILE__) && defined(__AMXINT8__) && defined(__AMXBF16__)))
+
+inline constexpr bool has_amx_tiles = true;
+
+class amx_tiles {
+ public:
+  explicit amx_tiles(const tile_shapes& rows) {
+    struct alignas(64) {
+      std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      std::uint16_t columns[16] = {};
+      std::uint8_t rows[16] = {};
+    } config;
+    for (std::size_t i = 0; i < tile_count; ++i) {
+      config.columns[i] = tile_bytes;
+      config.rows[i] = static_cast<std::uint8_t>(rows[i]);
+    }
+    asm volatile("ldtilecfg %0" ::"m"(config));
+  }
+  amx_tiles(const amx_tiles&) = delete;
+  amx_tiles& operator=(const amx_tiles&) = delete;
+  ~amx_tiles() { asm volatile("tilerelease"); }
+
+  // Whether the kernel lets this process use tiles; asked once, as Linux wants it.
+  static bool available() {
+    static const bool granted = [] {
+      constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM
+      return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+    }();
+    return granted;
+  }
+
+  // Assembly, because g++ 12's intrinsics paste the register's number as text.
+  template <int I>
+  void zero() {
+    asm volatile("tilezero %%tmm%c0" ::"i"(I));
+  }
+  template <int I>
+  void load(const void* p, std::size_t stride) {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(I) : "memory");
+  }
+  template <int I>
+  void store(void* p, std::size_t stride) const {
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(stride), "i"(I) : "memory");
+  }
+  template <int C, int A, int B>
+  void dot_int8() {
+    asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+  }
+  template <int C, int A, int B>
+  void dot_bf16() {
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+  }
+};
+
+#else
+
+inline constexpr bool has_amx_tiles = false;
+
+class amx_tiles : public software_tiles {
+ public:
+  using software_tiles::software_tiles;
+  static bool available() { return false; }
+};
+
+#endif
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/matmul/tile_kernel.hpp
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+template <class Tiles, packable_element T>
+struct tile_kernel {
+  using layout = packed_layout<T>;
+
+  static constexpr std::size_t tokens = 2 * tile_height;
+  // Quads at a time whose tokens are put side by side, rows a line further apart than a power of two.
+  static constexpr std::size_t depth = 512, x_stride = depth * 4 + tile_bytes;
+
+  template <int C, int A, int B>
+  static void dot(Tiles& tiles) {
+    if constexpr (std::is_same_v<T, std::int8_t>) {
+      tiles.template dot_int8<C, A, B>();
+    } else {
+      tiles.template dot_bf16<C, A, B>();
+    }
+  }
+
+  // `count` tokens, more than 16 of them if Two; sums go on from out[row + c · stride] where there were quads before these.
+  template <bool Two>
+  static void tile(const std::uint8_t* panel, const std::uint8_t* x, std::size_t quads, std::size_t count, bool resume,
+                   float* out, std::size_t stride) {
+    const std::size_t upper = Two ? tile_height : count, lower = Two ? count - tile_height : 1;
+    float* const below = out + tile_height * stride;
+    Tiles tiles({upper, upper, lower, lower, upper, lower, tile_height, tile_height});
+    if (resume) {
+      tiles.template load<0>(out, stride * 4);
+      tiles.template load<1>(out + 16, stride * 4);
+      if constexpr (Two) {
+        tiles.template load<2>(below, stride * 4);
+        tiles.template load<3>(below + 16, stride * 4);
+      }
+    } else {
+      tiles.template zero<0>();
+      tiles.template zero<1>();
+      tiles.template zero<2>();
+      tiles.template zero<3>();
+    }
+    const auto step = [&](const std::uint8_t* w, const std::uint8_t* from) {
+      tiles.template load<4>(from, x_stride);
+      tiles.template load<6>(w, layout::quad_bytes);
+      tiles.template load<7>(w + tile_bytes, layout::quad_bytes);
+      dot<0, 4, 6>(tiles);
+      dot<1, 4, 7>(tiles);
+      if constexpr (Two) {
+        tiles.template load<5>(from + tile_height * x_stride, x_stride);
+        dot<2, 5, 6>(tiles);
+        dot<3, 5, 7>(tiles);
+      }
+    };
+    const std::size_t whole = quads / tile_height * tile_height;
+    for (std::size_t q = 0; q < whole; q += tile_height) step(panel + q * layout::quad_bytes, x + q * 4);
+    if (whole < quads) {
+      std::uint8_t last[tile_height * layout::quad_bytes] = {};
+      std::memcpy(last, panel + whole * layout::quad_bytes, (quads - whole) * layout::quad_bytes);
+      step(last, x + whole * 4);
+    }
+    tiles.template store<0>(out, stride * 4);
+    tiles.template store<1>(out + 16, stride * 4);
+    if constexpr (Two) {
+      tiles.template store<2>(below, stride * 4);
+      tiles.template store<3>(below + 16, stride * 4);
+    }
+  }
+
+  // As element_kernel::product, without surplus.
+  static void product(const packed_matrix<T>& w, std::size_t first, std::size_t panels, const std::uint8_t* const* x,
+                      std::size_t count, float* out, std::size_t stride) {
+    alignas(64) std::uint8_t side_by_side[tokens * x_stride];
+    const std::size_t quads = layout::quads(w.in_features());
+    for (std::size_t begin = 0; begin == 0 || begin < quads; begin += depth) {
+      const std::size_t part = std::min(depth, quads - begin);
+      const std::size_t padded = (part + tile_height - 1) / tile_height * tile_height;
+      for (std::size_t t = 0; t < count; t += tokens) {
+        const std::size_t some = std::min(tokens, count - t);
+        for (std::size_t c = 0; c < some && part > 0; ++c) {
+          std::memcpy(side_by_side + c * x_stride, x[t + c] + begin * 4, part * 4);
+          std::memset(side_by_side + c * x_stride + part * 4, 0, (padded - part) * 4);
+        }
+        for (std::size_t i = 0; i < panels; ++i) {
+          const std::uint8_t* panel = w.panel(first + i) + begin * layout::quad_bytes;
+          float* const to = out + t * stride + i * packed_rows;
+          const auto run = some > tile_height ? &tile_kernel::template tile<true> : &tile_kernel::template tile<false>;
+          run(panel, side_by_side, part, some, begin != 0, to, stride);
+        }
+      }
+    }
+  }
+};
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
 // ---- mote/ops/matmul/panel.hpp
 MOTE_BEGIN_NAMESPACE
 
@@ -4508,7 +4762,12 @@ void unit_product(const packed_matrix<T>& w, std::size_t first, std::size_t rows
     token[t] = reinterpret_cast<const std::uint8_t*>(int8 ? static_cast<const void*>(x[t].codes) : x[t].halves);
     code_sum[t] = x[t].code_sum;
   }
-  kernel::product(w, first / packed_rows, panels, token, code_sum, tokens, out, unit_stride);
+  // int8 sums are the same either way, and few tokens leave tiles empty; bf16 sums are not, so all go one way.
+  if (has_amx_tiles && kernel::lanes == 16 && (!int8 || tokens > tile_height) && amx_tiles::available()) {
+    tile_kernel<amx_tiles, T>::product(w, first / packed_rows, panels, token, tokens, out, unit_stride);
+  } else {
+    kernel::product(w, first / packed_rows, panels, token, code_sum, tokens, out, unit_stride);
+  }
   if constexpr (int8) {
     using floats = batch<float, Arch>;
     for (std::size_t n = 0; n < panels * packed_rows; n += kernel::lanes) {

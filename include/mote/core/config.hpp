@@ -61,7 +61,7 @@
 #else
 #define MOTE_TAG_BF16
 #endif
-#ifdef __AMX_INT8__
+#if defined(__AMX_INT8__) || defined(__AMXINT8__)
 #define MOTE_TAG_AMX _amx
 #else
 #define MOTE_TAG_AMX

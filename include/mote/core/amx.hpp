@@ -1,0 +1,156 @@
+// Matrix tiles of Intel's AMX: eight registers of up to 16 rows of 64 bytes each.
+//
+//   c[m][n] += Σ_q Σ_{i<4} a[m][4 q + i] · b[q][4 n + i]     int8, summed in int32 (tdpbssd)
+//   c[m][n] += Σ_q Σ_{i<2} a[m][2 q + i] · b[q][2 n + i]     bf16, summed in float32 (tdpbf16ps)
+//
+// Kernels take the engine as a template parameter: `amx_tiles` is the machine's, `software_tiles` does the same in plain
+// loops, so that kernels are tested on every machine. An engine is configured where it is made and let go with it.
+// Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__linux__) && (defined(__AMX_TILE__) || defined(__AMXTILE__))  // the latter by clang before 16
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#include "types.hpp"
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+inline constexpr std::size_t tile_count = 8, tile_height = 16, tile_bytes = 64;
+
+// Rows of every register, 64 bytes wide; no more than tile_height.
+using tile_shapes = std::array<std::size_t, tile_count>;
+
+class software_tiles {
+ public:
+  explicit software_tiles(const tile_shapes& rows) : rows_(rows) {}
+
+  template <int I>
+  void zero() {
+    std::memset(tiles_[I], 0, sizeof tiles_[I]);
+  }
+  template <int I>
+  void load(const void* p, std::size_t stride) {
+    for (std::size_t r = 0; r < rows_[I]; ++r) {
+      std::memcpy(tiles_[I][r], static_cast<const std::uint8_t*>(p) + r * stride, tile_bytes);
+    }
+  }
+  template <int I>
+  void store(void* p, std::size_t stride) const {
+    for (std::size_t r = 0; r < rows_[I]; ++r) {
+      std::memcpy(static_cast<std::uint8_t*>(p) + r * stride, tiles_[I][r], tile_bytes);
+    }
+  }
+  template <int C, int A, int B>
+  void dot_int8() {
+    dot<C, A, B, std::int8_t, std::int32_t>();
+  }
+  template <int C, int A, int B>
+  void dot_bf16() {
+    dot<C, A, B, bf16, float>();
+  }
+
+ private:
+  template <int C, int A, int B, class T, class Sum>
+  void dot() {
+    constexpr std::size_t quad = 4 / sizeof(T);
+    for (std::size_t m = 0; m < rows_[C]; ++m) {
+      for (std::size_t n = 0; n < tile_bytes / 4; ++n) {
+        Sum sum = read<Sum>(tiles_[C][m], n);
+        for (std::size_t k = 0; k < rows_[B] * quad; ++k) {
+          sum += static_cast<Sum>(read<T>(tiles_[A][m], k)) *
+                 static_cast<Sum>(read<T>(tiles_[B][k / quad], n * quad + k % quad));
+        }
+        std::memcpy(tiles_[C][m] + n * 4, &sum, 4);
+      }
+    }
+  }
+  template <class T>
+  static T read(const std::uint8_t* row, std::size_t i) {
+    T value;
+    std::memcpy(&value, row + i * sizeof value, sizeof value);
+    return value;
+  }
+
+  tile_shapes rows_;
+  std::uint8_t tiles_[tile_count][tile_height][tile_bytes] = {};
+};
+
+#if defined(__linux__) && ((defined(__AMX_TILE__) && defined(__AMX_INT8__) && defined(__AMX_BF16__)) || \
+                           (defined(__AMXTILE__) && defined(__AMXINT8__) && defined(__AMXBF16__)))
+
+inline constexpr bool has_amx_tiles = true;
+
+class amx_tiles {
+ public:
+  explicit amx_tiles(const tile_shapes& rows) {
+    struct alignas(64) {
+      std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      std::uint16_t columns[16] = {};
+      std::uint8_t rows[16] = {};
+    } config;
+    for (std::size_t i = 0; i < tile_count; ++i) {
+      config.columns[i] = tile_bytes;
+      config.rows[i] = static_cast<std::uint8_t>(rows[i]);
+    }
+    asm volatile("ldtilecfg %0" ::"m"(config));
+  }
+  amx_tiles(const amx_tiles&) = delete;
+  amx_tiles& operator=(const amx_tiles&) = delete;
+  ~amx_tiles() { asm volatile("tilerelease"); }
+
+  // Whether the kernel lets this process use tiles; asked once, as Linux wants it.
+  static bool available() {
+    static const bool granted = [] {
+      constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM
+      return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+    }();
+    return granted;
+  }
+
+  // Assembly, because g++ 12's intrinsics paste the register's number as text.
+  template <int I>
+  void zero() {
+    asm volatile("tilezero %%tmm%c0" ::"i"(I));
+  }
+  template <int I>
+  void load(const void* p, std::size_t stride) {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(I) : "memory");
+  }
+  template <int I>
+  void store(void* p, std::size_t stride) const {
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(stride), "i"(I) : "memory");
+  }
+  template <int C, int A, int B>
+  void dot_int8() {
+    asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+  }
+  template <int C, int A, int B>
+  void dot_bf16() {
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+  }
+};
+
+#else
+
+inline constexpr bool has_amx_tiles = false;
+
+class amx_tiles : public software_tiles {
+ public:
+  using software_tiles::software_tiles;
+  static bool available() { return false; }
+};
+
+#endif
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
