@@ -40,6 +40,7 @@
 #include "ops/matmul/int8_kernel.hpp"
 #include "ops/matmul/matmul.hpp"
 #include "ops/matmul/micro_kernel.hpp"
+#include "ops/matmul/pair_kernel.hpp"
 #include "ops/matmul/panel.hpp"
 #include "ops/matmul/tile_kernel.hpp"
 #include "ops/mla_decode/mla_decode.hpp"

@@ -3237,13 +3237,14 @@ struct alignas(64) activation_block {
     d = zero ? 0.0f : amax / 127.0f;
     return zero ? 0.0f : 127.0f / amax;
   }
-  void set_sums(std::int32_t first, std::int32_t second) {
-    minus_sum = -(first + second);
-    minus_half_sum[0] = -first;
-    minus_half_sum[1] = -second;
-    sum = d * static_cast<float>(first + second);
-    half_sum[0] = d * static_cast<float>(first);
-    half_sum[1] = d * static_cast<float>(second);
+  // The sums of the codes of each half, modulo 2^32, as the codes of infinities and NaN are any integers.
+  void set_sums(std::uint32_t first, std::uint32_t second) {
+    minus_sum = static_cast<std::int32_t>(0u - (first + second));
+    minus_half_sum[0] = static_cast<std::int32_t>(0u - first);
+    minus_half_sum[1] = static_cast<std::int32_t>(0u - second);
+    sum = d * static_cast<float>(static_cast<std::int32_t>(first + second));
+    half_sum[0] = d * static_cast<float>(static_cast<std::int32_t>(first));
+    half_sum[1] = d * static_cast<float>(static_cast<std::int32_t>(second));
   }
 
   // The sums that groups of 16 or 32 weights need; `half` is 0 for 32.
@@ -3267,11 +3268,11 @@ inline void quantize_activation_blocks(const float* x, std::size_t n, activation
       magnitude = std::max(magnitude, detail::bit_cast<std::int32_t>(std::fabs(x[begin + i])));
     }
     const float inverse = block.set_scale(magnitude);
-    std::int32_t sums[2] = {};
+    std::uint32_t sums[2] = {};
     for (std::size_t i = 0; i < activation_block::size; ++i) {
       const float scaled = i < count ? x[begin + i] * inverse : 0.0f;
       block.q[i] = std::fabs(scaled) <= 127.5f ? static_cast<std::int8_t>(std::nearbyint(scaled)) : std::int8_t{0};
-      sums[i / 16] += block.q[i];
+      sums[i / 16] += static_cast<std::uint32_t>(block.q[i]);
     }
     block.set_sums(sums[0], sums[1]);
   }
@@ -3747,9 +3748,9 @@ void quantize_blocks(const float* x, std::size_t n, activation_block* blocks) no
     largest.store_unaligned(magnitudes);
     for (const std::int32_t m : magnitudes) magnitude = std::max(magnitude, m);
     const floats inverse(block.set_scale(magnitude));
-    std::int32_t sums[2] = {};
+    std::uint32_t sums[2] = {};
     for (std::size_t i = 0; i < parts; ++i) {
-      sums[i / (parts / 2)] += dot::store_codes(block.q + i * lanes, values[i] * inverse);
+      sums[i / (parts / 2)] += static_cast<std::uint32_t>(dot::store_codes(block.q + i * lanes, values[i] * inverse));
     }
     block.set_sums(sums[0], sums[1]);
   }
@@ -4292,6 +4293,115 @@ void dot_tile_int8(const std::int8_t* const* w, const std::int8_t* const* x, std
 
 MOTE_END_NAMESPACE
 
+// ---- mote/ops/matmul/pair_kernel.hpp
+// Products of packed int8 matrices by ARM's matrix products (i8mm): smmla multiplies two rows by two tokens over eight k.
+// The sums are exact, so they are those of element_kernel.
+
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+#include <arm_neon.h>
+#endif
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+
+inline constexpr bool has_int8_matrix_products = true;
+
+// Tiles of 8 rows, two strips of four, by up to 6 tokens; an odd token is multiplied twice.
+struct pair_kernel {
+  using layout = packed_layout<std::int8_t>;
+  static constexpr std::size_t strips = 2, tokens = 6;
+
+  // Two strips' quads [q, q + 1] as pairs of rows of eight k each.
+  static void load_rows(const std::uint8_t* w, bool two, int8x16_t (&rows)[2 * strips]) {
+    for (std::size_t s = 0; s < strips; ++s) {
+      const int32x4_t first = vreinterpretq_s32_u8(vld1q_u8(w + s * 16));
+      const int32x4_t second = two ? vreinterpretq_s32_u8(vld1q_u8(w + s * 16 + layout::quad_bytes)) : vdupq_n_s32(0);
+      rows[2 * s] = vreinterpretq_s8_s32(vzip1q_s32(first, second));
+      rows[2 * s + 1] = vreinterpretq_s8_s32(vzip2q_s32(first, second));
+    }
+  }
+  static int8x8_t load_codes(const std::uint8_t* x, bool two) {
+    std::uint64_t codes = 0;
+    std::memcpy(&codes, x, two ? 8 : 4);
+    return vcreate_s8(codes);
+  }
+
+  // Pairs of tokens x[2 p], x[2 p + 1]; sums go on from out[row + t · stride] if `resume`.
+  template <std::size_t Pairs>
+  static void tile(const std::uint8_t* w, const std::uint8_t* const* x, std::size_t quads, bool resume, float* out,
+                   std::size_t count, std::size_t stride) noexcept {
+    int32x4_t acc[2 * strips][Pairs];
+    unroll<Pairs>([&](std::size_t p) __attribute__((always_inline)) {
+      const float* even = out + std::min(2 * p, count - 1) * stride;
+      const float* odd = out + std::min(2 * p + 1, count - 1) * stride;
+      unroll<strips>([&](std::size_t s) __attribute__((always_inline)) {
+        int32x4_t first = vdupq_n_s32(0), second = first;
+        if (resume) {
+          first = vreinterpretq_s32_f32(vld1q_f32(even + s * 4));
+          second = vreinterpretq_s32_f32(vld1q_f32(odd + s * 4));
+        }
+        acc[2 * s][p] = vzip1q_s32(first, second);
+        acc[2 * s + 1][p] = vzip2q_s32(first, second);
+      });
+    });
+    const auto step = [&](std::size_t q, bool two) __attribute__((always_inline)) {
+      int8x16_t rows[2 * strips];
+      load_rows(w + q * layout::quad_bytes, two, rows);
+      unroll<Pairs>([&](std::size_t p) __attribute__((always_inline)) {
+        const int8x16_t both = vcombine_s8(load_codes(x[2 * p] + q * 4, two), load_codes(x[2 * p + 1] + q * 4, two));
+        unroll<2 * strips>([&](std::size_t r)
+                               __attribute__((always_inline)) { acc[r][p] = vmmlaq_s32(acc[r][p], rows[r], both); });
+      });
+    };
+    for (std::size_t q = 0; q + 2 <= quads; q += 2) step(q, true);
+    if (quads % 2 != 0) step(quads - 1, false);
+    unroll<Pairs>([&](std::size_t p) __attribute__((always_inline)) {
+      unroll<strips>([&](std::size_t s) __attribute__((always_inline)) {
+        const int32x4_t a = acc[2 * s][p], b = acc[2 * s + 1][p];
+        vst1q_f32(out + 2 * p * stride + s * 4, vreinterpretq_f32_s32(vuzp1q_s32(a, b)));
+        if (2 * p + 1 < count) {
+          vst1q_f32(out + (2 * p + 1) * stride + s * 4, vreinterpretq_f32_s32(vuzp2q_s32(a, b)));
+        }
+      });
+    });
+  }
+
+  // As element_kernel::product, without surplus.
+  static void product(const packed_matrix<std::int8_t>& w, std::size_t first, std::size_t panels,
+                      const std::uint8_t* const* x, std::size_t count, float* out, std::size_t stride) noexcept {
+    constexpr std::size_t depth = 1024;  // quads at a time: a panel's lie in the second-level cache
+    constexpr auto tiles = std::array{&pair_kernel::tile<1>, &pair_kernel::tile<2>, &pair_kernel::tile<3>};
+    const std::size_t quads = layout::quads(w.in_features());
+    for (std::size_t begin = 0; begin == 0 || begin < quads; begin += depth) {
+      const std::size_t part = std::min(depth, quads - begin);
+      for (std::size_t t = 0; t < count; t += tokens) {
+        const std::size_t some = std::min(tokens, count - t);
+        const std::uint8_t* token[tokens] = {};
+        for (std::size_t c = 0; c < tokens; ++c) token[c] = x[t + std::min(c, some - 1)] + begin * 4;
+        for (std::size_t row = 0; row < panels * packed_rows; row += strips * 4) {
+          const std::uint8_t* panel = w.panel(first + row / packed_rows) + begin * layout::quad_bytes;
+          tiles[(some - 1) / 2](panel + row % packed_rows * 4, token, part, begin != 0, out + t * stride + row, some,
+                                stride);
+        }
+      }
+    }
+  }
+};
+
+#else
+
+inline constexpr bool has_int8_matrix_products = false;
+struct pair_kernel;
+
+#endif
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
 // ---- mote/ops/matmul/tile_kernel.hpp
 // Products of packed elements by matrix tiles (core/amx.hpp): 32 tokens by the 32 rows of a panel in four tiles of sums,
 // 64 bytes of k at a time. A quad of a panel's strip of 16 rows is a row of a tile, as packed.
@@ -4762,12 +4872,20 @@ void unit_product(const packed_matrix<T>& w, std::size_t first, std::size_t rows
     token[t] = reinterpret_cast<const std::uint8_t*>(int8 ? static_cast<const void*>(x[t].codes) : x[t].halves);
     code_sum[t] = x[t].code_sum;
   }
-  // int8 sums are the same either way, and few tokens leave tiles empty; bf16 sums are not, so all go one way.
+  // int8 sums are the same any way, and a few tokens leave tiles empty; bf16 sums are not, so all tokens go one way.
+  bool done = false;
   if (has_amx_tiles && kernel::lanes == 16 && (!int8 || tokens > tile_height) && amx_tiles::available()) {
     tile_kernel<amx_tiles, T>::product(w, first / packed_rows, panels, token, tokens, out, unit_stride);
-  } else {
-    kernel::product(w, first / packed_rows, panels, token, code_sum, tokens, out, unit_stride);
+    done = true;
   }
+  if constexpr (int8 && has_int8_matrix_products) {
+    if (tokens > 1) {
+      using pairs = std::conditional_t<int8, pair_kernel, void>;  // incomplete where the instruction is missing
+      pairs::product(w, first / packed_rows, panels, token, tokens, out, unit_stride);
+      done = true;
+    }
+  }
+  if (!done) kernel::product(w, first / packed_rows, panels, token, code_sum, tokens, out, unit_stride);
   if constexpr (int8) {
     using floats = batch<float, Arch>;
     for (std::size_t n = 0; n < panels * packed_rows; n += kernel::lanes) {

@@ -51,9 +51,9 @@ void quantize_blocks(const float* x, std::size_t n, activation_block* blocks) no
     largest.store_unaligned(magnitudes);
     for (const std::int32_t m : magnitudes) magnitude = std::max(magnitude, m);
     const floats inverse(block.set_scale(magnitude));
-    std::int32_t sums[2] = {};
+    std::uint32_t sums[2] = {};
     for (std::size_t i = 0; i < parts; ++i) {
-      sums[i / (parts / 2)] += dot::store_codes(block.q + i * lanes, values[i] * inverse);
+      sums[i / (parts / 2)] += static_cast<std::uint32_t>(dot::store_codes(block.q + i * lanes, values[i] * inverse));
     }
     block.set_sums(sums[0], sums[1]);
   }

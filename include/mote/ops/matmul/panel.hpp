@@ -14,6 +14,7 @@
 #include "element_kernel.hpp"
 #include "int8_kernel.hpp"
 #include "micro_kernel.hpp"
+#include "pair_kernel.hpp"
 #include "tile_kernel.hpp"
 
 MOTE_BEGIN_NAMESPACE
@@ -231,12 +232,20 @@ void unit_product(const packed_matrix<T>& w, std::size_t first, std::size_t rows
     token[t] = reinterpret_cast<const std::uint8_t*>(int8 ? static_cast<const void*>(x[t].codes) : x[t].halves);
     code_sum[t] = x[t].code_sum;
   }
-  // int8 sums are the same either way, and few tokens leave tiles empty; bf16 sums are not, so all go one way.
+  // int8 sums are the same any way, and a few tokens leave tiles empty; bf16 sums are not, so all tokens go one way.
+  bool done = false;
   if (has_amx_tiles && kernel::lanes == 16 && (!int8 || tokens > tile_height) && amx_tiles::available()) {
     tile_kernel<amx_tiles, T>::product(w, first / packed_rows, panels, token, tokens, out, unit_stride);
-  } else {
-    kernel::product(w, first / packed_rows, panels, token, code_sum, tokens, out, unit_stride);
+    done = true;
   }
+  if constexpr (int8 && has_int8_matrix_products) {
+    if (tokens > 1) {
+      using pairs = std::conditional_t<int8, pair_kernel, void>;  // incomplete where the instruction is missing
+      pairs::product(w, first / packed_rows, panels, token, tokens, out, unit_stride);
+      done = true;
+    }
+  }
+  if (!done) kernel::product(w, first / packed_rows, panels, token, code_sum, tokens, out, unit_stride);
   if constexpr (int8) {
     using floats = batch<float, Arch>;
     for (std::size_t n = 0; n < panels * packed_rows; n += kernel::lanes) {
