@@ -2729,16 +2729,11 @@ class added_tokens {
       if (token.content.empty()) t.fail("content", "is empty");
       tokens_.push_back(std::move(token));
     }
-    // Candidates by first byte, the longest first.
-    for (std::size_t t = 0; t < tokens_.size(); ++t) {
-      by_first_byte_[static_cast<unsigned char>(tokens_[t].content[0])].push_back(t);
-    }
-    for (auto& [byte, list] : by_first_byte_) {
-      std::stable_sort(list.begin(), list.end(), [&](std::size_t a, std::size_t b) {
-        return tokens_[a].content.size() > tokens_[b].content.size();
-      });
-    }
+    index();
   }
+
+  // The given tokens, none of them empty.
+  explicit added_tokens(std::vector<added_token> tokens) : tokens_(std::move(tokens)) { index(); }
 
   const std::vector<added_token>& tokens() const { return tokens_; }
 
@@ -2759,6 +2754,18 @@ class added_tokens {
   }
 
  private:
+  void index() {
+    // Candidates by first byte, the longest first.
+    for (std::size_t t = 0; t < tokens_.size(); ++t) {
+      by_first_byte_[static_cast<unsigned char>(tokens_[t].content[0])].push_back(t);
+    }
+    for (auto& [byte, list] : by_first_byte_) {
+      std::stable_sort(list.begin(), list.end(), [&](std::size_t a, std::size_t b) {
+        return tokens_[a].content.size() > tokens_[b].content.size();
+      });
+    }
+  }
+
   // Leftmost, then longest. The search goes on right behind a token, also where the token was refused for not being a word
   // of its own or has taken white space that begins the next one.
   std::vector<part> cut(std::string_view text, bool normalized) const {
@@ -2863,6 +2870,28 @@ class bpe {
     }
   }
 
+  // A vocabulary whose tokens have their places as ids, and merges "left right" in the order of their ranks. With
+  // `ignore_merges` a piece that is a token stays whole. Throws format_error naming `where` and the entry that is malformed
+  // or contradictory.
+  bpe(std::span<const std::string> tokens, std::span<const std::string> merges, bool ignore_merges, std::string where)
+      : ignore_merges_(ignore_merges) {
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      if (!add_token(tokens[i], static_cast<std::int32_t>(i))) {
+        raise<format_error>(where + ": token " + std::to_string(i) + ": \"" + tokens[i] + "\" stands twice");
+      }
+    }
+    if (ids_.empty()) raise<format_error>(where + ": the vocabulary is empty");
+    index_bytes();
+    for (std::size_t i = 0; i < merges.size(); ++i) {
+      const auto fail = [&](const std::string& message) {
+        raise<format_error>(where + ": merge " + std::to_string(i) + ": " + message);
+      };
+      const auto parts = split_merge(merges[i]);
+      if (!parts) fail("expected \"left right\"");
+      add_merge(parts->first, parts->second, static_cast<std::uint32_t>(i), fail);
+    }
+  }
+
   // Calls f(bytes, id) for every token of the vocabulary.
   template <class F>
   void for_each(F&& f) const {
@@ -2906,10 +2935,19 @@ class bpe {
     for (const auto& [token, entry] : vocab.value().items()) {
       const auto id = static_cast<std::int32_t>(vocab.integer(token, 0, std::numeric_limits<std::int32_t>::max()));
       if (!seen.insert(id).second) vocab.fail(token, "the id " + std::to_string(id) + " is given twice");
-      const auto bytes = alphabet_.decode(token);
-      (bytes ? ids_ : others_).emplace(bytes ? *bytes : token, id);
+      add_token(token, id);
     }
     if (ids_.empty()) raise<format_error>(vocab.where() + ": is empty");
+    index_bytes();
+  }
+
+  // Whether the token was new.
+  bool add_token(const std::string& token, std::int32_t id) {
+    const auto bytes = alphabet_.decode(token);
+    return (bytes ? ids_ : others_).emplace(bytes ? *bytes : token, id).second;
+  }
+
+  void index_bytes() {
     bytes_.fill(none);
     for (std::size_t b = 0; b < 256; ++b) {
       if (const auto it = ids_.find(std::string(1, static_cast<char>(b))); it != ids_.end()) bytes_[b] = it->second;
@@ -2921,28 +2959,35 @@ class bpe {
     std::uint32_t rank = 0;
     for (const nlohmann::json& entry : json.array("merges")) {
       const auto fail = [&](const std::string& message) { json.fail("merges[" + std::to_string(rank) + "]", message); };
-      std::string left, right;
+      std::optional<std::pair<std::string, std::string>> parts;
       if (entry.is_string()) {
-        const std::string& text = entry.get_ref<const std::string&>();
-        const std::size_t space = text.find(' ');
-        if (space == std::string::npos || text.find(' ', space + 1) != std::string::npos)
-          fail("expected \"left right\"");
-        left = text.substr(0, space);
-        right = text.substr(space + 1);
+        parts = split_merge(entry.get_ref<const std::string&>());
+        if (!parts) fail("expected \"left right\"");
       } else if (entry.is_array() && entry.size() == 2 && entry[0].is_string() && entry[1].is_string()) {
-        left = entry[0].get<std::string>();
-        right = entry[1].get<std::string>();
+        parts.emplace(entry[0].get<std::string>(), entry[1].get<std::string>());
       } else {
         fail("expected \"left right\" or [\"left\", \"right\"]");
       }
-      const auto id_of = [&](const std::string& token) {
-        const auto id = find(token);
-        if (!id) fail("\"" + left + " " + right + "\" names a token that the vocabulary lacks");
-        return *id;
-      };
-      merges_.insert_or_assign(pair_key(id_of(left), id_of(right)), merge_result{rank, id_of(left + right)});
+      add_merge(parts->first, parts->second, rank, fail);
       ++rank;
     }
+  }
+
+  static std::optional<std::pair<std::string, std::string>> split_merge(const std::string& text) {
+    const std::size_t space = text.find(' ');
+    if (space == std::string::npos || text.find(' ', space + 1) != std::string::npos) return std::nullopt;
+    return std::pair{text.substr(0, space), text.substr(space + 1)};
+  }
+
+  // `fail(message)` throws.
+  template <class Fail>
+  void add_merge(const std::string& left, const std::string& right, std::uint32_t rank, Fail&& fail) {
+    const auto id_of = [&](const std::string& token) {
+      const auto id = find(token);
+      if (!id) fail("\"" + left + " " + right + "\" names a token that the vocabulary lacks");
+      return *id;
+    };
+    merges_.insert_or_assign(pair_key(id_of(left), id_of(right)), merge_result{rank, id_of(left + right)});
   }
 
   void merge(const std::string& piece, std::vector<std::int32_t>& out) const {
@@ -3021,6 +3066,11 @@ class pre_tokenizer {
   explicit pre_tokenizer(const json_object& json) {
     add(json, 0);
     if (!byte_level_) json.fail("type", "only byte-level tokenizers are supported: expected a ByteLevel step");
+  }
+
+  // Cuts at every match of one pattern after another, matches and what lies between them being pieces.
+  pre_tokenizer(std::span<const std::string> patterns, const std::string& where) : byte_level_(true) {
+    for (const std::string& p : patterns) steps_.push_back({std::make_unique<pattern>(p, where)});
   }
 
   // The pieces of well-formed UTF-8, in order. With add_prefix_space the first byte of a piece may be a space that the text
@@ -3163,6 +3213,15 @@ MOTE_END_NAMESPACE
 // ---- mote/io/tokenizer.hpp
 MOTE_BEGIN_NAMESPACE
 
+// What a tokenizer consists of, wherever it comes from. The added tokens' content is their text as it is decoded.
+struct tokenizer_parts {
+  bpe model;
+  added_tokens added;
+  pre_tokenizer pre;
+  std::vector<std::int32_t> prefix, suffix;  // around a text
+  std::optional<std::int32_t> bos, eos;
+};
+
 class tokenizer {
  public:
   // Reads DIR/tokenizer.json, and DIR/tokenizer_config.json where there is one for the names of the begin- and
@@ -3196,6 +3255,18 @@ class tokenizer {
       tokens_.insert_or_assign(token.id, entry{bytes, token.special});
     }
     if (root.has_value("post_processor")) read_post_processor(root.object("post_processor"), 0);
+  }
+
+  explicit tokenizer(tokenizer_parts parts)
+      : model_(std::move(parts.model)),
+        added_(std::move(parts.added)),
+        pre_tokenizer_(std::move(parts.pre)),
+        prefix_(std::move(parts.prefix)),
+        suffix_(std::move(parts.suffix)),
+        bos_(parts.bos),
+        eos_(parts.eos) {
+    model_.for_each([&](const std::string& bytes, std::int32_t id) { tokens_.emplace(id, entry{bytes, false}); });
+    for (const added_token& t : added_.tokens()) tokens_.insert_or_assign(t.id, entry{t.content, t.special});
   }
 
   // One more than the largest id.

@@ -30,6 +30,15 @@
 
 MOTE_BEGIN_NAMESPACE
 
+// What a tokenizer consists of, wherever it comes from. The added tokens' content is their text as it is decoded.
+struct tokenizer_parts {
+  bpe model;
+  added_tokens added;
+  pre_tokenizer pre;
+  std::vector<std::int32_t> prefix, suffix;  // around a text
+  std::optional<std::int32_t> bos, eos;
+};
+
 class tokenizer {
  public:
   // Reads DIR/tokenizer.json, and DIR/tokenizer_config.json where there is one for the names of the begin- and
@@ -63,6 +72,18 @@ class tokenizer {
       tokens_.insert_or_assign(token.id, entry{bytes, token.special});
     }
     if (root.has_value("post_processor")) read_post_processor(root.object("post_processor"), 0);
+  }
+
+  explicit tokenizer(tokenizer_parts parts)
+      : model_(std::move(parts.model)),
+        added_(std::move(parts.added)),
+        pre_tokenizer_(std::move(parts.pre)),
+        prefix_(std::move(parts.prefix)),
+        suffix_(std::move(parts.suffix)),
+        bos_(parts.bos),
+        eos_(parts.eos) {
+    model_.for_each([&](const std::string& bytes, std::int32_t id) { tokens_.emplace(id, entry{bytes, false}); });
+    for (const added_token& t : added_.tokens()) tokens_.insert_or_assign(t.id, entry{t.content, t.special});
   }
 
   // One more than the largest id.

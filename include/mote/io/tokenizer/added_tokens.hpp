@@ -50,16 +50,11 @@ class added_tokens {
       if (token.content.empty()) t.fail("content", "is empty");
       tokens_.push_back(std::move(token));
     }
-    // Candidates by first byte, the longest first.
-    for (std::size_t t = 0; t < tokens_.size(); ++t) {
-      by_first_byte_[static_cast<unsigned char>(tokens_[t].content[0])].push_back(t);
-    }
-    for (auto& [byte, list] : by_first_byte_) {
-      std::stable_sort(list.begin(), list.end(), [&](std::size_t a, std::size_t b) {
-        return tokens_[a].content.size() > tokens_[b].content.size();
-      });
-    }
+    index();
   }
+
+  // The given tokens, none of them empty.
+  explicit added_tokens(std::vector<added_token> tokens) : tokens_(std::move(tokens)) { index(); }
 
   const std::vector<added_token>& tokens() const { return tokens_; }
 
@@ -80,6 +75,18 @@ class added_tokens {
   }
 
  private:
+  void index() {
+    // Candidates by first byte, the longest first.
+    for (std::size_t t = 0; t < tokens_.size(); ++t) {
+      by_first_byte_[static_cast<unsigned char>(tokens_[t].content[0])].push_back(t);
+    }
+    for (auto& [byte, list] : by_first_byte_) {
+      std::stable_sort(list.begin(), list.end(), [&](std::size_t a, std::size_t b) {
+        return tokens_[a].content.size() > tokens_[b].content.size();
+      });
+    }
+  }
+
   // Leftmost, then longest. The search goes on right behind a token, also where the token was refused for not being a word
   // of its own or has taken white space that begins the next one.
   std::vector<part> cut(std::string_view text, bool normalized) const {

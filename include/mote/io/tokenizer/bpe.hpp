@@ -12,6 +12,7 @@
 #include <limits>
 #include <optional>
 #include <queue>
+#include <span>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -43,6 +44,28 @@ class bpe {
       unknown_ = find(json.string("unk_token"));
       if (!unknown_) json.fail("unk_token", "is not in the vocabulary");
       if (json.boolean_or("fuse_unk", false)) json.fail("fuse_unk", "is not supported");
+    }
+  }
+
+  // A vocabulary whose tokens have their places as ids, and merges "left right" in the order of their ranks. With
+  // `ignore_merges` a piece that is a token stays whole. Throws format_error naming `where` and the entry that is malformed
+  // or contradictory.
+  bpe(std::span<const std::string> tokens, std::span<const std::string> merges, bool ignore_merges, std::string where)
+      : ignore_merges_(ignore_merges) {
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      if (!add_token(tokens[i], static_cast<std::int32_t>(i))) {
+        raise<format_error>(where + ": token " + std::to_string(i) + ": \"" + tokens[i] + "\" stands twice");
+      }
+    }
+    if (ids_.empty()) raise<format_error>(where + ": the vocabulary is empty");
+    index_bytes();
+    for (std::size_t i = 0; i < merges.size(); ++i) {
+      const auto fail = [&](const std::string& message) {
+        raise<format_error>(where + ": merge " + std::to_string(i) + ": " + message);
+      };
+      const auto parts = split_merge(merges[i]);
+      if (!parts) fail("expected \"left right\"");
+      add_merge(parts->first, parts->second, static_cast<std::uint32_t>(i), fail);
     }
   }
 
@@ -89,10 +112,19 @@ class bpe {
     for (const auto& [token, entry] : vocab.value().items()) {
       const auto id = static_cast<std::int32_t>(vocab.integer(token, 0, std::numeric_limits<std::int32_t>::max()));
       if (!seen.insert(id).second) vocab.fail(token, "the id " + std::to_string(id) + " is given twice");
-      const auto bytes = alphabet_.decode(token);
-      (bytes ? ids_ : others_).emplace(bytes ? *bytes : token, id);
+      add_token(token, id);
     }
     if (ids_.empty()) raise<format_error>(vocab.where() + ": is empty");
+    index_bytes();
+  }
+
+  // Whether the token was new.
+  bool add_token(const std::string& token, std::int32_t id) {
+    const auto bytes = alphabet_.decode(token);
+    return (bytes ? ids_ : others_).emplace(bytes ? *bytes : token, id).second;
+  }
+
+  void index_bytes() {
     bytes_.fill(none);
     for (std::size_t b = 0; b < 256; ++b) {
       if (const auto it = ids_.find(std::string(1, static_cast<char>(b))); it != ids_.end()) bytes_[b] = it->second;
@@ -104,28 +136,35 @@ class bpe {
     std::uint32_t rank = 0;
     for (const nlohmann::json& entry : json.array("merges")) {
       const auto fail = [&](const std::string& message) { json.fail("merges[" + std::to_string(rank) + "]", message); };
-      std::string left, right;
+      std::optional<std::pair<std::string, std::string>> parts;
       if (entry.is_string()) {
-        const std::string& text = entry.get_ref<const std::string&>();
-        const std::size_t space = text.find(' ');
-        if (space == std::string::npos || text.find(' ', space + 1) != std::string::npos)
-          fail("expected \"left right\"");
-        left = text.substr(0, space);
-        right = text.substr(space + 1);
+        parts = split_merge(entry.get_ref<const std::string&>());
+        if (!parts) fail("expected \"left right\"");
       } else if (entry.is_array() && entry.size() == 2 && entry[0].is_string() && entry[1].is_string()) {
-        left = entry[0].get<std::string>();
-        right = entry[1].get<std::string>();
+        parts.emplace(entry[0].get<std::string>(), entry[1].get<std::string>());
       } else {
         fail("expected \"left right\" or [\"left\", \"right\"]");
       }
-      const auto id_of = [&](const std::string& token) {
-        const auto id = find(token);
-        if (!id) fail("\"" + left + " " + right + "\" names a token that the vocabulary lacks");
-        return *id;
-      };
-      merges_.insert_or_assign(pair_key(id_of(left), id_of(right)), merge_result{rank, id_of(left + right)});
+      add_merge(parts->first, parts->second, rank, fail);
       ++rank;
     }
+  }
+
+  static std::optional<std::pair<std::string, std::string>> split_merge(const std::string& text) {
+    const std::size_t space = text.find(' ');
+    if (space == std::string::npos || text.find(' ', space + 1) != std::string::npos) return std::nullopt;
+    return std::pair{text.substr(0, space), text.substr(space + 1)};
+  }
+
+  // `fail(message)` throws.
+  template <class Fail>
+  void add_merge(const std::string& left, const std::string& right, std::uint32_t rank, Fail&& fail) {
+    const auto id_of = [&](const std::string& token) {
+      const auto id = find(token);
+      if (!id) fail("\"" + left + " " + right + "\" names a token that the vocabulary lacks");
+      return *id;
+    };
+    merges_.insert_or_assign(pair_key(id_of(left), id_of(right)), merge_result{rank, id_of(left + right)});
   }
 
   void merge(const std::string& piece, std::vector<std::int32_t>& out) const {

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -23,6 +24,11 @@ class pre_tokenizer {
   explicit pre_tokenizer(const json_object& json) {
     add(json, 0);
     if (!byte_level_) json.fail("type", "only byte-level tokenizers are supported: expected a ByteLevel step");
+  }
+
+  // Cuts at every match of one pattern after another, matches and what lies between them being pieces.
+  pre_tokenizer(std::span<const std::string> patterns, const std::string& where) : byte_level_(true) {
+    for (const std::string& p : patterns) steps_.push_back({std::make_unique<pattern>(p, where)});
   }
 
   // The pieces of well-formed UTF-8, in order. With add_prefix_space the first byte of a piece may be a space that the text
