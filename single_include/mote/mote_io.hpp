@@ -1957,6 +1957,146 @@ MOTE_END_NAMESPACE
 // ---- mote/io/gguf/writer.hpp
 // Writing GGUF files, version 3: metadata and the list of tensors first, then the tensors' data in that order.
 
+// ---- mote/io/tensor_stream.hpp
+// What the writers of model files share: a header, then the tensors' data in a known order, piece by piece, in a file that
+// gets its name only when it is complete.
+
+MOTE_BEGIN_NAMESPACE
+
+// Until finish() the file is PATH.part. What becomes of that when the writer goes without finish():
+enum class unfinished {
+  removed,
+  kept  // a later writer of the same tensors can go on with it: resume()
+};
+
+namespace detail {
+
+class tensor_stream {
+ public:
+  // `writer` names the class in errors. Throws format_error when PATH.part cannot be written.
+  tensor_stream(std::string writer, std::string path, unfinished policy)
+      : writer_(std::move(writer)), path_(std::move(path)), part_(path_ + ".part"), policy_(policy) {
+    if (policy == unfinished::kept) file_ = std::fopen(part_.c_str(), "r+b");
+    if (file_ == nullptr) file_ = std::fopen(part_.c_str(), "w+b");
+    if (file_ == nullptr) fail();
+  }
+  tensor_stream(const tensor_stream&) = delete;
+  tensor_stream& operator=(const tensor_stream&) = delete;
+  ~tensor_stream() {
+    if (file_ == nullptr) return;
+    std::fclose(file_);
+    if (policy_ == unfinished::removed) std::remove(part_.c_str());
+  }
+
+  const std::string& path() const { return path_; }
+  bool started() const { return started_; }
+  void expect(bool condition, const std::string& message) const { check(condition, writer_, message); }
+
+  // A tensor of `size` bytes, followed by zeros up to a multiple of `alignment` from the beginning of the data.
+  void add(const std::string& name, std::size_t size, std::size_t alignment) {
+    expect(!started_, "add_tensor: " + name + ": after the first data");
+    expect(names_.insert(name).second, "add_tensor: " + name + ": given twice");
+    tensors_.push_back({name, size, (alignment - size % alignment) % alignment});
+  }
+
+  void start(const std::string& header) {
+    if (std::exchange(started_, true)) return;
+    if (std::fflush(file_) != 0 || ftruncate(fileno(file_), 0) != 0) fail();
+    std::rewind(file_);
+    put(header.data(), header.size());
+  }
+
+  // Goes on behind the data of the first `count` tensors, which PATH.part must hold behind the same header.
+  void resume(const std::string& header, std::size_t count) {
+    expect(!started_, "resume: after the first data");
+    expect(count <= tensors_.size(), "resume: expected at most " + std::to_string(tensors_.size()) + " tensors");
+    if (count == 0) return start(header);
+    started_ = true;
+    std::string found(header.size(), '\0');
+    std::rewind(file_);
+    if (std::fread(found.data(), 1, found.size(), file_) != found.size() || found != header) {
+      raise<format_error>(part_ + ": is not the beginning of this file");
+    }
+    std::uintmax_t end = header.size();
+    for (; current_ < count; ++current_) end += tensors_[current_].size + tensors_[current_].padding;
+    std::error_code problem;
+    const std::uintmax_t size = std::filesystem::file_size(part_, problem);
+    if (problem || size < end) {
+      raise<format_error>(part_ + ": expected at least " + std::to_string(end) + " bytes, got " + std::to_string(size));
+    }
+    if (ftruncate(fileno(file_), static_cast<off_t>(end)) != 0 || std::fseek(file_, 0, SEEK_END) != 0) fail();
+  }
+
+  void write(std::string_view name, std::span<const std::byte> bytes) {
+    skip_empty();
+    if (bytes.empty()) return;
+    expect(current_ < tensors_.size() && tensors_[current_].name == name,
+           "write: " + std::string(name) + ": expected " +
+               (current_ < tensors_.size() ? tensors_[current_].name : "no more tensors"));
+    const tensor& t = tensors_[current_];
+    expect(bytes.size() <= t.size - written_,
+           "write: " + t.name + ": more than its " + std::to_string(t.size) + " bytes");
+    put(bytes.data(), bytes.size());
+    written_ += bytes.size();
+    if (written_ < t.size) return;
+    const std::string zeros(t.padding, '\0');
+    put(zeros.data(), zeros.size());
+    written_ = 0;
+    ++current_;
+  }
+
+  // Hands what was written to the operating system, so that the end of this process does not lose it.
+  void flush() {
+    if (std::fflush(file_) != 0) fail();
+  }
+
+  void finish() {
+    skip_empty();
+    expect(current_ == tensors_.size(),
+           "finish: " + (current_ < tensors_.size() ? tensors_[current_].name : std::string()) + ": data is missing");
+    flush();
+    if (fsync(fileno(file_)) != 0) fail();
+    std::error_code problem;
+    if (std::fclose(std::exchange(file_, nullptr)) == 0) {
+      std::filesystem::rename(part_, path_, problem);
+      if (!problem) return;
+    }
+    std::remove(part_.c_str());
+    fail();
+  }
+
+ private:
+  struct tensor {
+    std::string name;
+    std::size_t size, padding;  // bytes
+  };
+
+  [[noreturn]] void fail() const { raise<format_error>(path_ + ": cannot be written"); }
+
+  // Tensors without elements have no data to wait for.
+  void skip_empty() {
+    while (current_ < tensors_.size() && tensors_[current_].size == 0) ++current_;
+  }
+
+  void put(const void* data, std::size_t size) {
+    if (size != 0 && std::fwrite(data, 1, size, file_) != size) fail();
+  }
+
+  std::string writer_, path_, part_;
+  unfinished policy_;
+  std::FILE* file_ = nullptr;
+  std::unordered_set<std::string> names_;
+  std::vector<tensor> tensors_;
+  bool started_ = false;     // the header is written
+  std::size_t current_ = 0;  // the tensor whose data comes next, and how much of it was written
+  std::size_t written_ = 0;
+};
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
+// ---- mote/io/gguf/writer.hpp
 MOTE_BEGIN_NAMESPACE
 
 //   gguf_writer file("model.gguf");
@@ -1965,32 +2105,24 @@ MOTE_BEGIN_NAMESPACE
 //   file.write("token_embd.weight", bytes);                          // in the same order, whole or piece by piece
 //   file.finish();
 //
-// The file has the name PATH.part until finish() gives it its own; unfinished, it is removed with the object.
+// The file has the name PATH.part until finish() gives it its own.
 class gguf_writer {
  public:
   // `alignment`: of every tensor's data, a power of two of at least 8. Throws format_error when the file cannot be created.
-  explicit gguf_writer(std::string path, std::size_t alignment = gguf_default_alignment)
-      : path_(std::move(path)), part_(path_ + ".part"), alignment_(alignment) {
-    check(alignment >= 8 && alignment <= (std::size_t{1} << 31) && (alignment & (alignment - 1)) == 0, "gguf_writer",
-          "alignment: expected a power of two of at least 8");
-    file_ = std::fopen(part_.c_str(), "wb");
-    if (file_ == nullptr) raise<format_error>(path_ + ": cannot be written");
+  explicit gguf_writer(std::string path, std::size_t alignment = gguf_default_alignment,
+                       unfinished policy = unfinished::removed)
+      : stream_("gguf_writer", std::move(path), policy), alignment_(alignment) {
+    stream_.expect(alignment >= 8 && alignment <= (std::size_t{1} << 31) && (alignment & (alignment - 1)) == 0,
+                   "alignment: expected a power of two of at least 8");
     if (alignment != gguf_default_alignment) put_entry("general.alignment", static_cast<std::uint32_t>(alignment));
-  }
-  gguf_writer(const gguf_writer&) = delete;
-  gguf_writer& operator=(const gguf_writer&) = delete;
-  ~gguf_writer() {
-    if (file_ == nullptr) return;
-    std::fclose(file_);
-    std::remove(part_.c_str());
   }
 
   // A metadata entry; `general.alignment` is the writer's own. Throws shape_error for a key given twice or too late, when
   // data was written.
   void add(const std::string& key, const gguf_value& value) {
-    check(!started_, "gguf_writer", "add: " + key + ": after the first data");
-    check(!key.empty() && key.size() <= 65535, "gguf_writer", "add: expected a key of 1 to 65535 bytes");
-    check(key != "general.alignment", "gguf_writer", "add: general.alignment: is an argument of the constructor");
+    stream_.expect(!stream_.started(), "add: " + key + ": after the first data");
+    stream_.expect(!key.empty() && key.size() <= 65535, "add: expected a key of 1 to 65535 bytes");
+    stream_.expect(key != "general.alignment", "add: general.alignment: is an argument of the constructor");
     put_entry(key, value);
   }
 
@@ -1998,77 +2130,56 @@ class gguf_writer {
   // of more than four dimensions or with rows that are no whole blocks, or too late, when data was written.
   void add_tensor(const std::string& name, ggml_type type, std::span<const std::size_t> shape) {
     const std::string where = "add_tensor: " + name;
-    check(!started_, "gguf_writer", where + ": after the first data");
-    check(!name.empty() && name.size() <= 63, "gguf_writer", where + ": expected a name of 1 to 63 bytes");
-    check(shape.size() <= 4, "gguf_writer", where + ": expected at most 4 dimensions");
-    check(names_.insert(name).second, "gguf_writer", where + ": given twice");
+    stream_.expect(!name.empty() && name.size() <= 63, where + ": expected a name of 1 to 63 bytes");
+    stream_.expect(shape.size() <= 4, where + ": expected at most 4 dimensions");
     const std::size_t columns = shape.empty() ? 1 : shape.back(), block = info(type).block_size;
-    check(columns % block == 0, "gguf_writer", where + ": expected rows in multiples of " + std::to_string(block));
+    stream_.expect(columns % block == 0, where + ": expected rows in multiples of " + std::to_string(block));
     std::size_t size = columns / block * info(type).bytes;
     for (std::size_t d = 0; d + 1 < shape.size(); ++d) {
-      check(shape[d] == 0 || size <= std::numeric_limits<std::size_t>::max() / 2 / shape[d], "gguf_writer",
-            where + ": its size overflows");
+      stream_.expect(shape[d] == 0 || size <= std::numeric_limits<std::size_t>::max() / 2 / shape[d],
+                     where + ": its size overflows");
       size *= shape[d];
     }
+    stream_.add(name, size, alignment_);
     put_string(list_, name);
     put(list_, static_cast<std::uint32_t>(shape.size()));
     for (std::size_t d = shape.size(); d-- > 0;) put(list_, static_cast<std::uint64_t>(shape[d]));
     put(list_, static_cast<std::uint32_t>(type));
     put(list_, static_cast<std::uint64_t>(next_offset_));
     next_offset_ += (size + alignment_ - 1) / alignment_ * alignment_;
-    tensors_.push_back({name, size});
+    ++tensors_;
   }
 
   // The next bytes of the first tensor that is not complete, which must be `name`. Throws shape_error for another one or
   // too many bytes, format_error when they cannot be written.
   void write(std::string_view name, std::span<const std::byte> bytes) {
-    start();
-    skip_empty();
-    if (bytes.empty()) return;
-    check(current_ < tensors_.size() && tensors_[current_].name == name, "gguf_writer",
-          "write: " + std::string(name) + ": expected " +
-              (current_ < tensors_.size() ? tensors_[current_].name : "no more tensors"));
-    tensor& t = tensors_[current_];
-    check(bytes.size() <= t.size - written_, "gguf_writer",
-          "write: " + t.name + ": more than its " + std::to_string(t.size) + " bytes");
-    write_file(bytes.data(), bytes.size());
-    written_ += bytes.size();
-    if (written_ < t.size) return;
-    pad(t.size);
-    written_ = 0;
-    ++current_;
+    stream_.start(header());
+    stream_.write(name, bytes);
   }
 
   // The same for contiguous blocks or elements.
   template <class T, std::size_t Rank>
   void write(std::string_view name, const view<const T, Rank>& values) {
-    check(values.contiguous(), "gguf_writer", "write: " + std::string(name) + ": expected contiguous values");
+    stream_.expect(values.contiguous(), "write: " + std::string(name) + ": expected contiguous values");
     write(name, std::as_bytes(std::span<const T>(values.data(), values.size())));
   }
 
+  // Goes on behind the data of the first `count` tensors, written by a writer of the same metadata and tensors that left its
+  // file (unfinished::kept). Throws format_error when the file is another one or shorter.
+  void resume(std::size_t count) { stream_.resume(header(), count); }
+
+  // Hands what was written to the operating system: it outlives the process. Throws format_error when it cannot.
+  void flush() { stream_.flush(); }
+
   // Gives the file its name. Throws format_error when it cannot be written, shape_error when data is missing.
   void finish() {
-    start();
-    skip_empty();
-    check(current_ == tensors_.size(), "gguf_writer",
-          "finish: " + (current_ < tensors_.size() ? tensors_[current_].name : std::string()) + ": data is missing");
-    const bool closed = std::fclose(std::exchange(file_, nullptr)) == 0;
-    std::error_code problem;
-    if (closed) std::filesystem::rename(part_, path_, problem);
-    if (!closed || problem) {
-      std::remove(part_.c_str());
-      raise<format_error>(path_ + ": cannot be written");
-    }
+    stream_.start(header());
+    stream_.finish();
   }
 
  private:
-  struct tensor {
-    std::string name;
-    std::size_t size;  // bytes
-  };
-
   void put_entry(const std::string& key, const gguf_value& value) {
-    check(keys_.insert(key).second, "gguf_writer", "add: " + key + ": given twice");
+    stream_.expect(keys_.insert(key).second, "add: " + key + ": given twice");
     put_string(metadata_, key);
     put(metadata_, static_cast<std::uint32_t>(value.index()));
     std::visit([&](const auto& v) { put_value(metadata_, v); }, value);
@@ -2101,42 +2212,22 @@ class gguf_writer {
     }
   }
 
-  void start() {
-    if (std::exchange(started_, true)) return;
-    std::string header = "GGUF";
-    put(header, std::uint32_t{3});
-    put(header, static_cast<std::uint64_t>(tensors_.size()));
-    put(header, static_cast<std::uint64_t>(keys_.size()));
-    for (const std::string* part : {&header, &metadata_, &list_}) write_file(part->data(), part->size());
-    pad(header.size() + metadata_.size() + list_.size());
-    metadata_ = list_ = {};
+  std::string header() const {
+    if (stream_.started()) return {};
+    std::string all = "GGUF";
+    put(all, std::uint32_t{3});
+    put(all, static_cast<std::uint64_t>(tensors_));
+    put(all, static_cast<std::uint64_t>(keys_.size()));
+    all += metadata_ + list_;
+    all.append((alignment_ - all.size() % alignment_) % alignment_, '\0');
+    return all;
   }
 
-  // Tensors without elements have no data to wait for.
-  void skip_empty() {
-    while (current_ < tensors_.size() && tensors_[current_].size == 0) ++current_;
-  }
-
-  // Zeros up to the next multiple of the alignment after `size` bytes.
-  void pad(std::size_t size) {
-    const std::string zeros((alignment_ - size % alignment_) % alignment_, '\0');
-    write_file(zeros.data(), zeros.size());
-  }
-
-  void write_file(const void* data, std::size_t size) {
-    if (size != 0 && std::fwrite(data, 1, size, file_) != size) raise<format_error>(path_ + ": cannot be written");
-  }
-
-  std::string path_, part_;
+  detail::tensor_stream stream_;
   std::size_t alignment_;
-  std::FILE* file_ = nullptr;
-  std::unordered_set<std::string> keys_, names_;
+  std::unordered_set<std::string> keys_;
   std::string metadata_, list_;  // as they will stand in the file
-  std::vector<tensor> tensors_;
-  std::size_t next_offset_ = 0;
-  bool started_ = false;     // the header is written
-  std::size_t current_ = 0;  // the tensor whose data comes next, and how much of it was written
-  std::size_t written_ = 0;
+  std::size_t tensors_ = 0, next_offset_ = 0;
 };
 
 MOTE_END_NAMESPACE
@@ -2459,6 +2550,90 @@ inline buffer<float> read_float(const checkpoint& files, const tensor_ref& t) {
   }
   return values;
 }
+
+MOTE_END_NAMESPACE
+
+// ---- mote/io/safetensors_writer.hpp
+// Writing safetensors files (the layout is described in safetensors.hpp): the list of tensors first, then their data in
+// that order, piece by piece, so that nothing needs to be in memory whole.
+
+MOTE_BEGIN_NAMESPACE
+
+//   safetensors_writer file("model.safetensors");
+//   file.add_tensor("lm_head.weight", dtype::bf16, shape);    // all of them
+//   file.write("lm_head.weight", bytes);                      // in the same order, whole or piece by piece
+//   file.finish();
+//
+// The file has the name PATH.part until finish() gives it its own.
+class safetensors_writer {
+ public:
+  // Throws format_error when the file cannot be created.
+  explicit safetensors_writer(std::string path, unfinished policy = unfinished::removed)
+      : stream_("safetensors_writer", std::move(path), policy) {}
+
+  // An entry of __metadata__. Throws shape_error when data was written.
+  void add(const std::string& key, const std::string& value) {
+    stream_.expect(!stream_.started(), "add: " + key + ": after the first data");
+    header_["__metadata__"][key] = value;
+  }
+
+  // A tensor to come. Throws shape_error for a name given twice or the reserved one, an overflowing size, or too late, when
+  // data was written.
+  void add_tensor(const std::string& name, dtype type, std::span<const std::size_t> shape) {
+    stream_.expect(name != "__metadata__", "add_tensor: " + name + ": is reserved");
+    std::size_t size = dtype_size(type);
+    for (const std::size_t n : shape) {
+      stream_.expect(n == 0 || size <= std::numeric_limits<std::size_t>::max() / 2 / n,
+                     "add_tensor: " + name + ": its size overflows");
+      size *= n;
+    }
+    stream_.add(name, size, 1);
+    header_[name] = {{"dtype", dtype_name(type)},
+                     {"shape", nlohmann::json(shape)},
+                     {"data_offsets", {next_offset_, next_offset_ + size}}};
+    next_offset_ += size;
+  }
+
+  // The next bytes of the first tensor that is not complete, which must be `name`. Throws shape_error for another one or
+  // too many bytes, format_error when they cannot be written.
+  void write(std::string_view name, std::span<const std::byte> bytes) {
+    stream_.start(header());
+    stream_.write(name, bytes);
+  }
+  template <class T, std::size_t Rank>
+  void write(std::string_view name, const view<const T, Rank>& values) {
+    stream_.expect(values.contiguous(), "write: " + std::string(name) + ": expected contiguous values");
+    write(name, std::as_bytes(std::span<const T>(values.data(), values.size())));
+  }
+
+  // Goes on behind the data of the first `count` tensors, written by a writer of the same tensors that left its file
+  // (unfinished::kept). Throws format_error when the file is another one or shorter.
+  void resume(std::size_t count) { stream_.resume(header(), count); }
+
+  // Hands what was written to the operating system: it outlives the process. Throws format_error when it cannot.
+  void flush() { stream_.flush(); }
+
+  // Gives the file its name. Throws format_error when it cannot be written, shape_error when data is missing.
+  void finish() {
+    stream_.start(header());
+    stream_.finish();
+  }
+
+ private:
+  // Filled with spaces to a multiple of 8 bytes, so that the data begins aligned.
+  std::string header() const {
+    if (stream_.started()) return {};
+    std::string json = header_.dump();
+    json.append((8 - json.size() % 8) % 8, ' ');
+    std::string prefix(8, '\0');
+    for (std::size_t i = 0; i < 8; ++i) prefix[i] = static_cast<char>(std::uint64_t{json.size()} >> (8 * i) & 0xFF);
+    return prefix + json;
+  }
+
+  detail::tensor_stream stream_;
+  nlohmann::ordered_json header_ = nlohmann::ordered_json::object();
+  std::size_t next_offset_ = 0;
+};
 
 MOTE_END_NAMESPACE
 

@@ -3,14 +3,10 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
-#include <filesystem>
 #include <limits>
-#include <map>
 #include <span>
 #include <string>
 #include <string_view>
-#include <system_error>
 #include <type_traits>
 #include <unordered_set>
 #include <utility>
@@ -19,6 +15,7 @@
 
 #include "../../core/error.hpp"
 #include "../../core/view.hpp"
+#include "../tensor_stream.hpp"
 #include "file.hpp"
 #include "metadata.hpp"
 #include "types.hpp"
@@ -31,32 +28,24 @@ MOTE_BEGIN_NAMESPACE
 //   file.write("token_embd.weight", bytes);                          // in the same order, whole or piece by piece
 //   file.finish();
 //
-// The file has the name PATH.part until finish() gives it its own; unfinished, it is removed with the object.
+// The file has the name PATH.part until finish() gives it its own.
 class gguf_writer {
  public:
   // `alignment`: of every tensor's data, a power of two of at least 8. Throws format_error when the file cannot be created.
-  explicit gguf_writer(std::string path, std::size_t alignment = gguf_default_alignment)
-      : path_(std::move(path)), part_(path_ + ".part"), alignment_(alignment) {
-    check(alignment >= 8 && alignment <= (std::size_t{1} << 31) && (alignment & (alignment - 1)) == 0, "gguf_writer",
-          "alignment: expected a power of two of at least 8");
-    file_ = std::fopen(part_.c_str(), "wb");
-    if (file_ == nullptr) raise<format_error>(path_ + ": cannot be written");
+  explicit gguf_writer(std::string path, std::size_t alignment = gguf_default_alignment,
+                       unfinished policy = unfinished::removed)
+      : stream_("gguf_writer", std::move(path), policy), alignment_(alignment) {
+    stream_.expect(alignment >= 8 && alignment <= (std::size_t{1} << 31) && (alignment & (alignment - 1)) == 0,
+                   "alignment: expected a power of two of at least 8");
     if (alignment != gguf_default_alignment) put_entry("general.alignment", static_cast<std::uint32_t>(alignment));
-  }
-  gguf_writer(const gguf_writer&) = delete;
-  gguf_writer& operator=(const gguf_writer&) = delete;
-  ~gguf_writer() {
-    if (file_ == nullptr) return;
-    std::fclose(file_);
-    std::remove(part_.c_str());
   }
 
   // A metadata entry; `general.alignment` is the writer's own. Throws shape_error for a key given twice or too late, when
   // data was written.
   void add(const std::string& key, const gguf_value& value) {
-    check(!started_, "gguf_writer", "add: " + key + ": after the first data");
-    check(!key.empty() && key.size() <= 65535, "gguf_writer", "add: expected a key of 1 to 65535 bytes");
-    check(key != "general.alignment", "gguf_writer", "add: general.alignment: is an argument of the constructor");
+    stream_.expect(!stream_.started(), "add: " + key + ": after the first data");
+    stream_.expect(!key.empty() && key.size() <= 65535, "add: expected a key of 1 to 65535 bytes");
+    stream_.expect(key != "general.alignment", "add: general.alignment: is an argument of the constructor");
     put_entry(key, value);
   }
 
@@ -64,77 +53,56 @@ class gguf_writer {
   // of more than four dimensions or with rows that are no whole blocks, or too late, when data was written.
   void add_tensor(const std::string& name, ggml_type type, std::span<const std::size_t> shape) {
     const std::string where = "add_tensor: " + name;
-    check(!started_, "gguf_writer", where + ": after the first data");
-    check(!name.empty() && name.size() <= 63, "gguf_writer", where + ": expected a name of 1 to 63 bytes");
-    check(shape.size() <= 4, "gguf_writer", where + ": expected at most 4 dimensions");
-    check(names_.insert(name).second, "gguf_writer", where + ": given twice");
+    stream_.expect(!name.empty() && name.size() <= 63, where + ": expected a name of 1 to 63 bytes");
+    stream_.expect(shape.size() <= 4, where + ": expected at most 4 dimensions");
     const std::size_t columns = shape.empty() ? 1 : shape.back(), block = info(type).block_size;
-    check(columns % block == 0, "gguf_writer", where + ": expected rows in multiples of " + std::to_string(block));
+    stream_.expect(columns % block == 0, where + ": expected rows in multiples of " + std::to_string(block));
     std::size_t size = columns / block * info(type).bytes;
     for (std::size_t d = 0; d + 1 < shape.size(); ++d) {
-      check(shape[d] == 0 || size <= std::numeric_limits<std::size_t>::max() / 2 / shape[d], "gguf_writer",
-            where + ": its size overflows");
+      stream_.expect(shape[d] == 0 || size <= std::numeric_limits<std::size_t>::max() / 2 / shape[d],
+                     where + ": its size overflows");
       size *= shape[d];
     }
+    stream_.add(name, size, alignment_);
     put_string(list_, name);
     put(list_, static_cast<std::uint32_t>(shape.size()));
     for (std::size_t d = shape.size(); d-- > 0;) put(list_, static_cast<std::uint64_t>(shape[d]));
     put(list_, static_cast<std::uint32_t>(type));
     put(list_, static_cast<std::uint64_t>(next_offset_));
     next_offset_ += (size + alignment_ - 1) / alignment_ * alignment_;
-    tensors_.push_back({name, size});
+    ++tensors_;
   }
 
   // The next bytes of the first tensor that is not complete, which must be `name`. Throws shape_error for another one or
   // too many bytes, format_error when they cannot be written.
   void write(std::string_view name, std::span<const std::byte> bytes) {
-    start();
-    skip_empty();
-    if (bytes.empty()) return;
-    check(current_ < tensors_.size() && tensors_[current_].name == name, "gguf_writer",
-          "write: " + std::string(name) + ": expected " +
-              (current_ < tensors_.size() ? tensors_[current_].name : "no more tensors"));
-    tensor& t = tensors_[current_];
-    check(bytes.size() <= t.size - written_, "gguf_writer",
-          "write: " + t.name + ": more than its " + std::to_string(t.size) + " bytes");
-    write_file(bytes.data(), bytes.size());
-    written_ += bytes.size();
-    if (written_ < t.size) return;
-    pad(t.size);
-    written_ = 0;
-    ++current_;
+    stream_.start(header());
+    stream_.write(name, bytes);
   }
 
   // The same for contiguous blocks or elements.
   template <class T, std::size_t Rank>
   void write(std::string_view name, const view<const T, Rank>& values) {
-    check(values.contiguous(), "gguf_writer", "write: " + std::string(name) + ": expected contiguous values");
+    stream_.expect(values.contiguous(), "write: " + std::string(name) + ": expected contiguous values");
     write(name, std::as_bytes(std::span<const T>(values.data(), values.size())));
   }
 
+  // Goes on behind the data of the first `count` tensors, written by a writer of the same metadata and tensors that left its
+  // file (unfinished::kept). Throws format_error when the file is another one or shorter.
+  void resume(std::size_t count) { stream_.resume(header(), count); }
+
+  // Hands what was written to the operating system: it outlives the process. Throws format_error when it cannot.
+  void flush() { stream_.flush(); }
+
   // Gives the file its name. Throws format_error when it cannot be written, shape_error when data is missing.
   void finish() {
-    start();
-    skip_empty();
-    check(current_ == tensors_.size(), "gguf_writer",
-          "finish: " + (current_ < tensors_.size() ? tensors_[current_].name : std::string()) + ": data is missing");
-    const bool closed = std::fclose(std::exchange(file_, nullptr)) == 0;
-    std::error_code problem;
-    if (closed) std::filesystem::rename(part_, path_, problem);
-    if (!closed || problem) {
-      std::remove(part_.c_str());
-      raise<format_error>(path_ + ": cannot be written");
-    }
+    stream_.start(header());
+    stream_.finish();
   }
 
  private:
-  struct tensor {
-    std::string name;
-    std::size_t size;  // bytes
-  };
-
   void put_entry(const std::string& key, const gguf_value& value) {
-    check(keys_.insert(key).second, "gguf_writer", "add: " + key + ": given twice");
+    stream_.expect(keys_.insert(key).second, "add: " + key + ": given twice");
     put_string(metadata_, key);
     put(metadata_, static_cast<std::uint32_t>(value.index()));
     std::visit([&](const auto& v) { put_value(metadata_, v); }, value);
@@ -167,42 +135,22 @@ class gguf_writer {
     }
   }
 
-  void start() {
-    if (std::exchange(started_, true)) return;
-    std::string header = "GGUF";
-    put(header, std::uint32_t{3});
-    put(header, static_cast<std::uint64_t>(tensors_.size()));
-    put(header, static_cast<std::uint64_t>(keys_.size()));
-    for (const std::string* part : {&header, &metadata_, &list_}) write_file(part->data(), part->size());
-    pad(header.size() + metadata_.size() + list_.size());
-    metadata_ = list_ = {};
+  std::string header() const {
+    if (stream_.started()) return {};
+    std::string all = "GGUF";
+    put(all, std::uint32_t{3});
+    put(all, static_cast<std::uint64_t>(tensors_));
+    put(all, static_cast<std::uint64_t>(keys_.size()));
+    all += metadata_ + list_;
+    all.append((alignment_ - all.size() % alignment_) % alignment_, '\0');
+    return all;
   }
 
-  // Tensors without elements have no data to wait for.
-  void skip_empty() {
-    while (current_ < tensors_.size() && tensors_[current_].size == 0) ++current_;
-  }
-
-  // Zeros up to the next multiple of the alignment after `size` bytes.
-  void pad(std::size_t size) {
-    const std::string zeros((alignment_ - size % alignment_) % alignment_, '\0');
-    write_file(zeros.data(), zeros.size());
-  }
-
-  void write_file(const void* data, std::size_t size) {
-    if (size != 0 && std::fwrite(data, 1, size, file_) != size) raise<format_error>(path_ + ": cannot be written");
-  }
-
-  std::string path_, part_;
+  detail::tensor_stream stream_;
   std::size_t alignment_;
-  std::FILE* file_ = nullptr;
-  std::unordered_set<std::string> keys_, names_;
+  std::unordered_set<std::string> keys_;
   std::string metadata_, list_;  // as they will stand in the file
-  std::vector<tensor> tensors_;
-  std::size_t next_offset_ = 0;
-  bool started_ = false;     // the header is written
-  std::size_t current_ = 0;  // the tensor whose data comes next, and how much of it was written
-  std::size_t written_ = 0;
+  std::size_t tensors_ = 0, next_offset_ = 0;
 };
 
 MOTE_END_NAMESPACE
