@@ -2974,7 +2974,7 @@ Matrix pack_panels(Backend& be, const Matrix& packed, const view<std::uint8_t, 1
     for (std::size_t i = begin; i < end; ++i) {
       std::uint8_t* panel = bytes.data() + i * panel_bytes;
       const std::size_t first = i * packed_rows, count = first + packed_rows <= out ? packed_rows : out - first;
-      if (count < packed_rows) std::memset(panel, 0, panel_bytes);
+      if (count < packed_rows) std::fill_n(panel, panel_bytes, std::uint8_t{0});
       fill(panel, first, count);
     }
   });
@@ -4096,7 +4096,8 @@ struct element_kernel {
     // Quads at a time: what `rows` rows and a tile's tokens have of them stays in the second-level cache.
     constexpr std::size_t depth = 1024;
     const std::size_t quads = layout::quads(w.in_features()),
-                      step = count <= tokens ? std::max(quads, std::size_t{1}) : depth;
+                      step = count <= tokens ? std::max(quads, std::size_t{1}) : depth,
+                      apart = quads == 0 ? 0 : lanes * 4;  // an empty matrix has no memory to step in
     for (std::size_t begin = 0; begin == 0 || begin < quads; begin += step) {
       const std::size_t part = std::min(step, quads - begin);
       for (std::size_t t = 0; t < count; t += tokens) {
@@ -4107,8 +4108,7 @@ struct element_kernel {
           const std::uint8_t* strip[strips] = {};
           const std::size_t available = panels * in_panel - s;
           for (std::size_t r = 0; r < std::min(strips, available); ++r) {
-            strip[r] =
-                w.panel(first + (s + r) / in_panel) + begin * layout::quad_bytes + (s + r) % in_panel * lanes * 4;
+            strip[r] = w.panel(first + (s + r) / in_panel) + begin * layout::quad_bytes + (s + r) % in_panel * apart;
           }
           float* to = out + t * stride + s * lanes;
           if (available >= strips) {

@@ -16,6 +16,7 @@
 //   std::int8_t:             at the end of the panel float scale[32]
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -316,7 +317,7 @@ Matrix pack_panels(Backend& be, const Matrix& packed, const view<std::uint8_t, 1
     for (std::size_t i = begin; i < end; ++i) {
       std::uint8_t* panel = bytes.data() + i * panel_bytes;
       const std::size_t first = i * packed_rows, count = first + packed_rows <= out ? packed_rows : out - first;
-      if (count < packed_rows) std::memset(panel, 0, panel_bytes);
+      if (count < packed_rows) std::fill_n(panel, panel_bytes, std::uint8_t{0});
       fill(panel, first, count);
     }
   });
