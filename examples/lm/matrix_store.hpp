@@ -1,8 +1,10 @@
 // Owns the matrices of a model that do not lie in a mapped file as the kernels want them, and makes them.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <optional>
 #include <utility>
 #include <variant>
@@ -11,6 +13,7 @@
 #include <mote/core/backend.hpp>
 #include <mote/core/buffer.hpp>
 #include <mote/core/simd.hpp>
+#include <mote/io/compressed_tensors.hpp>
 #include <mote/quant/int8.hpp>
 #include <mote/quant/packed.hpp>
 #include <mote/quant/quantize.hpp>
@@ -55,6 +58,28 @@ class matrix_store {
       return std::as_const(narrow).as(rows, columns);
     }
     return keep(std::move(values)).reshaped(rows, columns);
+  }
+
+  // The numbers of a quantized matrix in the form of mote's that holds just those, where there is one.
+  template <class Backend>
+  std::optional<mote::weight> same(Backend& be, const mote::matrix_ref& stored) {
+    const std::size_t rows = stored.out_features(), columns = stored.in_features();
+    if (stored.layout() == mote::matrix_layout::int8) {
+      mote::buffer<float> scale(rows);
+      std::copy(stored.scale().begin(), stored.scale().end(), scale.begin());
+      return arrange(be, mote::int8_matrix{stored.codes(), keep(std::move(scale))});
+    }
+    const auto blocks = [&]<class F>(std::optional<mote::buffer<F>> values) -> std::optional<mote::weight> {
+      if (!values) return std::nullopt;
+      mote::buffer<std::uint8_t> bytes(values->size() * sizeof(F));
+      std::memcpy(bytes.data(), values->data(), bytes.size());
+      const mote::view<const F, 2> view(reinterpret_cast<const F*>(bytes.data()), rows, columns / F::block_size);
+      const mote::weight arranged = arrange(be, view);
+      if (std::holds_alternative<mote::view<const F, 2>>(arranged)) bytes_.push_back(std::move(bytes));
+      return arranged;
+    };
+    if (auto four = blocks(stored.to_q4_0())) return four;
+    return blocks(stored.to_mxfp4());
   }
 
   // Blocks as a file holds them in the order of the back end's kernels: packed for mote::simd, as they are for others.

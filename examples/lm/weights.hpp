@@ -1,6 +1,7 @@
 // Loads a DeepSeek V2 or V3 checkpoint into the weights that mote's blocks take.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <optional>
 #include <string>
@@ -11,6 +12,7 @@
 #include <mote/blocks/decoder_layer.hpp>
 #include <mote/blocks/mtp.hpp>
 #include <mote/core/buffer.hpp>
+#include <mote/io/compressed_tensors.hpp>
 #include <mote/io/safetensors.hpp>
 
 #include "config.hpp"
@@ -95,8 +97,7 @@ class weight_loader {
     const mote::mla_config& a = c_.decoder.attention;
     const std::size_t heads = a.num_attention_heads, rank = a.kv_lora_rank;
     const std::size_t nope = a.qk_nope_head_dim, v_dim = a.v_head_dim;
-    const mote::tensor_ref tensor = checked(name, {heads * (nope + v_dim), rank});
-    const mote::buffer<float> kv_b = mote::read_float(out_.checkpoint, tensor);
+    const mote::buffer<float> kv_b = find(name, heads * (nope + v_dim), rank).read();
     mote::buffer<float> k_up(heads * nope * rank), k_up_transposed(heads * rank * nope), v_up(heads * v_dim * rank);
     for (std::size_t h = 0; h < heads; ++h) {
       const float* head = kv_b.data() + h * (nope + v_dim) * rank;
@@ -106,7 +107,7 @@ class weight_loader {
         for (std::size_t j = 0; j < rank; ++j) k_up_transposed[(h * rank + j) * nope + i] = head[i * rank + j];
       }
     }
-    const bool exact_bf16 = tensor.dtype == mote::dtype::bf16;
+    const bool exact_bf16 = fits_bf16(kv_b);
     const auto store = [&](mote::buffer<float>& values, std::size_t rows, std::size_t columns) {
       return out_.matrices.make(be_, std::move(values), heads * rows, columns, format_, exact_bf16, rows);
     };
@@ -154,12 +155,8 @@ class weight_loader {
     return w;
   }
 
-  mote::tensor_ref checked(const std::string& name, std::vector<std::size_t> shape) {
-    return out_.checkpoint.tensor(name, shape);
-  }
-
-  mote::view<const float, 1> floats(const std::string& name, std::vector<std::size_t> shape) {
-    return out_.matrices.keep(mote::read_float(out_.checkpoint, checked(name, std::move(shape))));
+  mote::view<const float, 1> floats(const std::string& name, const std::vector<std::size_t>& shape) {
+    return out_.matrices.keep(mote::read_float(out_.checkpoint.tensor(name, shape)));
   }
 
   mote::view<const float, 1> vector(const std::string& name, std::size_t size) { return floats(name, {size}); }
@@ -178,16 +175,31 @@ class weight_loader {
 
   // Straight from the mapped file where that already has the format.
   mote::weight matrix(const std::string& name, std::size_t rows, std::size_t columns, weight_format format) {
-    const mote::tensor_ref tensor = checked(name, {rows, columns});
+    const mote::matrix_ref stored = find(name, rows, columns);
     const bool keep = format == weight_format::stored;
-    if (tensor.dtype == mote::dtype::bf16 && (keep || format == weight_format::bf16)) {
-      if (const auto mapped = mote::mapped_view<mote::bf16>(tensor)) return mapped->reshaped(rows, columns);
+    if (stored.layout() == mote::matrix_layout::plain) {
+      const mote::tensor_ref& tensor = stored.weight();
+      if (tensor.dtype == mote::dtype::bf16 && (keep || format == weight_format::bf16)) {
+        if (const auto mapped = mote::mapped_view<mote::bf16>(tensor)) return mapped->reshaped(rows, columns);
+      }
+      if (tensor.dtype == mote::dtype::f32 && (keep || format == weight_format::f32)) {
+        if (const auto mapped = mote::mapped_view<float>(tensor)) return mapped->reshaped(rows, columns);
+      }
+    } else if (keep) {
+      if (const auto same = out_.matrices.same(be_, stored)) return *same;
     }
-    if (tensor.dtype == mote::dtype::f32 && (keep || format == weight_format::f32)) {
-      if (const auto mapped = mote::mapped_view<float>(tensor)) return mapped->reshaped(rows, columns);
-    }
-    return out_.matrices.make(be_, mote::read_float(out_.checkpoint, tensor), rows, columns, format,
-                              tensor.dtype == mote::dtype::bf16, 0);
+    mote::buffer<float> values = stored.read();
+    const bool exact_bf16 = fits_bf16(values);
+    return out_.matrices.make(be_, std::move(values), rows, columns, format, exact_bf16, 0);
+  }
+
+  // The matrix `name`, which ends in ".weight", however it is stored.
+  mote::matrix_ref find(const std::string& name, std::size_t rows, std::size_t columns) const {
+    return {out_.checkpoint, name.substr(0, name.size() - std::string(".weight").size()), rows, columns};
+  }
+
+  static bool fits_bf16(const mote::buffer<float>& values) {
+    return std::all_of(values.begin(), values.end(), [](float v) { return static_cast<float>(mote::bf16(v)) == v; });
   }
 
   Backend& be_;

@@ -1209,6 +1209,29 @@ class chat_template {
 
 MOTE_END_NAMESPACE
 
+// ---- mote/io/compressed_tensors.hpp
+// Matrices of linear layers in safetensors checkpoints, whichever way they are stored. Of a layer NAME [out, in]:
+//
+//   plain   NAME.weight floating point [out, in]
+//   fp8     NAME.weight F8_E4M3 [out, in], NAME.weight_scale_inv [⌈out / 128⌉, ⌈in / 128⌉]        w = q · scale
+//   int8    NAME.weight I8 [out, in], NAME.weight_scale [out, 1]                                   w = q · scale
+//   int4    NAME.weight_packed I32 [out, in / 8], NAME.weight_scale [out, in / group],
+//           NAME.weight_shape [2] = (out, in); a word holds eight codes q + 8, the first in its
+//           lowest bits                                                                            w = q · scale
+//   mxfp4   NAME.weight_packed U8 [out, in / 2], NAME.weight_scale U8 [out, in / 32]               w = e2m1 · 2^(scale - 127)
+//   nvfp4   NAME.weight_packed U8 [out, in / 2], NAME.weight_scale F8_E4M3 [out, in / 16],
+//           NAME.weight_global_scale [1]; a byte holds two codes, the first low        w = e2m1 · scale / global_scale
+//
+// Source: fp8 as DeepSeek-V3 stores it; the others as the package compressed-tensors does (formats int-quantized,
+// pack-quantized, mxfp4-pack-quantized, nvfp4-pack-quantized).
+
+// ---- mote/io/safetensors.hpp
+// safetensors files, memory-mapped, and checkpoints of one or several of them.
+//
+// Layout: an unsigned 64-bit little-endian length n, n bytes of JSON {name: {dtype, shape, data_offsets: [begin, end]}},
+// then the data, to which the offsets refer. Every size and offset is checked; the file may be hostile.
+// Source: the safetensors format description; DeepSeek-V3's fp8 checkpoints for the block scales.
+
 // ---- mote/io/dtype.hpp
 // Element types of stored tensors.
 
@@ -1239,6 +1262,447 @@ inline constexpr std::optional<dtype> dtype_of(std::string_view name) {
   }
   return std::nullopt;
 }
+
+MOTE_END_NAMESPACE
+
+// ---- mote/io/safetensors.hpp
+MOTE_BEGIN_NAMESPACE
+
+// A tensor in a mapped file; valid as long as the file's object.
+struct tensor_ref {
+  std::string name;
+  mote::dtype dtype = dtype::f32;
+  std::vector<std::size_t> shape;
+  std::span<const std::byte> bytes;  // may be unaligned
+  const std::string* file = nullptr;
+
+  std::size_t size() const { return bytes.size() / dtype_size(dtype); }
+
+  [[noreturn]] void fail(const std::string& message) const {
+    raise<format_error>(*file + ": tensor " + name + ": " + message);
+  }
+};
+
+class safetensors_file {
+ public:
+  // Throws format_error naming file and tensor or offset for anything that breaks the format.
+  explicit safetensors_file(const std::string& path) : file_(path), path_(std::make_unique<std::string>(path)) {
+    const std::span<const std::byte> all = file_.bytes();
+    constexpr std::size_t prefix = 8, longest_header = 100'000'000;
+    if (all.size() < prefix) fail("expected at least 8 bytes, the header's length, got " + std::to_string(all.size()));
+    std::uint64_t length = 0;
+    for (std::size_t i = 0; i < prefix; ++i) length |= static_cast<std::uint64_t>(all[i]) << (8 * i);
+    if (length > longest_header || length > all.size() - prefix) {
+      fail("byte 0: the header's length " + std::to_string(length) + " exceeds " +
+           (length > longest_header ? "the format's limit of 100000000"
+                                    : "the file's " + std::to_string(all.size()) + " bytes"));
+    }
+    const std::size_t header = static_cast<std::size_t>(length);
+    data_ = all.subspan(prefix + header);
+    json_ = parse_json({reinterpret_cast<const char*>(all.data() + prefix), header}, path + ": header");
+    const json_object root(json_, path + ": header");
+    for (const auto& [name, entry] : json_.items()) {
+      if (name == "__metadata__") continue;
+      add(name, json_object(entry, path + ": tensor " + name));
+    }
+    check_overlap();
+    json_ = nullptr;
+  }
+
+  const std::string& path() const { return *path_; }
+
+  // In the order of their names.
+  const std::map<std::string, tensor_ref, std::less<>>& tensors() const { return tensors_; }
+  bool contains(std::string_view name) const { return tensors_.find(name) != tensors_.end(); }
+
+  // Throws format_error naming the file when it has no such tensor.
+  const tensor_ref& tensor(std::string_view name) const {
+    const auto it = tensors_.find(name);
+    if (it == tensors_.end()) fail("tensor " + std::string(name) + ": missing");
+    return it->second;
+  }
+
+ private:
+  [[noreturn]] void fail(const std::string& message) const { raise<format_error>(*path_ + ": " + message); }
+
+  void add(const std::string& name, const json_object& entry) {
+    tensor_ref t;
+    t.name = name;
+    t.file = path_.get();
+    const std::string type = entry.string("dtype");
+    const std::optional<dtype> known = dtype_of(type);
+    if (!known) entry.fail("dtype", "unknown type \"" + type + "\"");
+    t.dtype = *known;
+    const std::size_t limit = std::numeric_limits<std::size_t>::max();
+    std::size_t bytes = dtype_size(t.dtype);
+    for (const nlohmann::json& extent : entry.array("shape")) {
+      if (!extent.is_number_unsigned()) entry.fail("shape", "expected whole numbers of at least 0");
+      const std::size_t n = extent.get<std::size_t>();
+      if (n != 0 && bytes > limit / n) entry.fail("shape", "its product overflows");
+      bytes *= n;
+      t.shape.push_back(n);
+    }
+    const nlohmann::json& offsets = entry.array("data_offsets");
+    if (offsets.size() != 2 || !offsets[0].is_number_unsigned() || !offsets[1].is_number_unsigned()) {
+      entry.fail("data_offsets", "expected [begin, end]");
+    }
+    const std::size_t begin = offsets[0].get<std::size_t>(), end = offsets[1].get<std::size_t>();
+    if (begin > end || end > data_.size()) {
+      entry.fail("data_offsets", "[" + std::to_string(begin) + ", " + std::to_string(end) +
+                                     ") lies outside the file's " + std::to_string(data_.size()) + " bytes of data");
+    }
+    if (end - begin != bytes) {
+      entry.fail("data_offsets", "hold " + std::to_string(end - begin) + " bytes, " + type + " " + shape_text(t.shape) +
+                                     " needs " + std::to_string(bytes));
+    }
+    t.bytes = data_.subspan(begin, bytes);
+    tensors_.emplace(name, std::move(t));
+  }
+
+  void check_overlap() const {
+    std::vector<const tensor_ref*> order;
+    for (const auto& [name, t] : tensors_) {
+      if (!t.bytes.empty()) order.push_back(&t);
+    }
+    std::sort(order.begin(), order.end(), [](auto* a, auto* b) { return a->bytes.data() < b->bytes.data(); });
+    for (std::size_t i = 1; i < order.size(); ++i) {
+      if (order[i - 1]->bytes.data() + order[i - 1]->bytes.size() > order[i]->bytes.data()) {
+        order[i]->fail("its data overlaps that of " + order[i - 1]->name);
+      }
+    }
+  }
+
+  mapped_file file_;
+  std::unique_ptr<std::string> path_;  // its address stays when the object moves
+  std::span<const std::byte> data_;
+  nlohmann::json json_;
+  std::map<std::string, tensor_ref, std::less<>> tensors_;
+};
+
+// A directory with model.safetensors, or with model.safetensors.index.json and the shards that it names.
+class checkpoint {
+ public:
+  // Throws format_error naming the file that is missing or malformed, or the tensor that its shard does not hold.
+  explicit checkpoint(const std::string& directory) : directory_(directory) {
+    const std::string single = directory + "/model.safetensors", index = directory + "/model.safetensors.index.json";
+    std::error_code ignored;
+    if (std::filesystem::exists(single, ignored) || !std::filesystem::exists(index, ignored)) {
+      shards_.emplace_back(single);
+      for (const auto& [name, t] : shards_[0].tensors()) tensors_.emplace(name, &t);
+      return;
+    }
+    const json_file file(index);
+    const json_object map = file.root().object("weight_map");
+    std::map<std::string, std::size_t> shard_of;
+    for (const auto& [name, shard] : map.value().items()) shard_of.emplace(map.string(name), 0);
+    shards_.reserve(shard_of.size());  // tensors_ points into them
+    for (auto& [name, i] : shard_of) {
+      if (name.empty() || name.find('/') != std::string::npos || name.find('\0') != std::string::npos) {
+        map.fail("\"" + name + "\"", "a shard must be a file of the checkpoint's own directory");
+      }
+      i = shards_.size();
+      shards_.emplace_back(directory + "/" + name);
+    }
+    for (const auto& [name, shard] : map.value().items()) {
+      tensors_.emplace(name, &shards_[shard_of.at(shard.get<std::string>())].tensor(name));
+    }
+  }
+
+  const std::string& directory() const { return directory_; }
+  bool contains(std::string_view name) const { return tensors_.find(name) != tensors_.end(); }
+
+  // Every tensor, in the order of their names.
+  std::vector<tensor_ref> tensors() const {
+    std::vector<tensor_ref> all;
+    for (const auto& [name, t] : tensors_) all.push_back(*t);
+    return all;
+  }
+
+  // Throws format_error naming the directory and the tensor when it is missing.
+  const tensor_ref& tensor(std::string_view name) const {
+    const auto it = tensors_.find(name);
+    if (it == tensors_.end()) raise<format_error>(directory_ + ": tensor " + std::string(name) + ": missing");
+    return *it->second;
+  }
+
+  // The same, of the given shape.
+  const tensor_ref& tensor(std::string_view name, std::span<const std::size_t> shape) const {
+    const tensor_ref& t = tensor(name);
+    if (!std::equal(shape.begin(), shape.end(), t.shape.begin(), t.shape.end())) {
+      t.fail("expected shape " + shape_text(shape) + ", got " + shape_text(t.shape));
+    }
+    return t;
+  }
+
+ private:
+  std::string directory_;
+  std::vector<safetensors_file> shards_;
+  std::map<std::string, const tensor_ref*, std::less<>> tensors_;
+};
+
+// The tensor's elements straight from the map, or nothing when they are not aligned for T. T is the element type.
+template <class T>
+std::optional<view<const T, 1>> mapped_view(const tensor_ref& t) {
+  if (sizeof(T) != dtype_size(t.dtype)) t.fail("expected elements of " + std::to_string(sizeof(T)) + " bytes");
+  if (reinterpret_cast<std::uintptr_t>(t.bytes.data()) % alignof(T) != 0) return std::nullopt;
+  return view<const T, 1>(reinterpret_cast<const T*>(t.bytes.data()), t.size());
+}
+
+// Elements of a floating-point tensor as float32. Throws format_error for another type.
+inline buffer<float> read_float(const tensor_ref& t) {
+  buffer<float> values(t.size());
+  const auto convert = [&]<class T>(T element) {
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      std::memcpy(&element, t.bytes.data() + i * sizeof(T), sizeof(T));
+      values[i] = static_cast<float>(element);
+    }
+  };
+  switch (t.dtype) {
+    case dtype::f64:
+      convert(double{});
+      break;
+    case dtype::f32:
+      convert(float{});
+      break;
+    case dtype::f16:
+      convert(f16{});
+      break;
+    case dtype::bf16:
+      convert(bf16{});
+      break;
+    case dtype::f8_e4m3:
+      convert(f8_e4m3{});
+      break;
+    case dtype::f8_e5m2:
+      convert(f8_e5m2{});
+      break;
+    default:
+      t.fail("expected a floating-point type, got " + std::string(dtype_name(t.dtype)));
+  }
+  return values;
+}
+
+// The same, and where the checkpoint holds NAME_scale_inv [ceil(rows/128), ceil(columns/128)], every 128×128 block of the
+// matrix is multiplied by its scale. Throws format_error when the scales do not fit or an fp8 matrix has none.
+inline buffer<float> read_float(const checkpoint& files, const tensor_ref& t) {
+  constexpr std::size_t block = 128;
+  buffer<float> values = read_float(t);
+  const std::string scale_name = t.name + "_scale_inv";
+  if (!files.contains(scale_name)) {
+    if (dtype_size(t.dtype) == 1) t.fail("an fp8 tensor needs its scales, " + scale_name);
+    return values;
+  }
+  if (t.shape.size() != 2) t.fail("expected a matrix, since it has block scales");
+  const std::size_t rows = t.shape[0], columns = t.shape[1], across = (columns + block - 1) / block;
+  const std::size_t shape[] = {(rows + block - 1) / block, across};
+  const buffer<float> scale = read_float(files.tensor(scale_name, shape));
+  if (values.size() == 0) return values;  // a hostile file's [2^60, 0] has too many empty rows to visit
+  for (std::size_t i = 0; i < rows; ++i) {
+    for (std::size_t j = 0; j < columns; ++j) values[i * columns + j] *= scale[i / block * across + j / block];
+  }
+  return values;
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/io/compressed_tensors.hpp
+MOTE_BEGIN_NAMESPACE
+
+enum class matrix_layout { plain, fp8, int8, int4, mxfp4, nvfp4 };
+
+namespace detail {
+
+// Element i of a tensor of elements T, which may be unaligned.
+template <class T>
+T element(const tensor_ref& t, std::size_t i) {
+  T value;
+  std::memcpy(static_cast<void*>(&value), t.bytes.data() + i * sizeof(T), sizeof(T));
+  return value;
+}
+
+}  // namespace detail
+
+// A matrix [out, in] in a checkpoint, which must outlive it.
+class matrix_ref {
+ public:
+  // Throws format_error naming the tensor that is missing or of another type or shape than its layout wants, or a feature
+  // that is not supported: zero points, a group order.
+  matrix_ref(const checkpoint& files, const std::string& name, std::size_t out, std::size_t in) : out_(out), in_(in) {
+    for (const char* unsupported : {".weight_zero_point", ".weight_g_idx"}) {
+      if (files.contains(name + unsupported)) files.tensor(name + unsupported).fail("is not supported");
+    }
+    if (files.contains(name + ".weight_packed")) {
+      find_packed(files, name);
+      return;
+    }
+    weight_ = files.tensor(name + ".weight", std::vector<std::size_t>{out, in});
+    if (weight_.dtype == dtype::i8) {
+      layout_ = matrix_layout::int8;
+      scale_ = read_float(files.tensor(name + ".weight_scale", std::vector<std::size_t>{out, 1}));
+      group_ = in;
+    } else if (dtype_size(weight_.dtype) == 1 || files.contains(name + ".weight_scale_inv")) {
+      layout_ = matrix_layout::fp8;
+      if (!files.contains(name + ".weight_scale_inv")) {
+        weight_.fail("an fp8 tensor needs its scales, " + name + ".weight_scale_inv");
+      }
+      scale_ = read_float(
+          files.tensor(name + ".weight_scale_inv", std::vector<std::size_t>{fp8_blocks(out), fp8_blocks(in)}));
+    }
+  }
+
+  matrix_layout layout() const { return layout_; }
+  std::size_t out_features() const { return out_; }
+  std::size_t in_features() const { return in_; }
+  const tensor_ref& weight() const { return weight_; }  // or what is packed
+
+  // Rows [begin, begin + rows) as float32. Throws shape_error.
+  void read(std::size_t begin, const view<float, 2>& rows) const {
+    check(begin <= out_ && rows.extent(0) <= out_ - begin, "matrix_ref", "read: rows outside the matrix");
+    check_view("matrix_ref", "rows", rows, {rows.extent(0), in_});
+    if (layout_ == matrix_layout::plain || layout_ == matrix_layout::fp8) read_floating(begin, rows);
+    for (std::size_t r = 0; r < rows.extent(0); ++r) {
+      const std::size_t n = begin + r;
+      float* to = rows.row(r);
+      for (std::size_t k = 0; k < in_; ++k) {
+        if (layout_ == matrix_layout::plain) break;
+        if (layout_ == matrix_layout::fp8) {
+          to[k] *= scale_[n / fp8_block * fp8_blocks(in_) + k / fp8_block];
+        } else {
+          to[k] = value(n, k);
+        }
+      }
+    }
+  }
+  buffer<float> read() const {
+    buffer<float> values(out_ * in_);
+    read(0, values.as(out_, in_));
+    return values;
+  }
+
+  // The codes of an int8 matrix, and its scales. Throws shape_error for another layout.
+  view<const std::int8_t, 2> codes() const {
+    check(layout_ == matrix_layout::int8, "matrix_ref", "codes: expected an int8 matrix");
+    return {reinterpret_cast<const std::int8_t*>(weight_.bytes.data()), out_, in_};
+  }
+  const buffer<float>& scale() const { return scale_; }
+
+  // The same numbers as blocks, for int4 with scales that float16 holds exactly and groups of whole blocks.
+  std::optional<buffer<q4_0>> to_q4_0() const {
+    if (layout_ != matrix_layout::int4 || group_ % q4_0::block_size != 0) return std::nullopt;
+    for (const float s : scale_) {
+      if (static_cast<float>(f16(s)) != s) return std::nullopt;
+    }
+    buffer<q4_0> blocks(out_ * in_ / q4_0::block_size);
+    for (std::size_t i = 0; i < blocks.size(); ++i) {
+      const std::size_t first = i * q4_0::block_size;
+      blocks[i].d = f16(scale_[first / group_]);
+      for (std::size_t j = 0; j < q4_0::block_size / 2; ++j) {
+        blocks[i].q[j] = static_cast<std::uint8_t>(int4_nibble(first + j) | int4_nibble(first + j + 16) << 4);
+      }
+    }
+    return blocks;
+  }
+
+  // The same numbers as blocks, for mxfp4.
+  std::optional<buffer<mxfp4>> to_mxfp4() const {
+    if (layout_ != matrix_layout::mxfp4) return std::nullopt;
+    buffer<mxfp4> blocks(out_ * in_ / mxfp4::block_size);
+    for (std::size_t i = 0; i < blocks.size(); ++i) {
+      const std::size_t first = i * mxfp4::block_size;
+      blocks[i].e = f8_e8m0::from_bits(detail::element<std::uint8_t>(packed_scale_, i));
+      for (std::size_t j = 0; j < mxfp4::block_size / 2; ++j) {
+        blocks[i].q[j] = static_cast<std::uint8_t>(fp4_nibble(first + j) | fp4_nibble(first + j + 16) << 4);
+      }
+    }
+    return blocks;
+  }
+
+ private:
+  void find_packed(const checkpoint& files, const std::string& name) {
+    weight_ = files.tensor(name + ".weight_packed");
+    const tensor_ref& scale = files.tensor(name + ".weight_scale");
+    const auto expect = [](const tensor_ref& t, const std::vector<std::size_t>& shape) {
+      if (t.shape != shape) t.fail("expected shape " + shape_text(shape) + ", got " + shape_text(t.shape));
+    };
+    if (weight_.dtype == dtype::i32) {
+      layout_ = matrix_layout::int4;
+      const tensor_ref& stated = files.tensor(name + ".weight_shape", std::vector<std::size_t>{2});
+      if (stated.dtype != dtype::i64 && stated.dtype != dtype::i32) stated.fail("expected I64 or I32");
+      for (std::size_t d = 0; d < 2; ++d) {
+        const std::int64_t extent = stated.dtype == dtype::i64 ? detail::element<std::int64_t>(stated, d)
+                                                               : detail::element<std::int32_t>(stated, d);
+        if (extent != static_cast<std::int64_t>(d == 0 ? out_ : in_)) {
+          stated.fail("expected " + shape_text(std::vector<std::size_t>{out_, in_}));
+        }
+      }
+      expect(weight_, {out_, (in_ + 7) / 8});
+      if (scale.shape.size() != 2 || scale.shape[0] != out_ || scale.shape[1] == 0 || in_ % scale.shape[1] != 0) {
+        scale.fail("expected a scale for each group of a row");
+      }
+      group_ = in_ / scale.shape[1];
+      scale_ = read_float(scale);
+      return;
+    }
+    if (weight_.dtype != dtype::u8) weight_.fail("expected I32 or U8");
+    if (in_ % 2 != 0) weight_.fail("expected an even number of columns");
+    expect(weight_, {out_, in_ / 2});
+    layout_ = files.contains(name + ".weight_global_scale") ? matrix_layout::nvfp4 : matrix_layout::mxfp4;
+    group_ = layout_ == matrix_layout::nvfp4 ? 16 : 32;
+    if (in_ % group_ != 0) weight_.fail("expected columns in multiples of " + std::to_string(group_));
+    expect(scale, {out_, in_ / group_});
+    packed_scale_ = scale;
+    if (scale.dtype != (layout_ == matrix_layout::nvfp4 ? dtype::f8_e4m3 : dtype::u8)) {
+      scale.fail(layout_ == matrix_layout::nvfp4 ? "expected F8_E4M3" : "expected U8");
+    }
+    if (layout_ == matrix_layout::nvfp4) {
+      const tensor_ref& global = files.tensor(name + ".weight_global_scale", std::vector<std::size_t>{1});
+      global_scale_ = read_float(global)[0];
+      if (!(global_scale_ > 0.0f)) global.fail("expected a positive number");
+    }
+  }
+
+  // Rows of elements of any floating-point type, without scales.
+  void read_floating(std::size_t begin, const view<float, 2>& rows) const {
+    tensor_ref part = weight_;
+    const std::size_t row_bytes = in_ * dtype_size(weight_.dtype);
+    part.shape[0] = rows.extent(0);
+    part.bytes = weight_.bytes.subspan(begin * row_bytes, rows.extent(0) * row_bytes);
+    const buffer<float> values = read_float(part);
+    for (std::size_t r = 0; r < rows.extent(0); ++r) std::copy_n(values.data() + r * in_, in_, rows.row(r));
+  }
+
+  // Of element i of a matrix whose rows are whole words or bytes.
+  std::uint8_t int4_nibble(std::size_t i) const {
+    return static_cast<std::uint8_t>(detail::element<std::uint32_t>(weight_, i / 8) >> (i % 8 * 4) & 15u);
+  }
+  std::uint8_t fp4_nibble(std::size_t i) const {
+    return static_cast<std::uint8_t>(detail::element<std::uint8_t>(weight_, i / 2) >> (i % 2 * 4) & 15);
+  }
+
+  float value(std::size_t n, std::size_t k) const {
+    const std::size_t i = n * in_ + k;
+    switch (layout_) {
+      case matrix_layout::int8:
+        return static_cast<float>(detail::element<std::int8_t>(weight_, i)) * scale_[n];
+      case matrix_layout::int4: {
+        const std::size_t words = (in_ + 7) / 8;
+        return static_cast<float>(int4_nibble(n * words * 8 + k) - 8) * scale_[n * (in_ / group_) + k / group_];
+      }
+      case matrix_layout::mxfp4:
+        return static_cast<float>(f4_e2m1::from_bits(fp4_nibble(i))) *
+               static_cast<float>(f8_e8m0::from_bits(detail::element<std::uint8_t>(packed_scale_, i / group_)));
+      default:
+        return static_cast<float>(f4_e2m1::from_bits(fp4_nibble(i))) *
+               static_cast<float>(detail::element<f8_e4m3>(packed_scale_, i / group_)) / global_scale_;
+    }
+  }
+
+  matrix_layout layout_ = matrix_layout::plain;
+  std::size_t out_, in_, group_ = 0;
+  tensor_ref weight_, packed_scale_;
+  buffer<float> scale_;
+  float global_scale_ = 1.0f;
+};
 
 MOTE_END_NAMESPACE
 
@@ -2304,252 +2768,6 @@ class npy_writer {
   std::size_t left_, columns_;
   std::FILE* file_ = nullptr;
 };
-
-MOTE_END_NAMESPACE
-
-// ---- mote/io/safetensors.hpp
-// safetensors files, memory-mapped, and checkpoints of one or several of them.
-//
-// Layout: an unsigned 64-bit little-endian length n, n bytes of JSON {name: {dtype, shape, data_offsets: [begin, end]}},
-// then the data, to which the offsets refer. Every size and offset is checked; the file may be hostile.
-// Source: the safetensors format description; DeepSeek-V3's fp8 checkpoints for the block scales.
-
-MOTE_BEGIN_NAMESPACE
-
-// A tensor in a mapped file; valid as long as the file's object.
-struct tensor_ref {
-  std::string name;
-  mote::dtype dtype = dtype::f32;
-  std::vector<std::size_t> shape;
-  std::span<const std::byte> bytes;  // may be unaligned
-  const std::string* file = nullptr;
-
-  std::size_t size() const { return bytes.size() / dtype_size(dtype); }
-
-  [[noreturn]] void fail(const std::string& message) const {
-    raise<format_error>(*file + ": tensor " + name + ": " + message);
-  }
-};
-
-class safetensors_file {
- public:
-  // Throws format_error naming file and tensor or offset for anything that breaks the format.
-  explicit safetensors_file(const std::string& path) : file_(path), path_(std::make_unique<std::string>(path)) {
-    const std::span<const std::byte> all = file_.bytes();
-    constexpr std::size_t prefix = 8, longest_header = 100'000'000;
-    if (all.size() < prefix) fail("expected at least 8 bytes, the header's length, got " + std::to_string(all.size()));
-    std::uint64_t length = 0;
-    for (std::size_t i = 0; i < prefix; ++i) length |= static_cast<std::uint64_t>(all[i]) << (8 * i);
-    if (length > longest_header || length > all.size() - prefix) {
-      fail("byte 0: the header's length " + std::to_string(length) + " exceeds " +
-           (length > longest_header ? "the format's limit of 100000000"
-                                    : "the file's " + std::to_string(all.size()) + " bytes"));
-    }
-    const std::size_t header = static_cast<std::size_t>(length);
-    data_ = all.subspan(prefix + header);
-    json_ = parse_json({reinterpret_cast<const char*>(all.data() + prefix), header}, path + ": header");
-    const json_object root(json_, path + ": header");
-    for (const auto& [name, entry] : json_.items()) {
-      if (name == "__metadata__") continue;
-      add(name, json_object(entry, path + ": tensor " + name));
-    }
-    check_overlap();
-    json_ = nullptr;
-  }
-
-  const std::string& path() const { return *path_; }
-
-  // In the order of their names.
-  const std::map<std::string, tensor_ref, std::less<>>& tensors() const { return tensors_; }
-  bool contains(std::string_view name) const { return tensors_.find(name) != tensors_.end(); }
-
-  // Throws format_error naming the file when it has no such tensor.
-  const tensor_ref& tensor(std::string_view name) const {
-    const auto it = tensors_.find(name);
-    if (it == tensors_.end()) fail("tensor " + std::string(name) + ": missing");
-    return it->second;
-  }
-
- private:
-  [[noreturn]] void fail(const std::string& message) const { raise<format_error>(*path_ + ": " + message); }
-
-  void add(const std::string& name, const json_object& entry) {
-    tensor_ref t;
-    t.name = name;
-    t.file = path_.get();
-    const std::string type = entry.string("dtype");
-    const std::optional<dtype> known = dtype_of(type);
-    if (!known) entry.fail("dtype", "unknown type \"" + type + "\"");
-    t.dtype = *known;
-    const std::size_t limit = std::numeric_limits<std::size_t>::max();
-    std::size_t bytes = dtype_size(t.dtype);
-    for (const nlohmann::json& extent : entry.array("shape")) {
-      if (!extent.is_number_unsigned()) entry.fail("shape", "expected whole numbers of at least 0");
-      const std::size_t n = extent.get<std::size_t>();
-      if (n != 0 && bytes > limit / n) entry.fail("shape", "its product overflows");
-      bytes *= n;
-      t.shape.push_back(n);
-    }
-    const nlohmann::json& offsets = entry.array("data_offsets");
-    if (offsets.size() != 2 || !offsets[0].is_number_unsigned() || !offsets[1].is_number_unsigned()) {
-      entry.fail("data_offsets", "expected [begin, end]");
-    }
-    const std::size_t begin = offsets[0].get<std::size_t>(), end = offsets[1].get<std::size_t>();
-    if (begin > end || end > data_.size()) {
-      entry.fail("data_offsets", "[" + std::to_string(begin) + ", " + std::to_string(end) +
-                                     ") lies outside the file's " + std::to_string(data_.size()) + " bytes of data");
-    }
-    if (end - begin != bytes) {
-      entry.fail("data_offsets", "hold " + std::to_string(end - begin) + " bytes, " + type + " " + shape_text(t.shape) +
-                                     " needs " + std::to_string(bytes));
-    }
-    t.bytes = data_.subspan(begin, bytes);
-    tensors_.emplace(name, std::move(t));
-  }
-
-  void check_overlap() const {
-    std::vector<const tensor_ref*> order;
-    for (const auto& [name, t] : tensors_) {
-      if (!t.bytes.empty()) order.push_back(&t);
-    }
-    std::sort(order.begin(), order.end(), [](auto* a, auto* b) { return a->bytes.data() < b->bytes.data(); });
-    for (std::size_t i = 1; i < order.size(); ++i) {
-      if (order[i - 1]->bytes.data() + order[i - 1]->bytes.size() > order[i]->bytes.data()) {
-        order[i]->fail("its data overlaps that of " + order[i - 1]->name);
-      }
-    }
-  }
-
-  mapped_file file_;
-  std::unique_ptr<std::string> path_;  // its address stays when the object moves
-  std::span<const std::byte> data_;
-  nlohmann::json json_;
-  std::map<std::string, tensor_ref, std::less<>> tensors_;
-};
-
-// A directory with model.safetensors, or with model.safetensors.index.json and the shards that it names.
-class checkpoint {
- public:
-  // Throws format_error naming the file that is missing or malformed, or the tensor that its shard does not hold.
-  explicit checkpoint(const std::string& directory) : directory_(directory) {
-    const std::string single = directory + "/model.safetensors", index = directory + "/model.safetensors.index.json";
-    std::error_code ignored;
-    if (std::filesystem::exists(single, ignored) || !std::filesystem::exists(index, ignored)) {
-      shards_.emplace_back(single);
-      for (const auto& [name, t] : shards_[0].tensors()) tensors_.emplace(name, &t);
-      return;
-    }
-    const json_file file(index);
-    const json_object map = file.root().object("weight_map");
-    std::map<std::string, std::size_t> shard_of;
-    for (const auto& [name, shard] : map.value().items()) shard_of.emplace(map.string(name), 0);
-    shards_.reserve(shard_of.size());  // tensors_ points into them
-    for (auto& [name, i] : shard_of) {
-      if (name.empty() || name.find('/') != std::string::npos || name.find('\0') != std::string::npos) {
-        map.fail("\"" + name + "\"", "a shard must be a file of the checkpoint's own directory");
-      }
-      i = shards_.size();
-      shards_.emplace_back(directory + "/" + name);
-    }
-    for (const auto& [name, shard] : map.value().items()) {
-      tensors_.emplace(name, &shards_[shard_of.at(shard.get<std::string>())].tensor(name));
-    }
-  }
-
-  const std::string& directory() const { return directory_; }
-  bool contains(std::string_view name) const { return tensors_.find(name) != tensors_.end(); }
-
-  // Every tensor, in the order of their names.
-  std::vector<tensor_ref> tensors() const {
-    std::vector<tensor_ref> all;
-    for (const auto& [name, t] : tensors_) all.push_back(*t);
-    return all;
-  }
-
-  // Throws format_error naming the directory and the tensor when it is missing.
-  const tensor_ref& tensor(std::string_view name) const {
-    const auto it = tensors_.find(name);
-    if (it == tensors_.end()) raise<format_error>(directory_ + ": tensor " + std::string(name) + ": missing");
-    return *it->second;
-  }
-
-  // The same, of the given shape.
-  const tensor_ref& tensor(std::string_view name, std::span<const std::size_t> shape) const {
-    const tensor_ref& t = tensor(name);
-    if (!std::equal(shape.begin(), shape.end(), t.shape.begin(), t.shape.end())) {
-      t.fail("expected shape " + shape_text(shape) + ", got " + shape_text(t.shape));
-    }
-    return t;
-  }
-
- private:
-  std::string directory_;
-  std::vector<safetensors_file> shards_;
-  std::map<std::string, const tensor_ref*, std::less<>> tensors_;
-};
-
-// The tensor's elements straight from the map, or nothing when they are not aligned for T. T is the element type.
-template <class T>
-std::optional<view<const T, 1>> mapped_view(const tensor_ref& t) {
-  if (sizeof(T) != dtype_size(t.dtype)) t.fail("expected elements of " + std::to_string(sizeof(T)) + " bytes");
-  if (reinterpret_cast<std::uintptr_t>(t.bytes.data()) % alignof(T) != 0) return std::nullopt;
-  return view<const T, 1>(reinterpret_cast<const T*>(t.bytes.data()), t.size());
-}
-
-// Elements of a floating-point tensor as float32. Throws format_error for another type.
-inline buffer<float> read_float(const tensor_ref& t) {
-  buffer<float> values(t.size());
-  const auto convert = [&]<class T>(T element) {
-    for (std::size_t i = 0; i < values.size(); ++i) {
-      std::memcpy(&element, t.bytes.data() + i * sizeof(T), sizeof(T));
-      values[i] = static_cast<float>(element);
-    }
-  };
-  switch (t.dtype) {
-    case dtype::f64:
-      convert(double{});
-      break;
-    case dtype::f32:
-      convert(float{});
-      break;
-    case dtype::f16:
-      convert(f16{});
-      break;
-    case dtype::bf16:
-      convert(bf16{});
-      break;
-    case dtype::f8_e4m3:
-      convert(f8_e4m3{});
-      break;
-    case dtype::f8_e5m2:
-      convert(f8_e5m2{});
-      break;
-    default:
-      t.fail("expected a floating-point type, got " + std::string(dtype_name(t.dtype)));
-  }
-  return values;
-}
-
-// The same, and where the checkpoint holds NAME_scale_inv [ceil(rows/128), ceil(columns/128)], every 128×128 block of the
-// matrix is multiplied by its scale. Throws format_error when the scales do not fit or an fp8 matrix has none.
-inline buffer<float> read_float(const checkpoint& files, const tensor_ref& t) {
-  constexpr std::size_t block = 128;
-  buffer<float> values = read_float(t);
-  const std::string scale_name = t.name + "_scale_inv";
-  if (!files.contains(scale_name)) {
-    if (dtype_size(t.dtype) == 1) t.fail("an fp8 tensor needs its scales, " + scale_name);
-    return values;
-  }
-  if (t.shape.size() != 2) t.fail("expected a matrix, since it has block scales");
-  const std::size_t rows = t.shape[0], columns = t.shape[1], across = (columns + block - 1) / block;
-  const std::size_t shape[] = {(rows + block - 1) / block, across};
-  const buffer<float> scale = read_float(files.tensor(scale_name, shape));
-  if (values.size() == 0) return values;  // a hostile file's [2^60, 0] has too many empty rows to visit
-  for (std::size_t i = 0; i < rows; ++i) {
-    for (std::size_t j = 0; j < columns; ++j) values[i * columns + j] *= scale[i / block * across + j / block];
-  }
-  return values;
-}
 
 MOTE_END_NAMESPACE
 

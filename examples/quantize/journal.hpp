@@ -1,0 +1,67 @@
+// How an interrupted run is gone on with.
+#pragma once
+
+#include <cstddef>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include <mote/core/error.hpp>
+#include <mote/io/json.hpp>
+
+#include "encode.hpp"
+
+namespace quantize {
+
+// DIR.partial/progress.jsonl: first what is being done, then a line for each tensor that is complete.
+class journal {
+ public:
+  journal(const std::string& directory, const nlohmann::ordered_json& task) : path_(directory + "/progress.jsonl") {
+    std::vector<std::string> lines;
+    {
+      std::ifstream file(path_);
+      for (std::string line; std::getline(file, line) && !file.eof();)
+        lines.push_back(line);  // the last may be cut off
+    }
+    if (!lines.empty() && lines[0] != task.dump()) {
+      mote::raise<mote::format_error>(
+          directory + ": was begun with other options or another model: remove it, or choose another --output_dir");
+    }
+    for (std::size_t i = 1; i < lines.size(); ++i) {
+      const auto entry = mote::parse_json(lines[i], path_);
+      const mote::json_object o(entry, path_);
+      done_.push_back({o.number("error"), o.number("signal")});
+    }
+    std::ofstream again(path_, std::ios::trunc);
+    again << task.dump() << '\n';
+    for (std::size_t i = 1; i < lines.size(); ++i) again << lines[i] << '\n';
+    again.close();
+    file_.open(path_, std::ios::app);
+    if (!again || !file_) mote::raise<mote::format_error>(path_ + ": cannot be written");
+  }
+
+  const std::vector<squared_error>& done() const { return done_; }
+
+  void add(const std::string& tensor, const squared_error& e) {
+    nlohmann::ordered_json line;
+    line["tensor"] = tensor;
+    line["error"] = e.error;
+    line["signal"] = e.signal;
+    file_ << line.dump() << std::endl;
+    if (!file_) mote::raise<mote::format_error>(path_ + ": cannot be written");
+  }
+  void remove() {
+    file_.close();
+    std::filesystem::remove(path_);
+  }
+
+ private:
+  std::string path_;
+  std::ofstream file_;
+  std::vector<squared_error> done_;
+};
+
+}  // namespace quantize

@@ -1,0 +1,100 @@
+// mote-quantize: quantizes DeepSeek V2 and V3 checkpoints.
+//
+// Exit codes: 0 success, 2 wrong usage or bad input (one line on standard error says what and where).
+#include <algorithm>
+#include <cstdio>
+#include <exception>
+#include <map>
+#include <new>
+#include <string>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+#include <mote/core/config.hpp>
+#include <mote/core/error.hpp>
+#include <mote/core/executors/thread_pool.hpp>
+
+#include "run.hpp"
+
+namespace {
+
+std::string one_line(std::string text) {
+  for (char& c : text) {
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) c = '?';
+  }
+  return text;
+}
+
+// All but bf16.
+std::vector<std::string> names(quantize::container kind) {
+  std::vector<std::string> all;
+  for (const auto& p : quantize::precisions(kind)) all.emplace_back(p.name);
+  all.pop_back();
+  return all;
+}
+
+std::string joined(const std::vector<std::string>& all) {
+  std::string text;
+  for (const std::string& name : all) text += (text.empty() ? "" : ", ") + name;
+  return text;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  using quantize::container;
+  CLI::App program(
+      "Quantizes a DeepSeek V2 or V3 checkpoint, one tensor at a time. An interrupted run goes on when it is "
+      "started again.",
+      "mote-quantize");
+  program.set_version_flag("--version", std::string(mote::abi_name));
+  quantize::options o;
+  o.threads = mote::threads::all().count;
+  o.max_shard_size = std::size_t{4} << 30;
+  program.add_option("--model", o.model, "Directory with config.json and a safetensors checkpoint")->required();
+  program.add_option("--output_dir", o.output_dir, "Directory to make; DIR.partial until it is complete")
+      ->required()
+      ->type_name("DIR");
+  program
+      .add_option("--precision", o.precision, "Of the linear layers' weights: " + joined(names(container::safetensors)))
+      ->required()
+      ->type_name("NAME");
+  program
+      .add_option("--adaptive_layers", o.adaptive_layers,
+                  "true: layers that the precision would hurt most get int8 or stay bf16, within --size_budget")
+      ->type_name("true|false");
+  program
+      .add_option("--size_budget", o.size_budget,
+                  "Most bytes of all tensors with --adaptive_layers, e.g. 3GB (default: 10 % above --precision alone)")
+      ->transform(CLI::AsSizeValue(false).description(""))
+      ->type_name("SIZE");
+  program.add_option("--max_shard_size", o.max_shard_size, "Most bytes of one file (default: 4GB)")
+      ->transform(CLI::AsSizeValue(false).description(""))
+      ->type_name("SIZE")
+      ->check(CLI::PositiveNumber.description(""));
+  program.add_option("--threads", o.threads, "Threads (default: one for each processor)")
+      ->check(CLI::Range(std::size_t{1}, std::size_t{1024}));
+  program.add_flag("--dry_run", o.dry_run, "Only print what each layer would become");
+  try {
+    program.parse(argc, argv);
+    const auto known = names(o.kind);
+    if (std::find(known.begin(), known.end(), o.precision) == known.end()) {
+      throw CLI::ValidationError("--precision", "expected one of " + joined(known) + ", got " + o.precision);
+    }
+    if (o.size_budget > 0 && !o.adaptive_layers) {
+      throw CLI::ValidationError("--size_budget", "needs --adaptive_layers true");
+    }
+    quantize::run(o);
+  } catch (const CLI::ParseError& e) {
+    if (e.get_exit_code() == 0) return program.exit(e);
+    std::fprintf(stderr, "mote-quantize: %s (see mote-quantize --help)\n", one_line(e.what()).c_str());
+    return 2;
+  } catch (const std::bad_alloc&) {
+    std::fprintf(stderr, "mote-quantize: not enough memory\n");
+    return 2;
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "mote-quantize: %s\n", one_line(e.what()).c_str());
+    return 2;
+  }
+  return 0;
+}

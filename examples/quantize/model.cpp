@@ -1,0 +1,51 @@
+#include "model.hpp"
+
+#include <memory>
+#include <regex>
+#include <utility>
+
+#include <mote/io/compressed_tensors.hpp>
+
+namespace quantize {
+namespace {
+
+// All experts of a layer go together.
+std::string layer_of(const std::string& name) {
+  static const std::regex expert("\\.experts\\.[0-9]+\\.");
+  return std::regex_replace(name, expert, ".experts.*.");
+}
+
+}  // namespace
+
+bool is_linear_layer(const std::string& tensor) {
+  return tensor.ends_with("_proj.weight") || tensor.ends_with("_proj_with_mqa.weight");
+}
+
+std::vector<output_tensor> plan_safetensors(const mote::checkpoint& files) {
+  std::vector<output_tensor> all;
+  for (const mote::tensor_ref& tensor : files.tensors()) {
+    const mote::tensor_ref& t = files.tensor(tensor.name);  // lives as long as `files`
+    if (t.name.find(".weight_") != std::string::npos && !t.name.ends_with(".weight_scale_inv")) {
+      t.fail("the model is quantized already, expected float32, float16, bfloat16 or DeepSeek's fp8");
+    }
+    if (t.name.ends_with(".weight_scale_inv")) continue;  // read with its matrix
+    output_tensor out;
+    out.shape = t.shape;
+    if (is_linear_layer(t.name)) {
+      if (t.shape.size() != 2 || t.size() == 0) t.fail("expected a matrix");
+      out.name = t.name.substr(0, t.name.size() - std::string(".weight").size());
+      out.layer = layer_of(out.name);
+      const auto matrix = std::make_shared<mote::matrix_ref>(files, out.name, t.shape[0], t.shape[1]);
+      out.read = [matrix](std::size_t begin, const mote::view<float, 2>& rows) { matrix->read(begin, rows); };
+    } else {
+      if (mote::dtype_size(t.dtype) == 1) t.fail("expected float32, float16 or bfloat16");
+      out.name = t.name;
+      out.type = mote::dtype_name(t.dtype);
+      out.copy = [&t](const auto& write) { write(t.bytes); };
+    }
+    all.push_back(std::move(out));
+  }
+  return all;
+}
+
+}  // namespace quantize

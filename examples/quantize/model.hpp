@@ -1,0 +1,46 @@
+// What becomes of each tensor of a checkpoint in the quantized model.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <mote/core/view.hpp>
+#include <mote/io/safetensors.hpp>
+
+#include "encoder.hpp"
+
+namespace quantize {
+
+// A tensor of the output: the matrix or matrices of a layer, or something that is not quantized.
+struct output_tensor {
+  std::string name;   // in the output; of a safetensors matrix without ".weight"
+  std::string layer;  // tensors of one layer have one precision: what the table calls it; "" where not quantized
+  std::vector<std::size_t> shape;  // [..., rows, columns]
+
+  // Of a matrix: rows [begin, begin + rows.extent(0)) of all its matrices.
+  std::function<void(std::size_t begin, const mote::view<float, 2>& rows)> read;
+  // Of something that is not quantized: its type, and its data as they will stand in the file, piece by piece.
+  std::string_view type;
+  std::function<void(const std::function<void(std::span<const std::byte>)>& write)> copy;
+
+  bool is_matrix() const { return static_cast<bool>(read); }
+  std::size_t columns() const { return shape.back(); }
+  std::size_t rows() const {
+    std::size_t n = 1;
+    for (std::size_t d = 0; d + 1 < shape.size(); ++d) n *= shape[d];
+    return n;
+  }
+};
+
+// Whether the tensor is the weight of a linear layer that is quantized. Norms, biases, routers, embeddings and the head
+// are not.
+bool is_linear_layer(const std::string& tensor);
+
+// The tensors of a safetensors checkpoint with the same tensors. Throws format_error.
+std::vector<output_tensor> plan_safetensors(const mote::checkpoint& files);
+
+}  // namespace quantize

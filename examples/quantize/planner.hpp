@@ -1,0 +1,59 @@
+// Which layer gets which precision.
+#pragma once
+
+#include <cstddef>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <mote/compress/mixed_precision.hpp>
+
+#include "encoder.hpp"
+#include "model.hpp"
+#include "run.hpp"
+
+namespace quantize {
+
+// The tensors of a file that hold `t`; `precision` is of matrices.
+std::vector<stored_tensor> stored(container kind, const output_tensor& t, std::string_view precision);
+
+// Their bytes.
+std::size_t bytes_of(container kind, const output_tensor& t, std::string_view precision);
+
+struct layer_plan {
+  std::string_view precision;
+  std::size_t tensors = 0, bytes = 0;
+};
+
+class planner {
+ public:
+  // Both must outlive the planner.
+  planner(const options& o, const std::vector<output_tensor>& tensors);
+
+  // Layers in the order of the file.
+  const std::vector<std::string>& order() const { return order_; }
+
+  // Bytes of what is not quantized.
+  std::size_t fixed_bytes() const { return fixed_; }
+
+  // Without --adaptive_layers every layer gets the first choice. With it, every layer is encoded in every way it may take;
+  // then the choice of least error within the budget is made. Throws format_error when the budget is too small.
+  std::map<std::string, layer_plan> plan(backend& be) const;
+
+ private:
+  struct layer {
+    std::vector<const output_tensor*> tensors;  // of the same columns
+  };
+
+  std::vector<std::string_view> choices_of(const layer& l) const;
+  layer_plan planned(const std::string& name, std::size_t choice) const;
+  std::vector<mote::layer_option> measure(backend& be, const std::string& name) const;
+
+  const options& o_;
+  std::map<std::string, layer> layers_;
+  std::vector<std::string> order_;
+  std::size_t fixed_ = 0;
+};
+
+}  // namespace quantize
