@@ -2696,164 +2696,11 @@ class gguf_writer {
 
 MOTE_END_NAMESPACE
 
-// ---- mote/io/npy.hpp
-// Writing NumPy's .npy files, format 1.0.
-
-MOTE_BEGIN_NAMESPACE
-
-// A float32 matrix [rows, columns], written row by row. A regular file gets its name in finish(), when it is whole; anything
-// else (a pipe, a device) is written directly.
-class npy_writer {
- public:
-  // Throws format_error naming the file when it cannot be created.
-  npy_writer(std::string path, std::size_t rows, std::size_t columns)
-      : path_(std::move(path)), part_(path_), left_(rows), columns_(columns) {
-    std::error_code ignored;
-    const auto status = std::filesystem::status(path_, ignored);
-    if (!std::filesystem::exists(status) || std::filesystem::is_regular_file(status)) part_ += ".part";
-    file_ = std::fopen(part_.c_str(), "wb");
-    if (file_ == nullptr) raise<format_error>(path_ + ": cannot be written");
-    std::string header = "{'descr': '<f4', 'fortran_order': False, 'shape': (" + std::to_string(rows) + ", " +
-                         std::to_string(columns) + "), }";
-    constexpr std::size_t preamble = 10;  // magic, version, length; the data starts at a multiple of 64
-    header.append(63 - (preamble + header.size()) % 64, ' ');
-    header += '\n';
-    const char start[] = {'\x93',
-                          'N',
-                          'U',
-                          'M',
-                          'P',
-                          'Y',
-                          1,
-                          0,
-                          static_cast<char>(header.size() & 0xFF),
-                          static_cast<char>(header.size() >> 8)};
-    write(start, sizeof start);
-    write(header.data(), header.size());
-  }
-  npy_writer(const npy_writer&) = delete;
-  npy_writer& operator=(const npy_writer&) = delete;
-  ~npy_writer() {
-    if (file_ == nullptr) return;
-    std::fclose(file_);
-    if (part_ != path_) std::remove(part_.c_str());
-  }
-
-  // The next rows. Throws format_error when they cannot be written, shape_error when they are too many or too wide.
-  void append(view<const float, 2> rows) {
-    check_shape("npy_writer", "rows", rows.extents(), {rows.extent(0), columns_});
-    check(rows.extent(0) <= left_, "npy_writer", "rows: more than the file was made for");
-    for (std::size_t i = 0; i < rows.extent(0); ++i) write(rows.row(i), columns_ * sizeof(float));
-    left_ -= rows.extent(0);
-  }
-
-  // Gives the file its name. Throws like append, or when rows are missing.
-  void finish() {
-    check(left_ == 0, "npy_writer", "finish: rows are missing");
-    const bool closed = std::fclose(std::exchange(file_, nullptr)) == 0;
-    std::error_code problem;
-    if (closed && part_ != path_) std::filesystem::rename(part_, path_, problem);
-    if (!closed || problem) {
-      if (part_ != path_) std::remove(part_.c_str());
-      raise<format_error>(path_ + ": cannot be written");
-    }
-  }
-
- private:
-  void write(const void* data, std::size_t size) {
-    if (std::fwrite(data, 1, size, file_) != size) raise<format_error>(path_ + ": cannot be written");
-  }
-
-  std::string path_, part_;  // part_: what is written, path_ itself for a device
-  std::size_t left_, columns_;
-  std::FILE* file_ = nullptr;
-};
-
-MOTE_END_NAMESPACE
-
-// ---- mote/io/safetensors_writer.hpp
-// Writing safetensors files (the layout is described in safetensors.hpp): the list of tensors first, then their data in
-// that order, piece by piece, so that nothing needs to be in memory whole.
-
-MOTE_BEGIN_NAMESPACE
-
-//   safetensors_writer file("model.safetensors");
-//   file.add_tensor("lm_head.weight", dtype::bf16, shape);    // all of them
-//   file.write("lm_head.weight", bytes);                      // in the same order, whole or piece by piece
-//   file.finish();
+// ---- mote/io/gguf/tokenizer.hpp
+// The tokenizer and the chat template of a GGUF file: byte-level BPE, `tokenizer.ggml.model` = "gpt2".
 //
-// The file has the name PATH.part until finish() gives it its own.
-class safetensors_writer {
- public:
-  // Throws format_error when the file cannot be created.
-  explicit safetensors_writer(std::string path, unfinished policy = unfinished::removed)
-      : stream_("safetensors_writer", std::move(path), policy) {}
-
-  // An entry of __metadata__. Throws shape_error when data was written.
-  void add(const std::string& key, const std::string& value) {
-    stream_.expect(!stream_.started(), "add: " + key + ": after the first data");
-    header_["__metadata__"][key] = value;
-  }
-
-  // A tensor to come. Throws shape_error for a name given twice or the reserved one, an overflowing size, or too late, when
-  // data was written.
-  void add_tensor(const std::string& name, dtype type, std::span<const std::size_t> shape) {
-    stream_.expect(name != "__metadata__", "add_tensor: " + name + ": is reserved");
-    std::size_t size = dtype_size(type);
-    for (const std::size_t n : shape) {
-      stream_.expect(n == 0 || size <= std::numeric_limits<std::size_t>::max() / 2 / n,
-                     "add_tensor: " + name + ": its size overflows");
-      size *= n;
-    }
-    stream_.add(name, size, 1);
-    header_[name] = {{"dtype", dtype_name(type)},
-                     {"shape", nlohmann::json(shape)},
-                     {"data_offsets", {next_offset_, next_offset_ + size}}};
-    next_offset_ += size;
-  }
-
-  // The next bytes of the first tensor that is not complete, which must be `name`. Throws shape_error for another one or
-  // too many bytes, format_error when they cannot be written.
-  void write(std::string_view name, std::span<const std::byte> bytes) {
-    stream_.start(header());
-    stream_.write(name, bytes);
-  }
-  template <class T, std::size_t Rank>
-  void write(std::string_view name, const view<const T, Rank>& values) {
-    stream_.expect(values.contiguous(), "write: " + std::string(name) + ": expected contiguous values");
-    write(name, std::as_bytes(std::span<const T>(values.data(), values.size())));
-  }
-
-  // Goes on behind the data of the first `count` tensors, written by a writer of the same tensors that left its file
-  // (unfinished::kept). Throws format_error when the file is another one or shorter.
-  void resume(std::size_t count) { stream_.resume(header(), count); }
-
-  // Hands what was written to the operating system: it outlives the process. Throws format_error when it cannot.
-  void flush() { stream_.flush(); }
-
-  // Gives the file its name. Throws format_error when it cannot be written, shape_error when data is missing.
-  void finish() {
-    stream_.start(header());
-    stream_.finish();
-  }
-
- private:
-  // Filled with spaces to a multiple of 8 bytes, so that the data begins aligned.
-  std::string header() const {
-    if (stream_.started()) return {};
-    std::string json = header_.dump();
-    json.append((8 - json.size() % 8) % 8, ' ');
-    std::string prefix(8, '\0');
-    for (std::size_t i = 0; i < 8; ++i) prefix[i] = static_cast<char>(std::uint64_t{json.size()} >> (8 * i) & 0xFF);
-    return prefix + json;
-  }
-
-  detail::tensor_stream stream_;
-  nlohmann::ordered_json header_ = nlohmann::ordered_json::object();
-  std::size_t next_offset_ = 0;
-};
-
-MOTE_END_NAMESPACE
+// The file has the tokens, their types and the merges; how text is cut into pieces it only names, in `tokenizer.ggml.pre`.
+// The names and the expressions of the published tokenizers that they stand for are listed here.
 
 // ---- mote/io/tokenizer.hpp
 // Byte-level BPE tokenizers in the published form, tokenizer.json.
@@ -3813,6 +3660,331 @@ class token_stream {
   const tokenizer& tokenizer_;
   bool skip_special_;
   std::string pending_;
+};
+
+MOTE_END_NAMESPACE
+
+// ---- mote/io/gguf/tokenizer.hpp
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+// How a published tokenizer cuts text: at the matches of one pattern after another.
+struct gguf_pre_tokenizer {
+  std::vector<std::string> patterns;
+  bool ignore_merges = false;  // a piece that is a token stays whole
+  bool add_bos = false;        // where the file does not say
+};
+
+// Cased letters, as DeepSeek-LLM and DeepSeek-V2 list them.
+inline constexpr const char* gguf_cased_letters =
+    R"(A-Za-z\x{B5}\x{C0}-\x{D6}\x{D8}-\x{F6}\x{F8}-\x{1BA}\x{1BC}-\x{1BF}\x{1C4}-\x{293}\x{295}-\x{2AF})"
+    R"(\x{370}-\x{373}\x{376}\x{377}\x{37B}-\x{37D}\x{37F}\x{386}\x{388}-\x{38A}\x{38C}\x{38E}-\x{3A1})"
+    R"(\x{3A3}-\x{3F5}\x{3F7}-\x{481}\x{48A}-\x{52F}\x{531}-\x{556}\x{10A0}-\x{10C5}\x{13A0}-\x{13F5})"
+    R"(\x{13F8}-\x{13FD}\x{1C90}-\x{1CBA}\x{1CBD}-\x{1CBF}\x{1D00}-\x{1D2B}\x{1D6B}-\x{1D77}\x{1D79}-\x{1D9A})"
+    R"(\x{1E00}-\x{1F15}\x{1F18}-\x{1F1D}\x{1F20}-\x{1F45}\x{1F48}-\x{1F4D}\x{1F50}-\x{1F57}\x{1F59}\x{1F5B})"
+    R"(\x{1F5D}\x{1F5F}-\x{1F7D}\x{1F80}-\x{1FB4}\x{1FB6}-\x{1FBC}\x{1FBE}\x{1FC2}-\x{1FC4}\x{1FC6}-\x{1FCC})"
+    R"(\x{1FD0}-\x{1FD3}\x{1FD6}-\x{1FDB}\x{1FE0}-\x{1FEC}\x{1FF2}-\x{1FF4}\x{1FF6}-\x{1FFC}\x{2102}\x{2107})"
+    R"(\x{210A}-\x{2113}\x{2115}\x{2119}-\x{211D}\x{2124}\x{2126}\x{2128}\x{212A}-\x{212D}\x{212F}-\x{2134}\x{2139})"
+    R"(\x{213C}-\x{213F}\x{2145}-\x{2149}\x{214E}\x{2183}\x{2184}\x{2C00}-\x{2C7B}\x{2C7E}-\x{2CE4})"
+    R"(\x{2CEB}-\x{2CEE}\x{2CF2}\x{2CF3}\x{A640}-\x{A66D}\x{A680}-\x{A69B}\x{A722}-\x{A76F}\x{A771}-\x{A787})"
+    R"(\x{A78B}-\x{A78E}\x{AB70}-\x{ABBF}\x{FB00}-\x{FB06}\x{FB13}-\x{FB17}\x{FF21}-\x{FF3A}\x{FF41}-\x{FF5A})"
+    R"(\x{10400}-\x{1044F}\x{104B0}-\x{104D3}\x{104D8}-\x{104FB}\x{10C80}-\x{10CB2}\x{10CC0}-\x{10CF2})"
+    R"(\x{118A0}-\x{118DF}\x{1E900}-\x{1E943})";
+
+// Throws format_error for a name that is not known.
+inline gguf_pre_tokenizer read_gguf_pre_tokenizer(const gguf_metadata& m) {
+  const std::string gpt2 = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
+  const std::string contractions = "(?i:'s|'t|'re|'ve|'m|'ll|'d)";
+  // The expressions of cl100k and its like, with runs of digits of a given length.
+  const auto cl100k = [&](const std::string& digits) {
+    return contractions + R"(|[^\r\n\p{L}\p{N}]?\p{L}+|)" + digits +
+           R"(| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+  };
+  // Words that break where small letters are followed by capitals.
+  const auto cased = [&](const std::string& ending, const std::string& digits) {
+    const std::string before = R"([^\r\n\p{L}\p{N}]?)", upper = R"([\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}])",
+                      lower = R"([\p{Ll}\p{Lm}\p{Lo}\p{M}])";
+    return before + upper + "*" + lower + "+" + ending + "|" + before + upper + "+" + lower + "*" + ending + "|" +
+           digits + R"(| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+  };
+  const std::string asian = R"([\x{4E00}-\x{9FA5}\x{800}-\x{4E00}\x{AC00}-\x{D7FF}]+)";
+
+  const std::string name = m.string("tokenizer.ggml.pre");
+  const auto is = [&](auto... names) { return ((name == names) || ...); };
+  if (is("gpt-2", "phi-2", "mpt", "olmo", "jais", "jina-es", "jina-de", "trillion", "granite-docling")) {
+    return {{gpt2}};
+  }
+  if (is("starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b")) {
+    return {{R"(\p{N})", gpt2}};
+  }
+  if (is("falcon")) return {{R"([\p{P}$+<=>^~|`]+)", gpt2, "[0-9][0-9][0-9]"}};
+  if (is("default")) return {{R"([\p{P}$+<=>^~|]+)", gpt2, R"(\p{N}+)", "[0-9][0-9][0-9]"}};
+  if (is("deepseek-llm")) {
+    return {{R"([\r\n])", R"(\s?[)" + std::string(gguf_cased_letters) + "]+",
+             R"(\s?[!-/:-~\x{FF01}-\x{FF0F}\x{FF1A}-\x{FF5E}\x{2018}-\x{201F}\x{3000}-\x{3002}]+)", R"(\s+$)", asian,
+             R"(\p{N})"}};
+  }
+  if (is("deepseek-coder")) return {{R"([\r\n])", R"(\s?\p{L}+)", R"(\s?\p{P}+)", asian, R"(\p{N})"}};
+  if (is("deepseek-v3", "hunyuan-dense")) {
+    return {{R"(\p{N}{1,3})", R"([\x{4E00}-\x{9FA5}\x{3040}-\x{309F}\x{30A0}-\x{30FF}]+)",
+             R"([!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+)"
+             R"(| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)"}};
+  }
+  if (is("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral")) return {{cl100k(R"(\p{N}{1,3})")}, true, true};
+  if (is("dbrx", "smaug-bpe", "chatglm-bpe")) return {{cl100k(R"(\p{N}{1,3})")}};
+  if (is("glm4")) return {{cl100k(R"(\p{N}{1,3})")}, true};
+  if (is("qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan", "megrez")) return {{cl100k(R"(\p{N})")}};
+  if (is("qwen35")) {
+    return {{contractions + R"(|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+)"
+                            R"(|\s+(?!\S)|\s+)"}};
+  }
+  if (is("tekken")) return {{cased("", R"(\p{N})")}, true, true};
+  if (is("gpt-4o", "llama4")) return {{cased(contractions + "?", R"(\p{N}{1,3})")}};
+  m.fail("tokenizer.ggml.pre", "\"" + name + "\" is not a byte-level tokenizer that is known");
+}
+
+// The id that a key gives, or nothing.
+inline std::optional<std::int32_t> read_gguf_token(const gguf_metadata& m, std::string_view key, std::size_t tokens) {
+  if (!m.contains(key)) return std::nullopt;
+  return static_cast<std::int32_t>(m.integer(key, 0, tokens - 1));
+}
+
+// Tokens that are found in the text as they stand: those of the types "control" and "user defined".
+inline std::vector<added_token> read_gguf_added_tokens(const gguf_metadata& m, const std::vector<std::string>& tokens) {
+  constexpr const char* key = "tokenizer.ggml.token_type";
+  constexpr std::int32_t control = 3, user_defined = 4, byte = 6;
+  if (!m.contains(key)) return {};
+  const std::vector<std::int32_t>& types = m.array<std::int32_t>(key);
+  if (types.size() != tokens.size()) {
+    m.fail(key, "expected one for each of the " + std::to_string(tokens.size()) + " tokens, got " +
+                    std::to_string(types.size()));
+  }
+  std::vector<added_token> added;
+  for (std::size_t i = 0; i < types.size(); ++i) {
+    if (types[i] < 0 || types[i] > byte) {
+      m.fail(key, "token " + std::to_string(i) + ": unknown type " + std::to_string(types[i]));
+    }
+    if (types[i] != control && types[i] != user_defined) continue;
+    if (tokens[i].empty()) m.fail("tokenizer.ggml.tokens", "token " + std::to_string(i) + ": is empty");
+    added_token& t = added.emplace_back();
+    t.content = tokens[i];
+    t.id = static_cast<std::int32_t>(i);
+    t.special = types[i] == control;
+  }
+  return added;
+}
+
+}  // namespace detail
+
+// Throws format_error naming the key that is missing, malformed or not supported.
+inline tokenizer read_gguf_tokenizer(const gguf_metadata& m) {
+  const std::string& model = m.string("tokenizer.ggml.model");
+  if (model == "no_vocab") m.fail("tokenizer.ggml.model", "the file has no vocabulary: it takes token ids, not text");
+  if (model != "gpt2") {
+    m.fail("tokenizer.ggml.model", "\"" + model + "\" is not supported: expected \"gpt2\", byte-level BPE");
+  }
+  const std::vector<std::string>& tokens = m.array<std::string>("tokenizer.ggml.tokens");
+  if (tokens.empty()) m.fail("tokenizer.ggml.tokens", "is empty");
+  if (m.boolean_or("tokenizer.ggml.add_space_prefix", false)) {
+    m.fail("tokenizer.ggml.add_space_prefix", "is not supported for byte-level BPE");
+  }
+  const detail::gguf_pre_tokenizer pre = detail::read_gguf_pre_tokenizer(m);
+  const std::string where = m.where() + ": tokenizer.ggml";
+  tokenizer_parts parts{bpe(tokens, m.array<std::string>("tokenizer.ggml.merges"), pre.ignore_merges, where),
+                        added_tokens(detail::read_gguf_added_tokens(m, tokens)),
+                        pre_tokenizer(pre.patterns, where + ".pre"),
+                        {},
+                        {},
+                        detail::read_gguf_token(m, "tokenizer.ggml.bos_token_id", tokens.size()),
+                        detail::read_gguf_token(m, "tokenizer.ggml.eos_token_id", tokens.size())};
+  if (m.boolean_or("tokenizer.ggml.add_bos_token", pre.add_bos)) {
+    if (!parts.bos) m.fail("tokenizer.ggml.bos_token_id", "missing, but texts begin with it");
+    parts.prefix.push_back(*parts.bos);
+  }
+  if (m.boolean_or("tokenizer.ggml.add_eos_token", false)) {
+    if (!parts.eos) m.fail("tokenizer.ggml.eos_token_id", "missing, but texts end with it");
+    parts.suffix.push_back(*parts.eos);
+  }
+  return tokenizer(std::move(parts));
+}
+
+// The file's `tokenizer.chat_template`, or nothing. Throws format_error for one that is malformed or uses what is not
+// supported.
+inline std::optional<chat_template> read_gguf_chat_template(const gguf_metadata& m) {
+  constexpr const char* key = "tokenizer.chat_template";
+  if (!m.contains(key)) return std::nullopt;
+  jinja_template::value variables = jinja_template::value::object();
+  constexpr std::pair<const char*, const char*> names[] = {{"bos_token", "tokenizer.ggml.bos_token_id"},
+                                                           {"eos_token", "tokenizer.ggml.eos_token_id"},
+                                                           {"unk_token", "tokenizer.ggml.unknown_token_id"},
+                                                           {"pad_token", "tokenizer.ggml.padding_token_id"}};
+  for (const auto& [name, id_key] : names) {
+    if (!m.contains(id_key)) continue;
+    const std::vector<std::string>& tokens = m.array<std::string>("tokenizer.ggml.tokens");
+    if (tokens.empty()) m.fail("tokenizer.ggml.tokens", "is empty");
+    variables[name] = tokens[m.integer(id_key, 0, tokens.size() - 1)];
+  }
+  return chat_template(m.string(key), m.where() + ": " + key, std::move(variables));
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/io/npy.hpp
+// Writing NumPy's .npy files, format 1.0.
+
+MOTE_BEGIN_NAMESPACE
+
+// A float32 matrix [rows, columns], written row by row. A regular file gets its name in finish(), when it is whole; anything
+// else (a pipe, a device) is written directly.
+class npy_writer {
+ public:
+  // Throws format_error naming the file when it cannot be created.
+  npy_writer(std::string path, std::size_t rows, std::size_t columns)
+      : path_(std::move(path)), part_(path_), left_(rows), columns_(columns) {
+    std::error_code ignored;
+    const auto status = std::filesystem::status(path_, ignored);
+    if (!std::filesystem::exists(status) || std::filesystem::is_regular_file(status)) part_ += ".part";
+    file_ = std::fopen(part_.c_str(), "wb");
+    if (file_ == nullptr) raise<format_error>(path_ + ": cannot be written");
+    std::string header = "{'descr': '<f4', 'fortran_order': False, 'shape': (" + std::to_string(rows) + ", " +
+                         std::to_string(columns) + "), }";
+    constexpr std::size_t preamble = 10;  // magic, version, length; the data starts at a multiple of 64
+    header.append(63 - (preamble + header.size()) % 64, ' ');
+    header += '\n';
+    const char start[] = {'\x93',
+                          'N',
+                          'U',
+                          'M',
+                          'P',
+                          'Y',
+                          1,
+                          0,
+                          static_cast<char>(header.size() & 0xFF),
+                          static_cast<char>(header.size() >> 8)};
+    write(start, sizeof start);
+    write(header.data(), header.size());
+  }
+  npy_writer(const npy_writer&) = delete;
+  npy_writer& operator=(const npy_writer&) = delete;
+  ~npy_writer() {
+    if (file_ == nullptr) return;
+    std::fclose(file_);
+    if (part_ != path_) std::remove(part_.c_str());
+  }
+
+  // The next rows. Throws format_error when they cannot be written, shape_error when they are too many or too wide.
+  void append(view<const float, 2> rows) {
+    check_shape("npy_writer", "rows", rows.extents(), {rows.extent(0), columns_});
+    check(rows.extent(0) <= left_, "npy_writer", "rows: more than the file was made for");
+    for (std::size_t i = 0; i < rows.extent(0); ++i) write(rows.row(i), columns_ * sizeof(float));
+    left_ -= rows.extent(0);
+  }
+
+  // Gives the file its name. Throws like append, or when rows are missing.
+  void finish() {
+    check(left_ == 0, "npy_writer", "finish: rows are missing");
+    const bool closed = std::fclose(std::exchange(file_, nullptr)) == 0;
+    std::error_code problem;
+    if (closed && part_ != path_) std::filesystem::rename(part_, path_, problem);
+    if (!closed || problem) {
+      if (part_ != path_) std::remove(part_.c_str());
+      raise<format_error>(path_ + ": cannot be written");
+    }
+  }
+
+ private:
+  void write(const void* data, std::size_t size) {
+    if (std::fwrite(data, 1, size, file_) != size) raise<format_error>(path_ + ": cannot be written");
+  }
+
+  std::string path_, part_;  // part_: what is written, path_ itself for a device
+  std::size_t left_, columns_;
+  std::FILE* file_ = nullptr;
+};
+
+MOTE_END_NAMESPACE
+
+// ---- mote/io/safetensors_writer.hpp
+// Writing safetensors files (the layout is described in safetensors.hpp): the list of tensors first, then their data in
+// that order, piece by piece, so that nothing needs to be in memory whole.
+
+MOTE_BEGIN_NAMESPACE
+
+//   safetensors_writer file("model.safetensors");
+//   file.add_tensor("lm_head.weight", dtype::bf16, shape);    // all of them
+//   file.write("lm_head.weight", bytes);                      // in the same order, whole or piece by piece
+//   file.finish();
+//
+// The file has the name PATH.part until finish() gives it its own.
+class safetensors_writer {
+ public:
+  // Throws format_error when the file cannot be created.
+  explicit safetensors_writer(std::string path, unfinished policy = unfinished::removed)
+      : stream_("safetensors_writer", std::move(path), policy) {}
+
+  // An entry of __metadata__. Throws shape_error when data was written.
+  void add(const std::string& key, const std::string& value) {
+    stream_.expect(!stream_.started(), "add: " + key + ": after the first data");
+    header_["__metadata__"][key] = value;
+  }
+
+  // A tensor to come. Throws shape_error for a name given twice or the reserved one, an overflowing size, or too late, when
+  // data was written.
+  void add_tensor(const std::string& name, dtype type, std::span<const std::size_t> shape) {
+    stream_.expect(name != "__metadata__", "add_tensor: " + name + ": is reserved");
+    std::size_t size = dtype_size(type);
+    for (const std::size_t n : shape) {
+      stream_.expect(n == 0 || size <= std::numeric_limits<std::size_t>::max() / 2 / n,
+                     "add_tensor: " + name + ": its size overflows");
+      size *= n;
+    }
+    stream_.add(name, size, 1);
+    header_[name] = {{"dtype", dtype_name(type)},
+                     {"shape", nlohmann::json(shape)},
+                     {"data_offsets", {next_offset_, next_offset_ + size}}};
+    next_offset_ += size;
+  }
+
+  // The next bytes of the first tensor that is not complete, which must be `name`. Throws shape_error for another one or
+  // too many bytes, format_error when they cannot be written.
+  void write(std::string_view name, std::span<const std::byte> bytes) {
+    stream_.start(header());
+    stream_.write(name, bytes);
+  }
+  template <class T, std::size_t Rank>
+  void write(std::string_view name, const view<const T, Rank>& values) {
+    stream_.expect(values.contiguous(), "write: " + std::string(name) + ": expected contiguous values");
+    write(name, std::as_bytes(std::span<const T>(values.data(), values.size())));
+  }
+
+  // Goes on behind the data of the first `count` tensors, written by a writer of the same tensors that left its file
+  // (unfinished::kept). Throws format_error when the file is another one or shorter.
+  void resume(std::size_t count) { stream_.resume(header(), count); }
+
+  // Hands what was written to the operating system: it outlives the process. Throws format_error when it cannot.
+  void flush() { stream_.flush(); }
+
+  // Gives the file its name. Throws format_error when it cannot be written, shape_error when data is missing.
+  void finish() {
+    stream_.start(header());
+    stream_.finish();
+  }
+
+ private:
+  // Filled with spaces to a multiple of 8 bytes, so that the data begins aligned.
+  std::string header() const {
+    if (stream_.started()) return {};
+    std::string json = header_.dump();
+    json.append((8 - json.size() % 8) % 8, ' ');
+    std::string prefix(8, '\0');
+    for (std::size_t i = 0; i < 8; ++i) prefix[i] = static_cast<char>(std::uint64_t{json.size()} >> (8 * i) & 0xFF);
+    return prefix + json;
+  }
+
+  detail::tensor_stream stream_;
+  nlohmann::ordered_json header_ = nlohmann::ordered_json::object();
+  std::size_t next_offset_ = 0;
 };
 
 MOTE_END_NAMESPACE
