@@ -6,6 +6,7 @@
 #include <exception>
 #include <map>
 #include <new>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,11 +26,11 @@ std::string one_line(std::string text) {
   return text;
 }
 
-// All but bf16.
+// Of gguf bf16, too: there it is another file.
 std::vector<std::string> names(quantize::container kind) {
   std::vector<std::string> all;
   for (const auto& p : quantize::precisions(kind)) all.emplace_back(p.name);
-  all.pop_back();
+  if (kind == quantize::container::safetensors) all.pop_back();
   return all;
 }
 
@@ -56,19 +57,29 @@ int main(int argc, char** argv) {
       ->required()
       ->type_name("DIR");
   program
-      .add_option("--precision", o.precision, "Of the linear layers' weights: " + joined(names(container::safetensors)))
+      .add_option("--precision", o.precision,
+                  "Of the linear layers' weights. safetensors: " + joined(names(container::safetensors)) +
+                      "; gguf: " + joined(names(container::gguf)))
       ->required()
+      ->type_name("NAME");
+  std::optional<container> format;
+  program
+      .add_option("--format", format,
+                  "safetensors or gguf (default: the one that has the precision, safetensors where both have it)")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, container>{{"safetensors", container::safetensors},
+                                                                           {"gguf", container::gguf}})
+                      .description(""))
       ->type_name("NAME");
   program
       .add_option("--adaptive_layers", o.adaptive_layers,
-                  "true: layers that the precision would hurt most get int8 or stay bf16, within --size_budget")
+                  "true: layers that the precision would hurt most get 8 bits or stay bf16, within --size_budget")
       ->type_name("true|false");
   program
       .add_option("--size_budget", o.size_budget,
                   "Most bytes of all tensors with --adaptive_layers, e.g. 3GB (default: 10 % above --precision alone)")
       ->transform(CLI::AsSizeValue(false).description(""))
       ->type_name("SIZE");
-  program.add_option("--max_shard_size", o.max_shard_size, "Most bytes of one file (default: 4GB)")
+  program.add_option("--max_shard_size", o.max_shard_size, "Most bytes of one safetensors file (default: 4GB)")
       ->transform(CLI::AsSizeValue(false).description(""))
       ->type_name("SIZE")
       ->check(CLI::PositiveNumber.description(""));
@@ -77,9 +88,15 @@ int main(int argc, char** argv) {
   program.add_flag("--dry_run", o.dry_run, "Only print what each layer would become");
   try {
     program.parse(argc, argv);
-    const auto known = names(o.kind);
-    if (std::find(known.begin(), known.end(), o.precision) == known.end()) {
-      throw CLI::ValidationError("--precision", "expected one of " + joined(known) + ", got " + o.precision);
+    const auto has = [&](container kind) {
+      const auto known = names(kind);
+      return std::find(known.begin(), known.end(), o.precision) != known.end();
+    };
+    o.kind = format.value_or(has(container::safetensors) || !has(container::gguf) ? container::safetensors
+                                                                                  : container::gguf);
+    if (!has(o.kind)) {
+      const auto known = joined(names(o.kind)) + (format ? "" : ", " + joined(names(container::gguf)));
+      throw CLI::ValidationError("--precision", "expected one of " + known + ", got " + o.precision);
     }
     if (o.size_budget > 0 && !o.adaptive_layers) {
       throw CLI::ValidationError("--size_budget", "needs --adaptive_layers true");

@@ -99,7 +99,11 @@ std::map<std::string, layer_plan> planner::plan(backend& be) const {
   return result;
 }
 
-std::vector<std::string_view> planner::choices_of(const layer& l) const { return ladder(o_, l.tensors[0]->columns()); }
+std::vector<std::string_view> planner::choices_of(const layer& l) const {
+  const std::string_view least = l.tensors[0]->least;
+  if (!least.empty() && info(o_.kind, least).bits > info(o_.kind, o_.precision).bits) return {least};
+  return ladder(o_, l.tensors[0]->columns());
+}
 
 layer_plan planner::planned(const std::string& name, std::size_t choice) const {
   const layer& l = layers_.at(name);

@@ -19,6 +19,7 @@
 
 #include "config.hpp"
 #include "encode.hpp"
+#include "gguf.hpp"
 #include "journal.hpp"
 #include "model.hpp"
 #include "output.hpp"
@@ -69,7 +70,10 @@ void run(const options& o) {
   const mote::json_file config(o.model + "/config.json");
   const mote::checkpoint files(o.model);
   if (files.tensors().empty()) mote::raise<mote::format_error>(o.model + ": holds no tensors");
-  const std::vector<output_tensor> tensors = plan_safetensors(files);
+  const bool gguf = o.kind == container::gguf;
+  lm::model_config sizes;
+  if (gguf) sizes = lm::parse_config(config.root());
+  const std::vector<output_tensor> tensors = gguf ? plan_gguf(files, sizes) : plan_safetensors(files);
   const auto is_matrix = [](const output_tensor& t) { return t.is_matrix(); };
   if (std::none_of(tensors.begin(), tensors.end(), is_matrix)) {
     mote::raise<mote::format_error>(o.model + ": holds no linear layers to quantize (names that end in _proj.weight)");
@@ -92,7 +96,8 @@ void run(const options& o) {
 
   make_directory(partial);
   journal progress(partial, task_of(o, files, plan));
-  const auto out = make_safetensors_output(partial, o.max_shard_size);
+  const auto out = gguf ? make_gguf_output(partial, gguf_entries(config, sizes, o.model))
+                        : make_safetensors_output(partial, o.max_shard_size);
   std::size_t complete = 0;
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     const auto parts = stored(o.kind, tensors[i], precision_of(tensors[i]));
