@@ -6,11 +6,10 @@
 #include <vector>
 
 #include <fmt/core.h>
-#include <mote/io/chat_template.hpp>
-#include <mote/io/tokenizer.hpp>
 
 #include "commands.hpp"
 #include "generation.hpp"
+#include "model_files.hpp"
 #include "options.hpp"
 
 namespace lm {
@@ -22,8 +21,8 @@ struct chat_options {
 };
 
 void run(const chat_options& o) {
-  const mote::tokenizer tokenizer(o.engine.model);
-  const auto chat_template = mote::chat_template::load(o.engine.model);
+  const mote::tokenizer tokenizer = load_tokenizer(o.engine.model);
+  const auto chat_template = load_chat_template(o.engine.model);
   const auto engine = make_engine(o.engine);
   if (!chat_template) {
     fmt::print(stderr, "This model has no chat template: it continues the text of the conversation as it stands.\n");

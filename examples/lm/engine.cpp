@@ -17,7 +17,7 @@ class backend_engine final : public engine {
   explicit backend_engine(const engine_options& o, model_config config, Args&&... args)
       : config_(std::move(config)),
         backend_(std::forward<Args>(args)...),
-        weights_(load_weights(backend_, config_, o.weights, mote::checkpoint(o.model))),
+        weights_(load_weights(backend_, config_, o.weights, model_files(o.model))),
         model_(backend_, config_, weights_, o.context, o.chunk),
         speculative_(o.speculative),
         pending_(config_.hidden_size) {
@@ -98,11 +98,11 @@ class backend_engine final : public engine {
 
 std::unique_ptr<engine> make_engine(const engine_options& options) {
   engine_options o = options;
-  model_config config = read_config(o.model);
+  model_config config = load_config(o.model);
   if (o.context == 0) o.context = std::min(config.max_position_embeddings, default_context);
   mote::check(o.context <= config.max_position_embeddings, "context",
-              "expected at most max_position_embeddings = " + std::to_string(config.max_position_embeddings) +
-                  " of config.json, got " + std::to_string(o.context));
+              "expected at most the model's " + std::to_string(config.max_position_embeddings) + ", got " +
+                  std::to_string(o.context));
   if (o.backend == backend_kind::reference) {
     return std::make_unique<backend_engine<mote::reference>>(o, std::move(config));
   }

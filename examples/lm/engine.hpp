@@ -17,7 +17,7 @@ namespace lm {
 enum class backend_kind { reference, simd };
 
 struct engine_options {
-  std::string model;  // directory of the checkpoint
+  std::string model;  // directory of the checkpoint, or GGUF file
   weight_format weights = weight_format::stored;
   backend_kind backend = backend_kind::simd;
   std::size_t threads = 1;

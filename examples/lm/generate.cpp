@@ -7,11 +7,11 @@
 #include <vector>
 
 #include <fmt/core.h>
-#include <mote/io/tokenizer.hpp>
 
 #include "commands.hpp"
 #include "generation.hpp"
 #include "memory.hpp"
+#include "model_files.hpp"
 #include "options.hpp"
 
 namespace lm {
@@ -45,7 +45,7 @@ void report(const generation_result& r, const engine& e, std::size_t threads) {
 
 void run(generate_options o) {
   o.generation.speculative = o.engine.speculative;
-  const mote::tokenizer tokenizer(o.engine.model);
+  const mote::tokenizer tokenizer = load_tokenizer(o.engine.model);
   const auto engine = make_engine(o.engine);
   const auto prompt = tokenizer.encode(o.prompt, true);
   bool started = false;

@@ -3,13 +3,15 @@
 #include <cstddef>
 #include <memory>
 #include <string>
+#include <variant>
+#include <vector>
 
 #include <fmt/core.h>
 #include <fmt/ranges.h>
-#include <mote/io/safetensors.hpp>
 
 #include "commands.hpp"
 #include "config.hpp"
+#include "model_files.hpp"
 
 namespace lm {
 namespace {
@@ -20,15 +22,37 @@ struct parameter_count {
   std::size_t mtp = 0;     // of the multi-token-prediction module, its copies of embedding and head included
 };
 
-// Whether `name` is a routed expert's tensor.
-bool is_routed(const std::string& name) { return name.find(".mlp.experts.") != std::string::npos; }
+struct listed_tensor {
+  std::string name, type;
+  std::size_t size, bytes;  // elements, and what they take
+  std::vector<std::size_t> shape;
+};
 
-parameter_count count_parameters(const mote::checkpoint& files, const model_config& c) {
-  const std::string mtp = "model.layers." + std::to_string(c.num_hidden_layers) + ".";
+std::vector<listed_tensor> list(const model_files& model) {
+  std::vector<listed_tensor> all;
+  if (const auto* published = std::get_if<mote::checkpoint>(&model.files())) {
+    for (const mote::tensor_ref& t : published->tensors()) {
+      all.push_back({t.name, std::string(mote::dtype_name(t.dtype)), t.size(), t.bytes.size(), t.shape});
+    }
+  } else {
+    for (const mote::gguf_tensor& t : std::get<mote::gguf_checkpoint>(model.files()).tensors()) {
+      all.push_back({t.name, std::string(mote::ggml_type_name(t.type)), t.size(), t.bytes.size(), t.shape});
+    }
+  }
+  return all;
+}
+
+// Whether `name` is a routed expert's tensor, or that of a layer's routed experts.
+bool is_routed(const std::string& name) {
+  return name.find(".mlp.experts.") != std::string::npos || name.ends_with("_exps.weight");
+}
+
+parameter_count count_parameters(const std::vector<listed_tensor>& tensors, const model_config& c, bool gguf) {
+  const std::string mtp = (gguf ? "blk." : "model.layers.") + std::to_string(c.num_hidden_layers) + ".";
   parameter_count count;
   std::size_t routed = 0;
-  for (const mote::tensor_ref& tensor : files.tensors()) {
-    const std::size_t n = tensor.size();
+  for (const listed_tensor& tensor : tensors) {
+    const std::size_t n = tensor.size;
     if (tensor.name.ends_with("_scale_inv")) continue;
     if (c.num_nextn_predict_layers > 0 && tensor.name.starts_with(mtp)) {
       count.mtp += n;
@@ -46,18 +70,18 @@ parameter_count count_parameters(const mote::checkpoint& files, const model_conf
 }
 
 void run(const std::string& model) {
-  const model_config c = read_config(model);
-  const mote::checkpoint files(model);
+  const model_config c = load_config(model);
+  const std::vector<listed_tensor> tensors = list(model_files(model));
   std::size_t stored = 0;
   std::size_t width = 6;
-  for (const mote::tensor_ref& tensor : files.tensors()) width = std::max(width, tensor.name.size());
+  for (const listed_tensor& tensor : tensors) width = std::max(width, tensor.name.size());
   fmt::print("{:{}}  {:8}  {:>12}  {}\n", "tensor", width, "dtype", "bytes", "shape");
-  for (const mote::tensor_ref& tensor : files.tensors()) {
-    fmt::print("{:{}}  {:8}  {:>12}  [{}]\n", tensor.name, width, mote::dtype_name(tensor.dtype), tensor.bytes.size(),
+  for (const listed_tensor& tensor : tensors) {
+    fmt::print("{:{}}  {:8}  {:>12}  [{}]\n", tensor.name, width, tensor.type, tensor.bytes,
                fmt::join(tensor.shape, ", "));
-    stored += tensor.bytes.size();
+    stored += tensor.bytes;
   }
-  const parameter_count parameters = count_parameters(files, c);
+  const parameter_count parameters = count_parameters(tensors, c, is_gguf(model));
   const mote::mla_config& a = c.decoder.attention;
   const std::size_t latent = c.num_hidden_layers * a.cache_width();
   const std::size_t full = c.num_hidden_layers * a.num_attention_heads * (a.qk_head_dim() + a.v_head_dim);
@@ -75,7 +99,7 @@ void run(const std::string& model) {
 void add_inspect(CLI::App& program) {
   auto model = std::make_shared<std::string>();
   CLI::App* command = program.add_subcommand("inspect", "Tensors, parameters and cache size of a checkpoint");
-  command->add_option("--model", *model, "Directory with config.json and the checkpoint")->required();
+  command->add_option("--model", *model, "Directory with config.json and the checkpoint, or GGUF file")->required();
   command->callback([model] { run(*model); });
 }
 

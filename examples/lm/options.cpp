@@ -26,7 +26,8 @@ void add_engine_options(CLI::App& command, engine_options& options) {
   static const std::map<std::string, backend_kind> backends = {{"reference", backend_kind::reference},
                                                                {"simd", backend_kind::simd}};
   options.threads = mote::threads::all().count;
-  command.add_option("--model", options.model, "Directory with config.json and the checkpoint")->required();
+  command.add_option("--model", options.model, "Directory with config.json and the checkpoint, or GGUF file")
+      ->required();
   command
       .add_option("--weights", options.weights,
                   "Format of the matrices in memory: f32, bf16, int8, " + names_of_block_formats() +

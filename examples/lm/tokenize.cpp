@@ -4,9 +4,9 @@
 #include <string>
 
 #include <fmt/core.h>
-#include <mote/io/tokenizer.hpp>
 
 #include "commands.hpp"
+#include "model_files.hpp"
 #include "options.hpp"
 
 namespace lm {
@@ -18,7 +18,7 @@ struct tokenize_options {
 };
 
 void run(const tokenize_options& o, bool from_ids, bool from_file) {
-  const mote::tokenizer tokenizer(o.model);
+  const mote::tokenizer tokenizer = load_tokenizer(o.model);
   if (from_ids) {
     const std::string text = tokenizer.decode(parse_ids(o.ids, "--ids"), o.no_special_tokens);
     std::fwrite(text.data(), 1, text.size(), stdout);
@@ -35,7 +35,7 @@ void run(const tokenize_options& o, bool from_ids, bool from_file) {
 void add_tokenize(CLI::App& program) {
   auto o = std::make_shared<tokenize_options>();
   CLI::App* command = program.add_subcommand("tokenize", "Text to token ids, or ids back to text");
-  command->add_option("--model", o->model, "Directory with tokenizer.json")->required();
+  command->add_option("--model", o->model, "Directory with tokenizer.json, or GGUF file")->required();
   CLI::Option_group* source = command->add_option_group("input");
   source->add_option("--text", o->text, "Text to encode");
   CLI::Option* file = source->add_option("--file", o->file, "File whose text to encode");

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <map>
 #include <string>
+#include <type_traits>
 
 #include <mote/quant/formats.hpp>
 
@@ -23,6 +24,18 @@ void with_block_format(weight_format format, Function&& f) {
   mote::for_each_format([&]<class F>() {
     if (index++ == static_cast<std::size_t>(format)) f.template operator()<F>();
   });
+}
+
+// The value that names F.
+template <class F>
+weight_format format_of() {
+  auto index = static_cast<std::size_t>(weight_format::first_block_format);
+  auto found = weight_format::stored;
+  mote::for_each_format([&]<class G>() {
+    if (std::is_same_v<F, G>) found = static_cast<weight_format>(index);
+    ++index;
+  });
+  return found;
 }
 
 // All but `stored`, by name.

@@ -12,15 +12,14 @@
 #include <mote/blocks/decoder_layer.hpp>
 #include <mote/blocks/mtp.hpp>
 #include <mote/core/buffer.hpp>
-#include <mote/io/compressed_tensors.hpp>
-#include <mote/io/safetensors.hpp>
 
 #include "config.hpp"
 #include "matrix_store.hpp"
+#include "model_files.hpp"
 
 namespace lm {
 
-// Everything a model reads. The views point into `checkpoint` (memory-mapped) or into `matrices`.
+// Everything a model reads. The views point into `files` (memory-mapped) or into `matrices`.
 struct model_weights {
   mote::weight embed_tokens;  // [vocab, hidden]
   std::vector<mote::decoder_layer_weights> layers;
@@ -28,18 +27,18 @@ struct model_weights {
   mote::weight lm_head;             // [vocab, hidden]
   std::optional<mote::mtp_weights> mtp;
 
-  mote::checkpoint checkpoint;
+  model_files files;
   std::vector<std::vector<mote::ffn_weights>> experts;
   matrix_store matrices;
 
-  explicit model_weights(mote::checkpoint files) : checkpoint(std::move(files)) {}
+  explicit model_weights(model_files from) : files(std::move(from)) {}
 };
 
 // Matrices are kept in `format`; norms, biases and router matrices are float32 always, the embedding is never quantized.
 template <class Backend>
 class weight_loader {
  public:
-  weight_loader(Backend& be, const model_config& config, weight_format format, mote::checkpoint files)
+  weight_loader(Backend& be, const model_config& config, weight_format format, model_files files)
       : be_(be), c_(config), format_(format), out_(std::move(files)) {}
 
   // Throws format_error naming file and tensor when one is missing or has another shape or type.
@@ -48,7 +47,7 @@ class weight_loader {
     for (std::size_t i = 0; i < c_.num_hidden_layers; ++i) out_.layers.push_back(layer(i));
     out_.norm = vector("model.norm.weight", c_.hidden_size);
     out_.lm_head = c_.tie_word_embeddings ? out_.embed_tokens : matrix("lm_head.weight", c_.vocab_size, c_.hidden_size);
-    if (c_.num_nextn_predict_layers > 0 && out_.checkpoint.contains(prefix(c_.num_hidden_layers) + "eh_proj.weight")) {
+    if (c_.num_nextn_predict_layers > 0 && out_.files.contains(prefix(c_.num_hidden_layers) + "eh_proj.weight")) {
       out_.mtp = mtp();
     }
     return std::move(out_);
@@ -86,7 +85,11 @@ class weight_loader {
     w.kv_a_proj = matrix(p + "kv_a_proj_with_mqa.weight", a.cache_width(), c_.hidden_size);
     w.kv_a_bias = bias(p + "kv_a_proj_with_mqa.bias", a.cache_width());
     w.kv_a_layernorm = vector(p + "kv_a_layernorm.weight", a.kv_lora_rank);
-    split_kv_b(p + "kv_b_proj.weight", w);
+    if (out_.files.contains(p + "k_b_proj.weight")) {
+      join_kv_b(p, w);
+    } else {
+      split_kv_b(p + "kv_b_proj.weight", w);
+    }
     w.o_proj = matrix(p + "o_proj.weight", c_.hidden_size, heads * a.v_head_dim);
     w.o_bias = bias(p + "o_proj.bias", c_.hidden_size);
     return w;
@@ -97,7 +100,7 @@ class weight_loader {
     const mote::mla_config& a = c_.decoder.attention;
     const std::size_t heads = a.num_attention_heads, rank = a.kv_lora_rank;
     const std::size_t nope = a.qk_nope_head_dim, v_dim = a.v_head_dim;
-    const mote::buffer<float> kv_b = find(name, heads * (nope + v_dim), rank).read();
+    const mote::buffer<float> kv_b = read(out_.files.matrix(name, heads * (nope + v_dim), rank));
     mote::buffer<float> k_up(heads * nope * rank), k_up_transposed(heads * rank * nope), v_up(heads * v_dim * rank);
     for (std::size_t h = 0; h < heads; ++h) {
       const float* head = kv_b.data() + h * (nope + v_dim) * rank;
@@ -114,6 +117,25 @@ class weight_loader {
     w.k_up = store(k_up, nope, rank);
     w.k_up_transposed = store(k_up_transposed, rank, nope);
     w.v_up = store(v_up, v_dim, rank);
+  }
+
+  // The two halves of kv_b_proj by themselves, the first transposed.
+  void join_kv_b(const std::string& p, mote::mla_weights& w) {
+    const mote::mla_config& a = c_.decoder.attention;
+    const std::size_t heads = a.num_attention_heads, rank = a.kv_lora_rank, nope = a.qk_nope_head_dim;
+    w.k_up_transposed = matrix(p + "k_b_proj.weight", heads * rank, nope, format_, rank);
+    w.v_up = matrix(p + "v_b_proj.weight", heads * a.v_head_dim, rank, format_, a.v_head_dim);
+    const mote::buffer<float> transposed = read(out_.files.matrix(p + "k_b_proj.weight", heads * rank, nope));
+    mote::buffer<float> k_up(heads * nope * rank);
+    for (std::size_t h = 0; h < heads; ++h) {
+      for (std::size_t i = 0; i < nope; ++i) {
+        for (std::size_t j = 0; j < rank; ++j) {
+          k_up[(h * nope + i) * rank + j] = transposed[(h * rank + j) * nope + i];
+        }
+      }
+    }
+    const bool exact_bf16 = fits_bf16(k_up);
+    w.k_up = out_.matrices.make(be_, std::move(k_up), heads * nope, rank, format_, exact_bf16, nope);
   }
 
   mote::ffn_weights ffn(const std::string& p, std::size_t intermediate) {
@@ -143,20 +165,20 @@ class weight_loader {
     const std::string p = prefix(c_.num_hidden_layers);
     mote::mtp_weights w;
     w.embed_tokens =
-        out_.checkpoint.contains(p + "embed_tokens.weight") ? embedding(p + "embed_tokens.weight") : out_.embed_tokens;
+        out_.files.contains(p + "embed_tokens.weight") ? embedding(p + "embed_tokens.weight") : out_.embed_tokens;
     w.enorm = vector(p + "enorm.weight", c_.hidden_size);
     w.hnorm = vector(p + "hnorm.weight", c_.hidden_size);
     w.eh_proj = matrix(p + "eh_proj.weight", c_.hidden_size, 2 * c_.hidden_size);
     w.layer = layer(c_.num_hidden_layers);
     w.shared_head_norm = vector(p + "shared_head.norm.weight", c_.hidden_size);
-    w.shared_head = out_.checkpoint.contains(p + "shared_head.head.weight")
+    w.shared_head = out_.files.contains(p + "shared_head.head.weight")
                         ? matrix(p + "shared_head.head.weight", c_.vocab_size, c_.hidden_size)
                         : out_.lm_head;
     return w;
   }
 
   mote::view<const float, 1> floats(const std::string& name, const std::vector<std::size_t>& shape) {
-    return out_.matrices.keep(mote::read_float(out_.checkpoint.tensor(name, shape)));
+    return out_.matrices.keep(out_.files.read(name, shape));
   }
 
   mote::view<const float, 1> vector(const std::string& name, std::size_t size) { return floats(name, {size}); }
@@ -166,36 +188,64 @@ class weight_loader {
   }
 
   mote::weight embedding(const std::string& name) {
-    return matrix(name, c_.vocab_size, c_.hidden_size, is_quantized(format_) ? weight_format::stored : format_);
+    const std::size_t slice = c_.tie_word_embeddings ? 0 : 1;  // rows are looked up one by one
+    return matrix(name, c_.vocab_size, c_.hidden_size, is_quantized(format_) ? weight_format::stored : format_, slice);
   }
 
   mote::weight matrix(const std::string& name, std::size_t rows, std::size_t columns) {
-    return matrix(name, rows, columns, format_);
+    return matrix(name, rows, columns, format_, 0);
   }
 
-  // Straight from the mapped file where that already has the format.
-  mote::weight matrix(const std::string& name, std::size_t rows, std::size_t columns, weight_format format) {
-    const mote::matrix_ref stored = find(name, rows, columns);
-    const bool keep = format == weight_format::stored;
-    if (stored.layout() == mote::matrix_layout::plain) {
-      const mote::tensor_ref& tensor = stored.weight();
-      if (tensor.dtype == mote::dtype::bf16 && (keep || format == weight_format::bf16)) {
-        if (const auto mapped = mote::mapped_view<mote::bf16>(tensor)) return mapped->reshaped(rows, columns);
-      }
-      if (tensor.dtype == mote::dtype::f32 && (keep || format == weight_format::f32)) {
-        if (const auto mapped = mote::mapped_view<float>(tensor)) return mapped->reshaped(rows, columns);
-      }
-    } else if (keep) {
-      if (const auto same = out_.matrices.same(be_, stored)) return *same;
-    }
-    mote::buffer<float> values = stored.read();
+  // Straight from the mapped file where that already has the format. `slice`: rows into which the matrix will be cut, 0 for
+  // one that stays whole.
+  mote::weight matrix(const std::string& name, std::size_t rows, std::size_t columns, weight_format format,
+                      std::size_t slice) {
+    const stored_matrix stored = out_.files.matrix(name, rows, columns);
+    if (const auto kept = std::visit([&](const auto& m) { return same(m, format, slice); }, stored)) return *kept;
+    mote::buffer<float> values = read(stored);
     const bool exact_bf16 = fits_bf16(values);
-    return out_.matrices.make(be_, std::move(values), rows, columns, format, exact_bf16, 0);
+    return out_.matrices.make(be_, std::move(values), rows, columns, format, exact_bf16, slice);
   }
 
-  // The matrix `name`, which ends in ".weight", however it is stored.
-  mote::matrix_ref find(const std::string& name, std::size_t rows, std::size_t columns) const {
-    return {out_.checkpoint, name.substr(0, name.size() - std::string(".weight").size()), rows, columns};
+  static mote::buffer<float> read(const stored_matrix& stored) {
+    if (const auto* tensor = std::get_if<mote::gguf_tensor>(&stored)) return mote::read_float(*tensor);
+    return std::get<mote::matrix_ref>(stored).read();
+  }
+
+  // The matrix in `format` without a change of its numbers, where the file has it so.
+  std::optional<mote::weight> same(const mote::matrix_ref& stored, weight_format format, std::size_t) {
+    const bool keep = format == weight_format::stored;
+    if (stored.layout() != mote::matrix_layout::plain) {
+      return keep ? out_.matrices.same(be_, stored) : std::nullopt;
+    }
+    const mote::tensor_ref& tensor = stored.weight();
+    const std::size_t rows = stored.out_features(), columns = stored.in_features();
+    if (tensor.dtype == mote::dtype::bf16 && (keep || format == weight_format::bf16)) {
+      if (const auto mapped = mote::mapped_view<mote::bf16>(tensor)) return mapped->reshaped(rows, columns);
+    }
+    if (tensor.dtype == mote::dtype::f32 && (keep || format == weight_format::f32)) {
+      if (const auto mapped = mote::mapped_view<float>(tensor)) return mapped->reshaped(rows, columns);
+    }
+    return std::nullopt;
+  }
+  std::optional<mote::weight> same(const mote::gguf_tensor& stored, weight_format format, std::size_t slice) {
+    const bool keep = format == weight_format::stored;
+    if (stored.type == mote::ggml_type::bf16 && (keep || format == weight_format::bf16)) {
+      return mote::mapped_view<mote::bf16>(stored);
+    }
+    if (stored.type == mote::ggml_type::f32 && (keep || format == weight_format::f32)) {
+      return mote::mapped_view<float>(stored);
+    }
+    std::optional<mote::weight> blocks;
+    mote::visit_type(stored, [&]<class F>() {
+      if constexpr (mote::block_format<F>) {
+        if (!keep && format != format_of<F>()) return;
+        const mote::view<const F, 2> mapped = mote::mapped_view<F>(stored);
+        blocks =
+            slice % mote::packed_matrix<F>::panel_rows == 0 ? out_.matrices.arrange(be_, mapped) : mote::weight(mapped);
+      }
+    });
+    return blocks;
   }
 
   static bool fits_bf16(const mote::buffer<float>& values) {
@@ -209,7 +259,7 @@ class weight_loader {
 };
 
 template <class Backend>
-model_weights load_weights(Backend& be, const model_config& config, weight_format format, mote::checkpoint files) {
+model_weights load_weights(Backend& be, const model_config& config, weight_format format, model_files files) {
   return weight_loader<Backend>(be, config, format, std::move(files)).load();
 }
 

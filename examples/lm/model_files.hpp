@@ -1,0 +1,118 @@
+// The files of a model: a directory as models are published, or a GGUF file.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include <mote/core/buffer.hpp>
+#include <mote/io/chat_template.hpp>
+#include <mote/io/compressed_tensors.hpp>
+#include <mote/io/gguf.hpp>
+#include <mote/io/gguf/tokenizer.hpp>
+#include <mote/io/safetensors.hpp>
+#include <mote/io/tokenizer.hpp>
+
+#include "config.hpp"
+#include "gguf_config.hpp"
+#include "gguf_names.hpp"
+
+namespace lm {
+
+inline bool is_gguf(const std::string& path) { return path.ends_with(".gguf"); }
+
+// A matrix as its file has it.
+using stored_matrix = std::variant<mote::matrix_ref, mote::gguf_tensor>;
+
+// Tensors by the names of published checkpoints, whichever files they lie in. What is missing or has another shape throws
+// format_error naming file and tensor.
+class model_files {
+ public:
+  // `path`: a directory with a safetensors checkpoint, or a GGUF file.
+  explicit model_files(const std::string& path) : files_(open(path)) {}
+  model_files(mote::checkpoint files) : files_(std::move(files)) {}
+
+  const std::variant<mote::checkpoint, mote::gguf_checkpoint>& files() const { return files_; }
+
+  bool contains(const std::string& name) const {
+    if (const auto* published = std::get_if<mote::checkpoint>(&files_)) return published->contains(name);
+    const auto place = find_gguf_place(name);
+    return place && gguf().contains(place->name);
+  }
+
+  mote::buffer<float> read(const std::string& name, const std::vector<std::size_t>& shape) const {
+    if (const auto* published = std::get_if<mote::checkpoint>(&files_)) {
+      return mote::read_float(published->tensor(name, shape));
+    }
+    return mote::read_float(gguf().tensor(place_of(name).name, shape));
+  }
+
+  // The matrix NAME.weight [rows, columns].
+  stored_matrix matrix(const std::string& name, std::size_t rows, std::size_t columns) const {
+    if (const auto* published = std::get_if<mote::checkpoint>(&files_)) {
+      return mote::matrix_ref(*published, name.substr(0, name.size() - std::string_view(".weight").size()), rows,
+                              columns);
+    }
+    const gguf_place place = place_of(name);
+    return place.expert ? expert(gguf().tensor(place.name), *place.expert, rows, columns)
+                        : whole(gguf().tensor(place.name), rows, columns);
+  }
+
+ private:
+  static std::variant<mote::checkpoint, mote::gguf_checkpoint> open(const std::string& path) {
+    if (is_gguf(path)) return mote::gguf_checkpoint(path);
+    return mote::checkpoint(path);
+  }
+
+  const mote::gguf_checkpoint& gguf() const { return std::get<mote::gguf_checkpoint>(files_); }
+
+  gguf_place place_of(const std::string& name) const {
+    if (auto place = find_gguf_place(name)) return *std::move(place);
+    mote::raise<mote::format_error>(gguf().path() + ": a GGUF file has no tensor " + name);
+  }
+
+  // All dimensions but the last together are rows.
+  static mote::gguf_tensor whole(mote::gguf_tensor t, std::size_t rows, std::size_t columns) {
+    const std::vector<std::size_t> shape = {rows, columns};
+    if (t.shape.size() < 2 || t.shape.back() != columns || t.size() / columns != rows) wrong_shape(t, shape);
+    t.shape = shape;
+    return t;
+  }
+
+  static mote::gguf_tensor expert(mote::gguf_tensor t, std::size_t e, std::size_t rows, std::size_t columns) {
+    const std::vector<std::size_t> shape = {std::max(e + 1, t.shape.empty() ? 0 : t.shape[0]), rows, columns};
+    if (t.shape != shape) wrong_shape(t, shape);
+    const std::size_t size = t.bytes.size() / shape[0];
+    t.bytes = t.bytes.subspan(e * size, size);
+    t.shape = {rows, columns};
+    return t;
+  }
+
+  [[noreturn]] static void wrong_shape(const mote::gguf_tensor& t, const std::vector<std::size_t>& shape) {
+    t.fail("expected shape " + mote::shape_text(shape) + ", got " + mote::shape_text(t.shape));
+  }
+
+  std::variant<mote::checkpoint, mote::gguf_checkpoint> files_;
+};
+
+// Throws format_error naming the file and the field or key at fault.
+inline model_config load_config(const std::string& path) {
+  return is_gguf(path) ? read_gguf_config(mote::gguf_checkpoint(path)) : read_config(path);
+}
+
+inline mote::tokenizer load_tokenizer(const std::string& path) {
+  return is_gguf(path) ? mote::read_gguf_tokenizer(mote::gguf_file(path).metadata()) : mote::tokenizer(path);
+}
+
+// Nothing where the model has none.
+inline std::optional<mote::chat_template> load_chat_template(const std::string& path) {
+  return is_gguf(path) ? mote::read_gguf_chat_template(mote::gguf_file(path).metadata())
+                       : mote::chat_template::load(path);
+}
+
+}  // namespace lm
