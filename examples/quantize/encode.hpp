@@ -5,7 +5,9 @@
 #include <cmath>
 #include <cstddef>
 #include <string>
+#include <vector>
 
+#include <mote/compress/calibration.hpp>
 #include <mote/core/buffer.hpp>
 #include <mote/core/error.hpp>
 #include <mote/core/view.hpp>
@@ -15,13 +17,15 @@
 
 namespace quantize {
 
-// Σ (w - ŵ)² and Σ w² of what was quantized.
+// The relative squared errors ‖(W - Ŵ) X‖² / ‖W X‖² of some matrices, as a sum and the number of matrices. X is what
+// calibration saw; without it, or where it saw nothing, the identity.
 struct squared_error {
-  double error = 0.0, signal = 0.0;
-  double relative() const { return signal > 0.0 ? std::sqrt(error / signal) : 0.0; }
+  double sum = 0.0;
+  std::size_t matrices = 0;
+  double mean() const { return matrices > 0 ? sum / static_cast<double>(matrices) : 0.0; }
   void operator+=(const squared_error& other) {
-    error += other.error;
-    signal += other.signal;
+    sum += other.sum;
+    matrices += other.matrices;
   }
 };
 
@@ -44,20 +48,44 @@ void for_each_piece(const output_tensor& t, Function&& f) {
   }
 }
 
-// Encodes a matrix; write(bytes) receives the pieces of the first of its tensors.
+// The mean of x_c² over the tokens that entered a layer, or nothing when calibration did not see it.
+inline std::vector<double> input_energy(const mote::calibration* inputs, const std::string& module) {
+  if (inputs == nullptr || !inputs->contains(module) || inputs->of(module).tokens() == 0) return {};
+  const mote::activation_statistics& seen = inputs->of(module);
+  std::vector<double> energy(seen.in_features());
+  for (std::size_t c = 0; c < energy.size(); ++c) {
+    energy[c] = static_cast<double>(seen.moment(c)(0, 0)) / static_cast<double>(seen.tokens());
+  }
+  return energy;
+}
+
+// Encodes a matrix; write(bytes) receives the pieces of the first of its tensors. `inputs` may be null.
 template <class Write>
-squared_error encode(backend& be, matrix_encoder& encoder, const output_tensor& t, Write&& write) {
+squared_error encode(backend& be, matrix_encoder& encoder, const output_tensor& t, const mote::calibration* inputs,
+                     Write&& write) {
   if (encoder.looks_first()) for_each_piece(t, [&](const auto& rows) { encoder.look(rows); });
-  squared_error total;
+  const std::size_t parts = std::max(t.modules.size(), std::size_t{1}), part_rows = t.rows() / parts;
+  std::vector<double> energy;
+  squared_error total{0.0, parts};
+  double error = 0.0, signal = 0.0;  // of one of the matrices
+  std::size_t row = 0;
   mote::buffer<float> decoded;
   for_each_piece(t, [&](const mote::view<const float, 2>& rows) {
     if (decoded.size() < rows.size()) decoded = mote::buffer<float>(rows.size());
     const mote::view<float, 2> values(decoded.data(), rows.extent(0), rows.extent(1));
     write(encoder.encode(be, rows, values));
-    for (std::size_t i = 0; i < rows.size(); ++i) {
-      const double w = static_cast<double>(rows.data()[i]), d = w - static_cast<double>(values.data()[i]);
-      total.error += d * d;
-      total.signal += w * w;
+    for (std::size_t r = 0; r < rows.extent(0); ++r, ++row) {
+      if (row % part_rows == 0) {
+        energy = t.modules.empty() ? std::vector<double>() : input_energy(inputs, t.modules[row / part_rows]);
+        error = signal = 0.0;
+      }
+      for (std::size_t c = 0; c < rows.extent(1); ++c) {
+        const double weight = energy.empty() ? 1.0 : energy[c];
+        const double w = static_cast<double>(rows(r, c)), d = w - static_cast<double>(values(r, c));
+        error += weight * d * d;
+        signal += weight * w * w;
+      }
+      if ((row + 1) % part_rows == 0 && error > 0.0) total.sum += error / std::max(signal, error);
     }
   });
   return total;

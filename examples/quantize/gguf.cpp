@@ -88,6 +88,9 @@ class gguf_plan {
               r += count;
             }
           });
+      for (std::size_t e = 0; e < c_.n_routed_experts; ++e) {
+        all_.back().modules.push_back(from + "experts." + std::to_string(e) + "." + part + "_proj");
+      }
     }
     if (c_.n_shared_experts > 0) {
       ffn(to, "_shexp", from + "shared_experts.", c_.n_shared_experts * c_.moe_intermediate_size);
@@ -123,6 +126,7 @@ class gguf_plan {
             kv_b->read(head * (nope + v) + nope + row, mote::view<float, 2>(rows.row(r), 1, rank));
           }
         });
+    all_.back().modules = {from};
   }
 
   matrix find(const std::string& name, std::size_t out, std::size_t in) const {
@@ -132,6 +136,7 @@ class gguf_plan {
   void linear(const std::string& to, const std::string& from, std::size_t out, std::size_t in) {
     const matrix m = find(from, out, in);
     add(to, {out, in}, [m](std::size_t begin, const mote::view<float, 2>& rows) { m->read(begin, rows); });
+    all_.back().modules = {from};
   }
 
   // The embedding or the head.

@@ -33,7 +33,7 @@ class journal {
     for (std::size_t i = 1; i < lines.size(); ++i) {
       const auto entry = mote::parse_json(lines[i], path_);
       const mote::json_object o(entry, path_);
-      done_.push_back({o.number("error"), o.number("signal")});
+      done_.push_back({o.number("error"), o.integer("matrices", 0, std::size_t{1} << 32)});
     }
     std::ofstream again(path_, std::ios::trunc);
     again << task.dump() << '\n';
@@ -48,8 +48,8 @@ class journal {
   void add(const std::string& tensor, const squared_error& e) {
     nlohmann::ordered_json line;
     line["tensor"] = tensor;
-    line["error"] = e.error;
-    line["signal"] = e.signal;
+    line["error"] = e.sum;
+    line["matrices"] = e.matrices;
     file_ << line.dump() << std::endl;
     if (!file_) mote::raise<mote::format_error>(path_ + ": cannot be written");
   }

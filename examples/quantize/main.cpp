@@ -71,6 +71,10 @@ int main(int argc, char** argv) {
                       .description(""))
       ->type_name("NAME");
   program
+      .add_option("--calibration", o.calibration,
+                  "Text file: errors are those of the layers' outputs on it, not of the weights")
+      ->type_name("FILE");
+  program
       .add_option("--adaptive_layers", o.adaptive_layers,
                   "true: layers that the precision would hurt most get 8 bits or stay bf16, within --size_budget")
       ->type_name("true|false");

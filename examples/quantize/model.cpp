@@ -35,6 +35,7 @@ std::vector<output_tensor> plan_safetensors(const mote::checkpoint& files) {
       if (t.shape.size() != 2 || t.size() == 0) t.fail("expected a matrix");
       out.name = t.name.substr(0, t.name.size() - std::string(".weight").size());
       out.layer = layer_of(out.name);
+      out.modules = {out.name};
       const auto matrix = std::make_shared<mote::matrix_ref>(files, out.name, t.shape[0], t.shape[1]);
       out.read = [matrix](std::size_t begin, const mote::view<float, 2>& rows) { matrix->read(begin, rows); };
     } else {

@@ -23,6 +23,8 @@ struct output_tensor {
 
   // Of a matrix: rows [begin, begin + rows.extent(0)) of all its matrices.
   std::function<void(std::size_t begin, const mote::view<float, 2>& rows)> read;
+  std::vector<std::string>
+      modules;             // the checkpoint's layers whose inputs the rows multiply, an equal part each; or none
   std::string_view least;  // the precision that it has where fewer bits are asked for, or ""
   // Of something that is not quantized: its type, and its data as they will stand in the file, piece by piece.
   std::string_view type;

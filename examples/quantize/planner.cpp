@@ -72,7 +72,7 @@ planner::planner(const options& o, const std::vector<output_tensor>& tensors) : 
   }
 }
 
-std::map<std::string, layer_plan> planner::plan(backend& be) const {
+std::map<std::string, layer_plan> planner::plan(backend& be, const mote::calibration* inputs) const {
   std::map<std::string, layer_plan> result;
   if (!o_.adaptive_layers) {
     for (const std::string& name : order_) result[name] = planned(name, 0);
@@ -81,7 +81,7 @@ std::map<std::string, layer_plan> planner::plan(backend& be) const {
   std::vector<std::vector<mote::layer_option>> options_of_layers;
   std::size_t plain = 0;
   for (const std::string& name : order_) {
-    options_of_layers.push_back(measure(be, name));
+    options_of_layers.push_back(measure(be, name, inputs));
     plain += options_of_layers.back()[0].bytes;
   }
   // Without a budget a tenth more than the wanted precision alone takes.
@@ -115,7 +115,8 @@ layer_plan planner::planned(const std::string& name, std::size_t choice) const {
 }
 
 // Relative squared errors: every layer counts alike.
-std::vector<mote::layer_option> planner::measure(backend& be, const std::string& name) const {
+std::vector<mote::layer_option> planner::measure(backend& be, const std::string& name,
+                                                 const mote::calibration* inputs) const {
   const layer& l = layers_.at(name);
   std::vector<mote::layer_option> result;
   for (const std::string_view precision : choices_of(l)) {
@@ -123,10 +124,10 @@ std::vector<mote::layer_option> planner::measure(backend& be, const std::string&
     squared_error total;
     for (const output_tensor* t : l.tensors) {
       const auto encoder = make_encoder(o_.kind, precision, t->rows(), t->columns());
-      total += encode(be, *encoder, *t, [](auto&&) {});
+      total += encode(be, *encoder, *t, inputs, [](auto&&) {});
       option.bytes += bytes_of(o_.kind, *t, precision);
     }
-    option.error = total.relative() * total.relative();
+    option.error = total.mean();
     result.push_back(option);
   }
   return result;

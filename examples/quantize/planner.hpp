@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include <mote/compress/calibration.hpp>
 #include <mote/compress/mixed_precision.hpp>
 
 #include "encoder.hpp"
@@ -38,8 +39,8 @@ class planner {
   std::size_t fixed_bytes() const { return fixed_; }
 
   // Without --adaptive_layers every layer gets the first choice. With it, every layer is encoded in every way it may take;
-  // then the choice of least error within the budget is made. Throws format_error when the budget is too small.
-  std::map<std::string, layer_plan> plan(backend& be) const;
+  // then the choice of least error within the budget is made. `inputs` may be null. Throws format_error when the budget is too small.
+  std::map<std::string, layer_plan> plan(backend& be, const mote::calibration* inputs) const;
 
  private:
   struct layer {
@@ -48,7 +49,7 @@ class planner {
 
   std::vector<std::string_view> choices_of(const layer& l) const;
   layer_plan planned(const std::string& name, std::size_t choice) const;
-  std::vector<mote::layer_option> measure(backend& be, const std::string& name) const;
+  std::vector<mote::layer_option> measure(backend& be, const std::string& name, const mote::calibration* inputs) const;
 
   const options& o_;
   std::map<std::string, layer> layers_;

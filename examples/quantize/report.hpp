@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdio>
 #include <map>
@@ -12,6 +13,7 @@
 
 #include <fmt/core.h>
 
+#include "calibrate.hpp"
 #include "encode.hpp"
 #include "planner.hpp"
 
@@ -27,11 +29,19 @@ inline void print_table(const std::vector<std::string>& order, const std::map<st
     const layer_plan& l = plan.at(name);
     const auto error = errors.find(name);
     fmt::print("{:{}}  {:9}  {:>14}  {}\n", name, width, l.precision, l.bytes,
-               error == errors.end() ? std::string() : fmt::format("{:.5f}", error->second.relative()));
+               error == errors.end() ? std::string() : fmt::format("{:.5f}", std::sqrt(error->second.mean())));
     total += l.bytes;
   }
   fmt::print("{:{}}  {:9}  {:>14}\n", "not quantized", width, "", fixed);
   fmt::print("{:{}}  {:9}  {:>14}\n", "total", width, "", total);
+}
+
+// Experts and other layers that no token of the calibration text entered.
+inline void print_unreached(const calibration_run& run) {
+  const std::vector<std::string> names = run.inputs.unreached();
+  fmt::print("calibrated with {} tokens; {} layers were never reached, their errors are those of the weights alone\n",
+             run.tokens, names.size());
+  for (const std::string& name : names) fmt::print("never reached: {}\n", name);
 }
 
 class progress_bar {

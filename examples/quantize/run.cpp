@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <string_view>
 #include <vector>
 
@@ -17,6 +18,7 @@
 #include <mote/io/json.hpp>
 #include <mote/io/safetensors.hpp>
 
+#include "calibrate.hpp"
 #include "config.hpp"
 #include "encode.hpp"
 #include "gguf.hpp"
@@ -35,6 +37,8 @@ nlohmann::ordered_json task_of(const options& o, const mote::checkpoint& files,
                                const std::map<std::string, layer_plan>& plan) {
   nlohmann::ordered_json task;
   task["model"] = fs::weakly_canonical(o.model).string();
+  task["calibration"] = o.calibration;
+  task["format"] = o.kind == container::gguf ? "gguf" : "safetensors";
   task["max_shard_size"] = o.max_shard_size;
   std::size_t bytes = 0, tensors = 0;
   for (const mote::tensor_ref& t : files.tensors()) {
@@ -82,10 +86,14 @@ void run(const options& o) {
   if (!o.dry_run && fs::exists(output)) mote::raise<mote::format_error>(output + ": exists already");
 
   backend be{mote::threads{o.threads}};
+  std::optional<calibration_run> calibrated;
+  if (!o.calibration.empty()) calibrated = calibrate(o.model, o.calibration, o.threads);
+  const mote::calibration* inputs = calibrated ? &calibrated->inputs : nullptr;
   const planner planning(o, tensors);
-  const auto plan = planning.plan(be);
+  const auto plan = planning.plan(be, inputs);
   if (o.dry_run) {
     print_table(planning.order(), plan, {}, planning.fixed_bytes());
+    if (calibrated) print_unreached(*calibrated);
     return;
   }
   const auto precision_of = [&](const output_tensor& t) {
@@ -120,7 +128,7 @@ void run(const options& o) {
     } else {
       const auto parts = stored(o.kind, t, precision);
       const auto encoder = make_encoder(o.kind, precision, t.rows(), t.columns());
-      e = encode(be, *encoder, t, [&](std::span<const std::byte> bytes) { out->write(parts[0].name, bytes); });
+      e = encode(be, *encoder, t, inputs, [&](std::span<const std::byte> bytes) { out->write(parts[0].name, bytes); });
       const auto rest = encoder->rest();
       for (std::size_t p = 0; p < rest.size(); ++p) out->write(parts[p + 1].name, rest[p]);
     }
@@ -138,13 +146,15 @@ void run(const options& o) {
     }
   }
   out->finish();
-  write_config(
-      config, tensors, [&](const output_tensor& t) { return plan.at(t.layer).precision; }, partial);
-  copy_tokenizer(o.model, partial);
+  if (!gguf) {
+    write_config(config, tensors, precision_of, partial);
+    copy_tokenizer(o.model, partial);
+  }
   progress.remove();
   fs::rename(partial, output);
 
   print_table(planning.order(), plan, errors, planning.fixed_bytes());
+  if (calibrated) print_unreached(*calibrated);
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
   fmt::print("{} written; peak memory {:.1f} MB\n", output, static_cast<double>(usage.ru_maxrss) / 1024.0);

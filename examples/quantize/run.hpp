@@ -11,6 +11,7 @@ namespace quantize {
 struct options {
   std::string model, output_dir, precision;
   container kind = container::safetensors;
+  std::string calibration;  // a text file, or ""
   bool adaptive_layers = false;
   std::size_t size_budget = 0;  // bytes of all that is written; 0: none was given
   std::size_t max_shard_size = 0;

@@ -27,6 +27,7 @@ class calibration {
     layers_.at(find(name)->first).add(be, x);
   }
 
+  bool contains(std::string_view name) const { return layers_.find(name) != layers_.end(); }
   const activation_statistics& of(std::string_view name) const { return find(name)->second; }
 
   // Layers that no token entered, in the order of names: experts that the router never chose. They have no second moment;
