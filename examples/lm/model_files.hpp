@@ -106,12 +106,12 @@ inline model_config load_config(const std::string& path) {
 }
 
 inline mote::tokenizer load_tokenizer(const std::string& path) {
-  return is_gguf(path) ? mote::read_gguf_tokenizer(mote::gguf_file(path).metadata()) : mote::tokenizer(path);
+  return is_gguf(path) ? mote::read_gguf_tokenizer(mote::gguf_checkpoint(path).metadata()) : mote::tokenizer(path);
 }
 
 // Nothing where the model has none.
 inline std::optional<mote::chat_template> load_chat_template(const std::string& path) {
-  return is_gguf(path) ? mote::read_gguf_chat_template(mote::gguf_file(path).metadata())
+  return is_gguf(path) ? mote::read_gguf_chat_template(mote::gguf_checkpoint(path).metadata())
                        : mote::chat_template::load(path);
 }
 

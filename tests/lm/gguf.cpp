@@ -1,6 +1,7 @@
 // GGUF files against the published checkpoints that they were made from.
 #include <lm/engine.hpp>
 #include <lm/gguf_names.hpp>
+#include <lm/model_files.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -244,6 +245,31 @@ TEST_CASE("gguf model: blocks stay blocks, whichever back end, and can be turned
 
   const auto engine = make(path, lm::weight_format::stored, lm::backend_kind::simd);
   CHECK(mote::bytes(engine->weights().lm_head) < 1536 * 256 * 2);
+}
+
+TEST_CASE("gguf model: text, whichever part of a split model is named") {
+  const test::temporary_directory directory;
+  const std::string parts[] = {directory.path() + "/x-00001-of-00002.gguf",
+                               directory.path() + "/x-00002-of-00002.gguf"};
+  for (std::uint16_t i = 0; i < 2; ++i) {
+    mote::gguf_writer writer(parts[i]);
+    writer.add("split.count", std::uint16_t{2});
+    writer.add("split.no", i);
+    writer.add("split.tensors.count", std::int32_t{0});
+    if (i == 0) {
+      writer.add("tokenizer.ggml.model", std::string("gpt2"));
+      writer.add("tokenizer.ggml.pre", std::string("gpt-2"));
+      writer.add("tokenizer.ggml.tokens", mote::gguf_array{std::vector<std::string>{"a", "b", "ab"}});
+      writer.add("tokenizer.ggml.merges", mote::gguf_array{std::vector<std::string>{"a b"}});
+      writer.add("tokenizer.chat_template", std::string("{{ messages[0]['content'] }}!"));
+    }
+    writer.finish();
+  }
+  const mote::chat_message messages[] = {{"user", "ab"}};
+  for (const std::string& part : parts) {
+    CHECK(lm::load_tokenizer(part).encode("abb") == std::vector<std::int32_t>{2, 1});
+    CHECK(lm::load_chat_template(part)->render(messages, true) == "ab!");
+  }
 }
 
 TEST_CASE("gguf model: bad files are refused by key or tensor") {
