@@ -11,5 +11,6 @@ void add_logits(CLI::App& program);
 void add_perplexity(CLI::App& program);
 void add_tokenize(CLI::App& program);
 void add_inspect(CLI::App& program);
+void add_speed(CLI::App& program);
 
 }  // namespace lm

@@ -33,6 +33,7 @@ int main(int argc, char** argv) {
   lm::add_perplexity(program);
   lm::add_tokenize(program);
   lm::add_inspect(program);
+  lm::add_speed(program);
   try {
     program.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
