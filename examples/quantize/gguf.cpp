@@ -174,8 +174,9 @@ class gguf_plan {
 class gguf_output : public model_output {
  public:
   gguf_output(const std::string& directory, const metadata_entries& entries)
-      : file_(directory + "/model.gguf", mote::gguf_default_alignment, mote::unfinished::kept),
-        complete_(std::filesystem::exists(directory + "/model.gguf")) {
+      : path_(directory + "/model.gguf"),
+        file_(path_, mote::gguf_default_alignment, mote::unfinished::kept),
+        complete_(std::filesystem::exists(path_)) {
     for (const auto& [key, value] : entries) file_.add(key, value);
   }
 
@@ -190,10 +191,15 @@ class gguf_output : public model_output {
   void write(const std::string& name, std::span<const std::byte> bytes) override { file_.write(name, bytes); }
   void flush() override { file_.flush(); }
   void finish() override {
-    if (!complete_) file_.finish();
+    if (complete_) {
+      std::filesystem::remove(path_ + ".part");
+    } else {
+      file_.finish();
+    }
   }
 
  private:
+  std::string path_;
   mote::gguf_writer file_;
   bool complete_;  // an interrupted run has given the file its name
   std::size_t declared_ = 0;
