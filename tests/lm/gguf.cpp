@@ -192,6 +192,23 @@ void check_close(const std::vector<float>& got, const std::vector<float>& want, 
   test::check_within(got, want, share * (*high - *low), 0.0f);
 }
 
+// The median over the tokens of ‖got - want‖ / ‖want‖: single ones may stray, as rounding can change which experts a router
+// chooses.
+double distance(const std::vector<float>& got, const std::vector<float>& want, std::size_t vocab) {
+  REQUIRE(got.size() == want.size());
+  std::vector<double> distances;
+  for (std::size_t begin = 0; begin < got.size(); begin += vocab) {
+    double difference = 0.0, size = 0.0;
+    for (std::size_t i = begin; i < begin + vocab; ++i) {
+      difference += std::pow(static_cast<double>(got[i]) - static_cast<double>(want[i]), 2);
+      size += std::pow(static_cast<double>(want[i]), 2);
+    }
+    distances.push_back(std::sqrt(difference / size));
+  }
+  std::sort(distances.begin(), distances.end());
+  return distances[distances.size() / 2];
+}
+
 }  // namespace
 
 TEST_CASE("gguf model: the shipped weights give the same logits from a GGUF file") {
@@ -239,8 +256,8 @@ TEST_CASE("gguf model: blocks stay blocks, whichever back end, and can be turned
   check_close(logits_of(path, lm::weight_format::f32), exact, 1e-5f);
   const std::vector<float> reference = logits_of(path, lm::weight_format::stored, lm::backend_kind::reference);
   const std::vector<float> packed = logits_of(path);
-  check_close(reference, exact, 0.05f);  // activations are rounded to int8
-  check_close(packed, reference, 0.05f);
+  CHECK(distance(reference, exact, 1536) < 0.03);  // activations are rounded to int8
+  CHECK(distance(packed, reference, 1536) < 0.03);
   CHECK(packed != exact);
 
   const auto engine = make(path, lm::weight_format::stored, lm::backend_kind::simd);
