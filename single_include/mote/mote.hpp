@@ -3117,6 +3117,15 @@ inline void check_rows(std::string_view op, std::string_view argument, const wei
   std::visit([&](const auto& m) { check_rows(op, argument, m); }, w);
 }
 
+namespace detail {
+
+template <class Arch>
+void check_packing(std::string_view op, const weight& w) {
+  std::visit([&](const auto& m) { check_packing<Arch>(op, m); }, w);
+}
+
+}  // namespace detail
+
 // --- Rows ------------------------------------------------------------------------------------------------------------
 
 // Output rows [begin, begin + count). Packed matrices are cut at multiples of 32; other beginnings throw shape_error.
@@ -3456,6 +3465,11 @@ void matmul_impl(reference& be, view<const float, 2> x, const view<const F, 2>& 
     dequantize_row(w, n, row.data());
     matmul_impl(be, x, view<const float, 2>(row), y.slice(1, n, 1), mode);
   }
+}
+
+template <std::same_as<reference> Backend>
+void matmul_impl(Backend& be, view<const float, 2> x, const weight& w, view<float, 2> y, output mode) {
+  std::visit([&](const auto& matrix) { matmul_impl(be, x, matrix, y, mode); }, w);
 }
 
 MOTE_END_NAMESPACE
@@ -4904,6 +4918,23 @@ void unit_product(const packed_matrix<T>& w, std::size_t first, std::size_t rows
   }
 }
 
+// A weight's form is looked up here and nowhere else above, so that one instantiation holds every kernel: programs of many
+// files include kernels/extern.hpp and compile the kernels once.
+template <class Arch>
+void unit_product(const weight& w, std::size_t first, std::size_t rows, const activation* x, std::size_t tokens,
+                  float* out) noexcept {
+  std::visit([&](const auto& matrix) { unit_product<Arch>(matrix, first, rows, x, tokens, out); }, w);
+}
+
+template <class Arch, class Matrix>
+std::size_t unit_rows_of(const Matrix&) {
+  return unit_rows<Arch, Matrix>;
+}
+template <class Arch>
+std::size_t unit_rows_of(const weight& w) {
+  return std::visit([](const auto& m) { return unit_rows<Arch, std::remove_cvref_t<decltype(m)>>; }, w);
+}
+
 // The forms of activations that matrices read.
 struct activation_forms {
   bool codes = false, halves = false, blocks = false;
@@ -4926,6 +4957,10 @@ inline constexpr activation_forms forms_of<view<const F, 2>>{.blocks = true};
 template <integer_format F>
 inline constexpr activation_forms forms_of<packed_matrix<F>>{.blocks = true};
 
+template <class Matrix>
+activation_forms forms(const Matrix&) {
+  return forms_of<Matrix>;
+}
 inline activation_forms forms(const weight& w) {
   return std::visit([](const auto& m) { return forms_of<std::remove_cvref_t<decltype(m)>>; }, w);
 }
@@ -4998,9 +5033,9 @@ void matmul_impl(simd<Arch, Executor>& be, view<const float, 2> x, const Matrix&
   detail::check_packing<Arch>("matmul", w);
   if (tokens == 0 || out == 0) return;
   auto scope = be.scope();
-  const auto rows = detail::prepare_rows<Arch>(be, scope, detail::forms_of<Matrix>, tokens, x.extent(1),
+  const auto rows = detail::prepare_rows<Arch>(be, scope, detail::forms(w), tokens, x.extent(1),
                                                [&](std::size_t t) { return x.row(t); });
-  constexpr std::size_t unit = detail::unit_rows<Arch, Matrix>;
+  const std::size_t unit = detail::unit_rows_of<Arch>(w);
   be.parallel_for(out, unit, [&](std::size_t begin, std::size_t end) {
     for (std::size_t n = begin; n < end; n += unit) {
       detail::matmul_unit<Arch>(w, n, std::min(unit, end - n), rows.data(), tokens, mode,
@@ -5024,7 +5059,10 @@ void matmul(Backend& be, view<const float, 2> x, const Matrix& w, view<float, 2>
 
 template <backend Backend>
 void matmul(Backend& be, view<const float, 2> x, const weight& w, view<float, 2> y, output mode = output::overwrite) {
-  std::visit([&](const auto& m) { matmul(be, x, m, y, mode); }, w);
+  check_view("matmul", "x", x, {x.extent(0), in_features(w)});
+  check_rows("matmul", "w", w);
+  check_view("matmul", "y", y, {x.extent(0), out_features(w)});
+  matmul_impl(be, x, w, y, mode);
 }
 
 MOTE_END_NAMESPACE
@@ -5223,8 +5261,7 @@ MOTE_END_NAMESPACE
 // ---- mote/ops/batched_matmul/reference.hpp
 MOTE_BEGIN_NAMESPACE
 
-template <class Matrix>
-void batched_matmul_impl(reference& be, view<const float, 3> x, const Matrix& w, view<float, 3> y) {
+inline void batched_matmul_impl(reference& be, view<const float, 3> x, const weight& w, view<float, 3> y) {
   for (std::size_t b = 0; b < x.extent(0); ++b) {
     matmul_impl(be, x[b], slice_rows(w, b * y.extent(2), y.extent(2)), y[b], output::overwrite);
   }
@@ -5235,16 +5272,16 @@ MOTE_END_NAMESPACE
 // ---- mote/ops/batched_matmul/simd.hpp
 MOTE_BEGIN_NAMESPACE
 
-template <class Arch, class Executor, class Matrix>
-void batched_matmul_impl(simd<Arch, Executor>& be, view<const float, 3> x, const Matrix& w, view<float, 3> y) {
+template <class Arch, class Executor>
+void batched_matmul_impl(simd<Arch, Executor>& be, view<const float, 3> x, const weight& w, view<float, 3> y) {
   const std::size_t entries = x.extent(0), tokens = x.extent(1), out = y.extent(2);
   detail::check_packing<Arch>("batched_matmul", w);
   if (tokens == 0 || out == 0) return;
-  constexpr std::size_t unit = detail::unit_rows<Arch, Matrix>;
+  const std::size_t unit = detail::unit_rows_of<Arch>(w);
   const std::size_t units = (out + unit - 1) / unit;
   auto scope = be.scope();
   const auto rows =
-      detail::prepare_rows<Arch>(be, scope, detail::forms_of<Matrix>, entries * tokens, x.extent(2),
+      detail::prepare_rows<Arch>(be, scope, detail::forms(w), entries * tokens, x.extent(2),
                                  [&](std::size_t i) { return &x(i / tokens, i % tokens, std::size_t{0}); });
   be.parallel_for(entries * units, 1, [&](std::size_t begin, std::size_t end) {
     for (std::size_t i = begin; i < end; ++i) {
@@ -5267,7 +5304,7 @@ void batched_matmul(Backend& be, view<const float, 3> x, const weight& w, view<f
   check(x.extent(0) != 0 && out_features(w) % x.extent(0) == 0, "batched_matmul",
         "w: its rows must be a multiple of the batch");
   check_view("batched_matmul", "y", y, {x.extent(0), x.extent(1), out_features(w) / x.extent(0)});
-  std::visit([&](const auto& matrix) { batched_matmul_impl(be, x, matrix, y); }, w);
+  batched_matmul_impl(be, x, w, y);
 }
 
 MOTE_END_NAMESPACE
@@ -6404,7 +6441,7 @@ inline void grouped_ffn_impl(reference& be, view<const float, 2> x, view<const f
   const auto up = scope.tensor<float>(1, intermediate);
   const auto down = scope.tensor<float>(slots.size(), hidden);
   const auto apply = [&](view<const float, 2> in, const weight& w, view<float, 2> out) {
-    std::visit([&](const auto& matrix) { matmul_impl(be, in, matrix, out, output::overwrite); }, w);
+    matmul_impl(be, in, w, out, output::overwrite);
   };
   for (std::size_t e = 0; e < experts.size(); ++e) {
     for (std::int32_t i = offsets(e); i < offsets(e + 1); ++i) {
@@ -6468,13 +6505,9 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
     input_forms = input_forms | detail::forms(expert.gate) | detail::forms(expert.up);
     inner_forms = inner_forms | detail::forms(expert.down);
     for (const weight* w : {&expert.gate, &expert.up, &expert.down}) {
-      std::visit(
-          [&](const auto& matrix) {
-            detail::check_packing<Arch>("grouped_ffn", matrix);
-            const std::size_t rows = detail::unit_rows<Arch, std::remove_cvref_t<decltype(matrix)>>;
-            unit = unit == 0 ? rows : std::min(unit, rows);
-          },
-          *w);
+      detail::check_packing<Arch>("grouped_ffn", *w);
+      const std::size_t rows = detail::unit_rows_of<Arch>(*w);
+      unit = unit == 0 ? rows : std::min(unit, rows);
     }
   }
   // Tokens are quantized once, before the experts.
@@ -6494,18 +6527,14 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
       }
     });
   };
-  const auto product = [&](const weight& w, std::size_t n, std::size_t rows, const activation* in, std::size_t count,
-                           float* out) {
-    std::visit([&](const auto& matrix) { detail::unit_product<Arch>(matrix, n, rows, in, count, out); }, w);
-  };
 
   for_each_unit(intermediate, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, auto group) {
     activation in[unit_tokens];
     alignas(64) float gate[unit_stride * unit_tokens], up[unit_stride * unit_tokens];
     const auto slot = [&](std::size_t i) { return static_cast<std::size_t>(group(i)); };
     for (std::size_t i = 0; i < group.size(); ++i) in[i] = inputs(slot(i) / top_k);
-    product(expert.gate, n, rows, in, group.size(), gate);
-    product(expert.up, n, rows, in, group.size(), up);
+    detail::unit_product<Arch>(expert.gate, n, rows, in, group.size(), gate);
+    detail::unit_product<Arch>(expert.up, n, rows, in, group.size(), up);
     detail::swiglu_unit<Arch>(gate, up, rows, group.size(), [&](std::size_t i) { return inner.row(slot(i)) + n; });
   });
 
@@ -6516,7 +6545,7 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
     activation in[unit_tokens];
     alignas(64) float down[unit_stride * unit_tokens];
     for (std::size_t i = 0; i < group.size(); ++i) in[i] = between(static_cast<std::size_t>(group(i)));
-    product(expert.down, n, rows, in, group.size(), down);
+    detail::unit_product<Arch>(expert.down, n, rows, in, group.size(), down);
     for (std::size_t i = 0; i < group.size(); ++i) {
       std::copy_n(down + i * unit_stride, rows, outer.row(static_cast<std::size_t>(group(i))) + n);
     }
@@ -7055,8 +7084,8 @@ MOTE_END_NAMESPACE
 // ---- mote/ops/embedding/reference.hpp
 MOTE_BEGIN_NAMESPACE
 
-template <class Matrix>
-void embedding_impl(reference&, std::span<const std::int32_t> ids, const Matrix& table, view<float, 2> y) noexcept {
+inline void embedding_impl(reference&, std::span<const std::int32_t> ids, const weight& table,
+                           view<float, 2> y) noexcept {
   for (std::size_t t = 0; t < ids.size(); ++t) dequantize_row(table, static_cast<std::size_t>(ids[t]), y.row(t));
 }
 
@@ -7066,8 +7095,8 @@ MOTE_END_NAMESPACE
 MOTE_BEGIN_NAMESPACE
 
 // A few rows are copied or converted: the compiler's own vectors are enough.
-template <class Arch, class Executor, class Matrix>
-void embedding_impl(simd<Arch, Executor>& be, std::span<const std::int32_t> ids, const Matrix& table,
+template <class Arch, class Executor>
+void embedding_impl(simd<Arch, Executor>& be, std::span<const std::int32_t> ids, const weight& table,
                     view<float, 2> y) noexcept {
   const std::size_t n = y.extent(1), grain = 1 + std::size_t{32768} / (n + 1);
   be.parallel_for(ids.size(), grain, [&](std::size_t begin, std::size_t end) {
@@ -7092,7 +7121,7 @@ void embedding(Backend& be, std::span<const std::int32_t> ids, const weight& tab
                          std::to_string(out_features(table)) + ")");
     }
   }
-  std::visit([&](const auto& matrix) { embedding_impl(be, ids, matrix, y); }, table);
+  embedding_impl(be, ids, table, y);
 }
 
 MOTE_END_NAMESPACE

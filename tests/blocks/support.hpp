@@ -11,6 +11,7 @@
 #include <mote/decode/kv_cache.hpp>
 
 #include "support/catch.hpp"
+#include "support/kernels.hpp"
 #include "support/random.hpp"
 
 namespace test {

@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "compress/support.hpp"
+#include "support/kernels.hpp"
 
 namespace {
 

@@ -4,6 +4,7 @@
 
 #include "support/backends.hpp"
 #include "support/golden.hpp"
+#include "support/kernels.hpp"
 
 TEST_CASE("golden: mixture of experts") {
   const test::golden g("moe");

@@ -6,6 +6,7 @@
 
 #include "support/backends.hpp"
 #include "support/formats.hpp"
+#include "support/kernels.hpp"
 #include "support/random.hpp"
 
 namespace {

@@ -6,6 +6,7 @@
 #include <mote/quant/int8.hpp>
 
 #include "support/backends.hpp"
+#include "support/kernels.hpp"
 #include "support/random.hpp"
 
 namespace {

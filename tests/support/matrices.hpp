@@ -12,6 +12,8 @@
 #include <mote/quant/int8.hpp>
 #include <mote/quant/weight.hpp>
 
+#include "support/kernels.hpp"
+
 namespace test {
 
 enum class weight_format { f32, bf16, int8 };

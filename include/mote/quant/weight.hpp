@@ -111,6 +111,15 @@ inline void check_rows(std::string_view op, std::string_view argument, const wei
   std::visit([&](const auto& m) { check_rows(op, argument, m); }, w);
 }
 
+namespace detail {
+
+template <class Arch>
+void check_packing(std::string_view op, const weight& w) {
+  std::visit([&](const auto& m) { check_packing<Arch>(op, m); }, w);
+}
+
+}  // namespace detail
+
 // --- Rows ------------------------------------------------------------------------------------------------------------
 
 // Output rows [begin, begin + count). Packed matrices are cut at multiples of 32; other beginnings throw shape_error.

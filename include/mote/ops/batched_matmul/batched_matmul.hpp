@@ -6,8 +6,6 @@
 // W: [batch · out, in] in any weight format. Numbers as in matmul. Throws shape_error when the shapes differ.
 #pragma once
 
-#include <variant>
-
 #include "../../core/error.hpp"
 #include "../../quant/weight.hpp"
 #include "reference.hpp"
@@ -22,7 +20,7 @@ void batched_matmul(Backend& be, view<const float, 3> x, const weight& w, view<f
   check(x.extent(0) != 0 && out_features(w) % x.extent(0) == 0, "batched_matmul",
         "w: its rows must be a multiple of the batch");
   check_view("batched_matmul", "y", y, {x.extent(0), x.extent(1), out_features(w) / x.extent(0)});
-  std::visit([&](const auto& matrix) { batched_matmul_impl(be, x, matrix, y); }, w);
+  batched_matmul_impl(be, x, w, y);
 }
 
 MOTE_END_NAMESPACE

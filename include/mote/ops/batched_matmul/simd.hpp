@@ -7,16 +7,16 @@
 
 MOTE_BEGIN_NAMESPACE
 
-template <class Arch, class Executor, class Matrix>
-void batched_matmul_impl(simd<Arch, Executor>& be, view<const float, 3> x, const Matrix& w, view<float, 3> y) {
+template <class Arch, class Executor>
+void batched_matmul_impl(simd<Arch, Executor>& be, view<const float, 3> x, const weight& w, view<float, 3> y) {
   const std::size_t entries = x.extent(0), tokens = x.extent(1), out = y.extent(2);
   detail::check_packing<Arch>("batched_matmul", w);
   if (tokens == 0 || out == 0) return;
-  constexpr std::size_t unit = detail::unit_rows<Arch, Matrix>;
+  const std::size_t unit = detail::unit_rows_of<Arch>(w);
   const std::size_t units = (out + unit - 1) / unit;
   auto scope = be.scope();
   const auto rows =
-      detail::prepare_rows<Arch>(be, scope, detail::forms_of<Matrix>, entries * tokens, x.extent(2),
+      detail::prepare_rows<Arch>(be, scope, detail::forms(w), entries * tokens, x.extent(2),
                                  [&](std::size_t i) { return &x(i / tokens, i % tokens, std::size_t{0}); });
   be.parallel_for(entries * units, 1, [&](std::size_t begin, std::size_t end) {
     for (std::size_t i = begin; i < end; ++i) {

@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <span>
 #include <string>
-#include <variant>
 
 #include "../../core/error.hpp"
 #include "../../quant/weight.hpp"
@@ -26,7 +25,7 @@ void embedding(Backend& be, std::span<const std::int32_t> ids, const weight& tab
                          std::to_string(out_features(table)) + ")");
     }
   }
-  std::visit([&](const auto& matrix) { embedding_impl(be, ids, matrix, y); }, table);
+  embedding_impl(be, ids, table, y);
 }
 
 MOTE_END_NAMESPACE

@@ -10,8 +10,8 @@
 MOTE_BEGIN_NAMESPACE
 
 // A few rows are copied or converted: the compiler's own vectors are enough.
-template <class Arch, class Executor, class Matrix>
-void embedding_impl(simd<Arch, Executor>& be, std::span<const std::int32_t> ids, const Matrix& table,
+template <class Arch, class Executor>
+void embedding_impl(simd<Arch, Executor>& be, std::span<const std::int32_t> ids, const weight& table,
                     view<float, 2> y) noexcept {
   const std::size_t n = y.extent(1), grain = 1 + std::size_t{32768} / (n + 1);
   be.parallel_for(ids.size(), grain, [&](std::size_t begin, std::size_t end) {

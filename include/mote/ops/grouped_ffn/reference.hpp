@@ -3,7 +3,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
-#include <variant>
 
 #include "../matmul/reference.hpp"
 #include "../swiglu/reference.hpp"
@@ -20,7 +19,7 @@ inline void grouped_ffn_impl(reference& be, view<const float, 2> x, view<const f
   const auto up = scope.tensor<float>(1, intermediate);
   const auto down = scope.tensor<float>(slots.size(), hidden);
   const auto apply = [&](view<const float, 2> in, const weight& w, view<float, 2> out) {
-    std::visit([&](const auto& matrix) { matmul_impl(be, in, matrix, out, output::overwrite); }, w);
+    matmul_impl(be, in, w, out, output::overwrite);
   };
   for (std::size_t e = 0; e < experts.size(); ++e) {
     for (std::int32_t i = offsets(e); i < offsets(e + 1); ++i) {

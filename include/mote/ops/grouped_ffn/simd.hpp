@@ -6,8 +6,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
-#include <type_traits>
-#include <variant>
 
 #include "../../core/output.hpp"
 #include "../matmul/panel.hpp"
@@ -49,13 +47,9 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
     input_forms = input_forms | detail::forms(expert.gate) | detail::forms(expert.up);
     inner_forms = inner_forms | detail::forms(expert.down);
     for (const weight* w : {&expert.gate, &expert.up, &expert.down}) {
-      std::visit(
-          [&](const auto& matrix) {
-            detail::check_packing<Arch>("grouped_ffn", matrix);
-            const std::size_t rows = detail::unit_rows<Arch, std::remove_cvref_t<decltype(matrix)>>;
-            unit = unit == 0 ? rows : std::min(unit, rows);
-          },
-          *w);
+      detail::check_packing<Arch>("grouped_ffn", *w);
+      const std::size_t rows = detail::unit_rows_of<Arch>(*w);
+      unit = unit == 0 ? rows : std::min(unit, rows);
     }
   }
   // Tokens are quantized once, before the experts.
@@ -75,18 +69,14 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
       }
     });
   };
-  const auto product = [&](const weight& w, std::size_t n, std::size_t rows, const activation* in, std::size_t count,
-                           float* out) {
-    std::visit([&](const auto& matrix) { detail::unit_product<Arch>(matrix, n, rows, in, count, out); }, w);
-  };
 
   for_each_unit(intermediate, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, auto group) {
     activation in[unit_tokens];
     alignas(64) float gate[unit_stride * unit_tokens], up[unit_stride * unit_tokens];
     const auto slot = [&](std::size_t i) { return static_cast<std::size_t>(group(i)); };
     for (std::size_t i = 0; i < group.size(); ++i) in[i] = inputs(slot(i) / top_k);
-    product(expert.gate, n, rows, in, group.size(), gate);
-    product(expert.up, n, rows, in, group.size(), up);
+    detail::unit_product<Arch>(expert.gate, n, rows, in, group.size(), gate);
+    detail::unit_product<Arch>(expert.up, n, rows, in, group.size(), up);
     detail::swiglu_unit<Arch>(gate, up, rows, group.size(), [&](std::size_t i) { return inner.row(slot(i)) + n; });
   });
 
@@ -97,7 +87,7 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
     activation in[unit_tokens];
     alignas(64) float down[unit_stride * unit_tokens];
     for (std::size_t i = 0; i < group.size(); ++i) in[i] = between(static_cast<std::size_t>(group(i)));
-    product(expert.down, n, rows, in, group.size(), down);
+    detail::unit_product<Arch>(expert.down, n, rows, in, group.size(), down);
     for (std::size_t i = 0; i < group.size(); ++i) {
       std::copy_n(down + i * unit_stride, rows, outer.row(static_cast<std::size_t>(group(i))) + n);
     }

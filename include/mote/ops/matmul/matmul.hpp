@@ -16,8 +16,6 @@
 // Throws shape_error when the shapes differ.
 #pragma once
 
-#include <variant>
-
 #include "../../core/error.hpp"
 #include "../../core/output.hpp"
 #include "../../quant/weight.hpp"
@@ -36,7 +34,10 @@ void matmul(Backend& be, view<const float, 2> x, const Matrix& w, view<float, 2>
 
 template <backend Backend>
 void matmul(Backend& be, view<const float, 2> x, const weight& w, view<float, 2> y, output mode = output::overwrite) {
-  std::visit([&](const auto& m) { matmul(be, x, m, y, mode); }, w);
+  check_view("matmul", "x", x, {x.extent(0), in_features(w)});
+  check_rows("matmul", "w", w);
+  check_view("matmul", "y", y, {x.extent(0), out_features(w)});
+  matmul_impl(be, x, w, y, mode);
 }
 
 MOTE_END_NAMESPACE

@@ -8,6 +8,7 @@
 #include <iterator>
 #include <type_traits>
 #include <utility>
+#include <variant>
 
 #include "../../quant/weight.hpp"
 #include "block_kernel.hpp"
@@ -264,6 +265,23 @@ void unit_product(const packed_matrix<T>& w, std::size_t first, std::size_t rows
   }
 }
 
+// A weight's form is looked up here and nowhere else above, so that one instantiation holds every kernel: programs of many
+// files include kernels/extern.hpp and compile the kernels once.
+template <class Arch>
+void unit_product(const weight& w, std::size_t first, std::size_t rows, const activation* x, std::size_t tokens,
+                  float* out) noexcept {
+  std::visit([&](const auto& matrix) { unit_product<Arch>(matrix, first, rows, x, tokens, out); }, w);
+}
+
+template <class Arch, class Matrix>
+std::size_t unit_rows_of(const Matrix&) {
+  return unit_rows<Arch, Matrix>;
+}
+template <class Arch>
+std::size_t unit_rows_of(const weight& w) {
+  return std::visit([](const auto& m) { return unit_rows<Arch, std::remove_cvref_t<decltype(m)>>; }, w);
+}
+
 // The forms of activations that matrices read.
 struct activation_forms {
   bool codes = false, halves = false, blocks = false;
@@ -286,6 +304,10 @@ inline constexpr activation_forms forms_of<view<const F, 2>>{.blocks = true};
 template <integer_format F>
 inline constexpr activation_forms forms_of<packed_matrix<F>>{.blocks = true};
 
+template <class Matrix>
+activation_forms forms(const Matrix&) {
+  return forms_of<Matrix>;
+}
 inline activation_forms forms(const weight& w) {
   return std::visit([](const auto& m) { return forms_of<std::remove_cvref_t<decltype(m)>>; }, w);
 }

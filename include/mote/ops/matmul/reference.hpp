@@ -1,7 +1,9 @@
 #pragma once
 
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <variant>
 
 #include "../../core/backend.hpp"
 #include "../../core/output.hpp"
@@ -111,6 +113,11 @@ void matmul_impl(reference& be, view<const float, 2> x, const view<const F, 2>& 
     dequantize_row(w, n, row.data());
     matmul_impl(be, x, view<const float, 2>(row), y.slice(1, n, 1), mode);
   }
+}
+
+template <std::same_as<reference> Backend>
+void matmul_impl(Backend& be, view<const float, 2> x, const weight& w, view<float, 2> y, output mode) {
+  std::visit([&](const auto& matrix) { matmul_impl(be, x, matrix, y, mode); }, w);
 }
 
 MOTE_END_NAMESPACE

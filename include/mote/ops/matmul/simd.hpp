@@ -36,9 +36,9 @@ void matmul_impl(simd<Arch, Executor>& be, view<const float, 2> x, const Matrix&
   detail::check_packing<Arch>("matmul", w);
   if (tokens == 0 || out == 0) return;
   auto scope = be.scope();
-  const auto rows = detail::prepare_rows<Arch>(be, scope, detail::forms_of<Matrix>, tokens, x.extent(1),
+  const auto rows = detail::prepare_rows<Arch>(be, scope, detail::forms(w), tokens, x.extent(1),
                                                [&](std::size_t t) { return x.row(t); });
-  constexpr std::size_t unit = detail::unit_rows<Arch, Matrix>;
+  const std::size_t unit = detail::unit_rows_of<Arch>(w);
   be.parallel_for(out, unit, [&](std::size_t begin, std::size_t end) {
     for (std::size_t n = begin; n < end; n += unit) {
       detail::matmul_unit<Arch>(w, n, std::min(unit, end - n), rows.data(), tokens, mode,

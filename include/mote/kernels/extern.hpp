@@ -1,0 +1,19 @@
+// For programs of several files: the kernels of matrix products are many, and compiling them is most of what a file that
+// uses mote::weight costs. This header says that another file compiles them; exactly one file of the program, compiled for
+// the same instruction set, includes kernels/instantiate.hpp.
+#pragma once
+
+#include "../ops/matmul/matmul.hpp"
+
+MOTE_BEGIN_NAMESPACE
+
+extern template void matmul_impl<reference>(reference&, view<const float, 2>, const weight&, view<float, 2>, output);
+
+namespace detail {
+
+extern template void unit_product<default_arch>(const weight&, std::size_t, std::size_t, const activation*, std::size_t,
+                                                float*) noexcept;
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE

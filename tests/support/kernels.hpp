@@ -1,0 +1,15 @@
+// Kernels of matrix products for the instruction sets that tests run: compiled once, in kernels.cpp.
+#pragma once
+
+#include <mote/kernels/extern.hpp>
+
+#ifdef __SSE3__  // else SSE2 is the default
+MOTE_BEGIN_NAMESPACE
+namespace detail {
+
+extern template void unit_product<xsimd::sse2>(const weight&, std::size_t, std::size_t, const activation*, std::size_t,
+                                               float*) noexcept;
+
+}  // namespace detail
+MOTE_END_NAMESPACE
+#endif
