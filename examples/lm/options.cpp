@@ -25,9 +25,8 @@ void add_engine_options(CLI::App& command, engine_options& options) {
   static const std::map<std::string, weight_format> formats = weight_format_names();
   static const std::map<std::string, mote::row_format> caches = [] {
     std::map<std::string, mote::row_format> names = {{"fp8", mote::row_format::of<mote::mxfp8>()}};
-    mote::for_each_format(
-        [&]<class T>() { names.emplace(mote::row_format::of<T>().name, mote::row_format::of<T>()); },
-        mote::row_elements{});
+    mote::for_each_format([&]<class T>() { names.emplace(mote::row_format::of<T>().name, mote::row_format::of<T>()); },
+                          mote::row_elements{});
     return names;
   }();
   static const std::map<std::string, mote::mla_form> forms = {{"absorbed", mote::mla_form::absorbed},
@@ -50,9 +49,10 @@ void add_engine_options(CLI::App& command, engine_options& options) {
       ->check(CLI::IsMember(caches).description(""))
       ->type_name("FORMAT");
   command
-      .add_option("--attention", options.attention,
-                  "absorbed (default) or cheapest: which computes long prefills faster, but whose results depend in their "
-                  "last bits on how a text is cut into chunks")
+      .add_option(
+          "--attention", options.attention,
+          "absorbed (default) or cheapest: which computes long prefills faster, but whose results depend in their "
+          "last bits on how a text is cut into chunks")
       ->transform(CLI::CheckedTransformer(forms).description(""))
       ->type_name("FORM");
   command.add_option("--backend", options.backend, "reference (plain loops) or simd (default)")

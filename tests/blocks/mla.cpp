@@ -112,7 +112,8 @@ TEST_CASE("mla: threads of an engine may call it together") {
   CHECK(y == want);
 }
 
-TEST_CASE("mla: a token has the same bits computed alone, with others and in any chunks, in every format of the cache") {
+TEST_CASE(
+    "mla: a token has the same bits computed alone, with others and in any chunks, in every format of the cache") {
   const std::size_t tokens = 37;
   mla_case c(tokens);
   mote::simd<> one, three{mote::threads{3}};

@@ -199,10 +199,10 @@ TEST_CASE("austen-moe: logits have the same bits however a text is cut and for a
         INFO(format.name);
         lm::engine_options o{.model = directory, .context = 64, .chunk = 40};
         o.cache = format;
-        if (o.cache.block_size <= 32) {
+        if (96 % format.block_size == 0) {
           check_bits(o);
         } else {
-          CHECK_THROWS_WITH(lm::make_engine(o), contains("latent cache: expected whole blocks of 256"));
+          CHECK_THROWS_WITH(lm::make_engine(o), contains("latent cache: expected whole blocks of"));
         }
       },
       mote::row_elements{});

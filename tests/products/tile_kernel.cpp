@@ -14,7 +14,8 @@ using mote::detail::unit_stride;
 template <class T>
 class product_case {
  public:
-  product_case(std::size_t tokens, std::size_t in) : padded_((in + 3) / 4 * 4), x_(tokens * padded_), code_sum_(tokens) {
+  product_case(std::size_t tokens, std::size_t in)
+      : padded_((in + 3) / 4 * 4), x_(tokens * padded_), code_sum_(tokens) {
     test::random_source random(1);
     const std::size_t out = 90;
     std::vector<T> w;
@@ -39,9 +40,8 @@ class product_case {
   }
   std::vector<float> vectors(std::size_t first, std::size_t count) const {
     std::vector<float> sums(count * unit_stride, -1.0f);
-    mote::detail::element_kernel<mote::default_arch, T>::product(packed_, 1, 2, tokens(first, count).data(),
-                                                                 code_sum_.data() + first, count, sums.data(),
-                                                                 unit_stride);
+    mote::detail::element_kernel<mote::default_arch, T>::product(
+        packed_, 1, 2, tokens(first, count).data(), code_sum_.data() + first, count, sums.data(), unit_stride);
     return sums;
   }
 
@@ -106,7 +106,8 @@ TEST_CASE("tiles: a token's bf16 sums have the same bits alone and with any numb
   for (const std::size_t in : {std::size_t{66}, std::size_t{1030}, std::size_t{2060}}) {
     const product_case<bf16> c(48, in);
     const std::vector<float> all = c.tiles(0, 48);
-    for (const std::size_t count : {std::size_t{1}, std::size_t{2}, std::size_t{15}, std::size_t{16}, std::size_t{33}}) {
+    for (const std::size_t count :
+         {std::size_t{1}, std::size_t{2}, std::size_t{15}, std::size_t{16}, std::size_t{33}}) {
       CAPTURE(in, count);
       for (std::size_t first = 0; first < 48; first += count) {
         const std::size_t some = std::min(count, 48 - first);

@@ -21,7 +21,6 @@
 #include "../core/error.hpp"
 #include "../core/output.hpp"
 #include "../core/paged.hpp"
-#include "../quant/rows.hpp"
 #include "../ops/add_bias/add_bias.hpp"
 #include "../ops/batched_matmul/batched_matmul.hpp"
 #include "../ops/matmul/matmul.hpp"
@@ -31,6 +30,7 @@
 #include "../ops/paged_store/paged_store.hpp"
 #include "../ops/rms_norm/rms_norm.hpp"
 #include "../ops/rope/rope.hpp"
+#include "../quant/rows.hpp"
 
 MOTE_BEGIN_NAMESPACE
 

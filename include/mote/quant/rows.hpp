@@ -65,7 +65,7 @@ void decode_row(const T* row, std::size_t n, float* y) noexcept {
 // The form of a row, known at run time.
 struct row_format {
   std::string_view name = "f32";
-  std::size_t block_size = 1;  // numbers an element
+  std::size_t block_size = 1;         // numbers an element
   std::size_t bytes = sizeof(float);  // of an element
 
   template <row_element T>

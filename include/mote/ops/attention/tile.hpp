@@ -66,13 +66,13 @@ class attention_block {
     accumulate(keys, count);
   }
 
-  // The same where query `lane` sees the first visible(lane) keys only (none where that is negative).
-  template <class Visible>
-  [[gnu::noinline]] void add_causal(const attention_keys& keys, std::size_t count, Visible&& visible) {
+  // The same where query `lane` sees the first visible[lane] keys only (none where that is negative).
+  [[gnu::noinline]] void add_causal(const attention_keys& keys, std::size_t count,
+                                    const std::ptrdiff_t (&visible)[lanes]) {
     score(keys, count);
     for (std::size_t lane = 0; lane < lanes; ++lane) {
       seen_[lane] =
-          static_cast<float>(std::clamp<std::ptrdiff_t>(visible(lane), 0, static_cast<std::ptrdiff_t>(count)));
+          static_cast<float>(std::clamp<std::ptrdiff_t>(visible[lane], 0, static_cast<std::ptrdiff_t>(count)));
     }
     for (std::size_t v = 0; v < Vectors; ++v) {
       const vector limit = vector::load_aligned(seen_ + v * vector::size);
@@ -231,8 +231,8 @@ class attention_block {
       vector s(0.0f);
       for (std::size_t c = 0; c < count; ++c) {
         const vector p = vector::load_aligned(scores_ + c * lanes + v * vector::size);
-        s = xsimd::select(vector(static_cast<float>(c)) < seen,
-                          fused_multiply_add(p, vector(keys.value[c][column]), s), s);
+        s = xsimd::select(vector(static_cast<float>(c)) < seen, fused_multiply_add(p, vector(keys.value[c][column]), s),
+                          s);
       }
       float sums[vector::size];
       s.store_unaligned(sums);

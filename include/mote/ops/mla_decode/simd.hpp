@@ -160,7 +160,8 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
           float* out[lanes];
           for (std::size_t lane = 0; lane < in_block; ++lane) {
             const std::size_t t = token_of(b * lanes + lane), h = (group.lane + b * lanes + lane) % heads;
-            out[lane] = own_parts == 1 ? &y(t, h, std::size_t{0}) : &partial((t - first) * heads + h, p, std::size_t{0});
+            out[lane] =
+                own_parts == 1 ? &y(t, h, std::size_t{0}) : &partial((t - first) * heads + h, p, std::size_t{0});
           }
           attention[b].start(packed.row(item / parts * blocks + b), rank, rope, out, in_block, rank);
         }
@@ -170,14 +171,15 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
           const std::size_t in_tile = std::min(attention_keys::size, last - c);
           take_keys<Arch>(rows, c, in_tile, rank, tiles.row(begin / chunk), keys);
           for (std::size_t b = 0; b < own_blocks; ++b) {
-            const auto visible = [&](std::size_t lane) {
+            std::ptrdiff_t visible[lanes];
+            for (std::size_t lane = 0; lane < lanes; ++lane) {
               const std::size_t q = std::min(b * lanes + lane, group.count - 1);
-              return static_cast<std::ptrdiff_t>(context[token_of(q)].length) - static_cast<std::ptrdiff_t>(c);
-            };
+              visible[lane] = static_cast<std::ptrdiff_t>(context[token_of(q)].length) - static_cast<std::ptrdiff_t>(c);
+            }
             // The block's first token sees fewest keys, its last one most.
-            const std::ptrdiff_t most = std::min(visible(lanes - 1), static_cast<std::ptrdiff_t>(in_tile));
+            const std::ptrdiff_t most = std::min(visible[lanes - 1], static_cast<std::ptrdiff_t>(in_tile));
             if (most <= 0) continue;
-            if (visible(0) >= most) {
+            if (visible[0] >= most) {
               attention[b].add(keys, static_cast<std::size_t>(most));
             } else {
               attention[b].add_causal(keys, static_cast<std::size_t>(most), visible);

@@ -53,8 +53,11 @@ void mla_prefill_blocks(simd<Arch, Executor>& be, view<const float, 3> q_nope, v
         if (c + in_tile <= seen_by_first) {
           attention.add(keys, in_tile);
         } else {
-          const auto seen = static_cast<std::ptrdiff_t>(seen_by_first) - static_cast<std::ptrdiff_t>(c);
-          attention.add_causal(keys, in_tile, [&](std::size_t lane) { return seen + static_cast<std::ptrdiff_t>(lane); });
+          std::ptrdiff_t visible[lanes];
+          for (std::size_t lane = 0; lane < lanes; ++lane) {
+            visible[lane] = static_cast<std::ptrdiff_t>(seen_by_first + lane) - static_cast<std::ptrdiff_t>(c);
+          }
+          attention.add_causal(keys, in_tile, visible);
         }
       }
       attention.normalise();
