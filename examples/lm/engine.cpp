@@ -18,7 +18,7 @@ class backend_engine final : public engine {
       : config_(std::move(config)),
         backend_(std::forward<Args>(args)...),
         weights_(load_weights(backend_, config_, o.weights, model_files(o.model))),
-        model_(backend_, config_, weights_, o.context, o.chunk),
+        model_(backend_, config_, weights_, o.context, o.chunk, o.cache),
         speculative_(o.speculative),
         pending_(config_.hidden_size) {
     mote::check(!speculative_ || model_.has_mtp(), "speculative",
@@ -103,6 +103,8 @@ std::unique_ptr<engine> make_engine(const engine_options& options) {
   mote::check(o.context <= config.max_position_embeddings, "context",
               "expected at most the model's " + std::to_string(config.max_position_embeddings) + ", got " +
                   std::to_string(o.context));
+  mote::check_whole_blocks(o.model, "latent cache", config.decoder.attention.cache_width(), o.cache);
+  config.decoder.attention.form = o.attention;
   if (o.backend == backend_kind::reference) {
     return std::make_unique<backend_engine<mote::reference>>(o, std::move(config));
   }

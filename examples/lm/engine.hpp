@@ -7,7 +7,9 @@
 #include <span>
 #include <string>
 
+#include <mote/blocks/mla.hpp>
 #include <mote/core/view.hpp>
+#include <mote/quant/rows.hpp>
 
 #include "config.hpp"
 #include "weights.hpp"
@@ -21,8 +23,10 @@ struct engine_options {
   weight_format weights = weight_format::stored;
   backend_kind backend = backend_kind::simd;
   std::size_t threads = 1;
-  std::size_t context = 0;   // 0: the model's, at most default_context
-  std::size_t chunk = 512;   // most tokens of one prefill step
+  std::size_t context = 0;      // 0: the model's, at most default_context
+  std::size_t chunk = 512;      // most tokens of one prefill step
+  mote::row_format cache = {};  // of the latent cache
+  mote::mla_form attention = mote::mla_form::absorbed;
   bool speculative = false;  // run the multi-token-prediction module along
 };
 

@@ -23,9 +23,9 @@ struct generate_options {
   std::string prompt;
 };
 
-void report(const generation_result& r, const engine& e, std::size_t threads) {
+void report(const generation_result& r, const engine& e, const engine_options& o) {
   const double peak = static_cast<double>(peak_memory());
-  const std::size_t read = active_weight_bytes(e.config(), e.weights()) + cache_bytes(e.config(), e.length());
+  const std::size_t read = active_weight_bytes(e.config(), e.weights()) + cache_bytes(e.config(), o.cache, e.length());
   fmt::print(stderr, "\nprefill      {} tokens, {:.1f} tokens/s\n", r.prompt_tokens,
              static_cast<double>(r.prompt_tokens) / r.prefill_seconds);
   if (r.decode_steps > 0) {
@@ -34,7 +34,7 @@ void report(const generation_result& r, const engine& e, std::size_t threads) {
     if (r.drafted > 0) {
       fmt::print(stderr, "drafts       {} of {} accepted\n", r.accepted, r.drafted);
     } else {
-      const double bandwidth = memory_bandwidth(threads);
+      const double bandwidth = memory_bandwidth(o.threads);
       fmt::print(stderr, "read         {:.2f} MB a token, {:.1f} % of the measured {:.1f} GB/s\n",
                  static_cast<double>(read) * 1e-6,
                  100.0 * static_cast<double>(read) * tokens / r.decode_seconds / bandwidth, bandwidth * 1e-9);
@@ -55,7 +55,7 @@ void run(generate_options o) {
     std::fflush(stdout);
   });
   fmt::print("\n");
-  report(result, *engine, o.engine.threads);
+  report(result, *engine, o.engine);
 }
 
 }  // namespace

@@ -83,15 +83,24 @@ void run(const std::string& model) {
   }
   const parameter_count parameters = count_parameters(tensors, c, is_gguf(model));
   const mote::mla_config& a = c.decoder.attention;
-  const std::size_t latent = c.num_hidden_layers * a.cache_width();
-  const std::size_t full = c.num_hidden_layers * a.num_attention_heads * (a.qk_head_dim() + a.v_head_dim);
+  const std::size_t full = a.num_attention_heads * (a.qk_head_dim() + a.v_head_dim);
   fmt::print("\nstored                    {} bytes\n", stored);
   fmt::print("parameters, total         {}\n", parameters.total);
   fmt::print("parameters, active        {} a token\n", parameters.active);
   if (parameters.mtp > 0) fmt::print("parameters, MTP module    {}\n", parameters.mtp);
-  fmt::print("latent cache              {} bytes a token (float32)\n", latent * sizeof(float));
-  fmt::print("full multi-head attention {} bytes a token (float32), {:.1f} times as much\n", full * sizeof(float),
-             static_cast<double>(full) / static_cast<double>(latent));
+  fmt::print("latent cache              ");
+  mote::for_each_format(
+      [&]<class T>() {
+        constexpr auto format = mote::row_format::of<T>();
+        if (a.cache_width() % format.block_size != 0) return;
+        fmt::print("{}{}{} ({})", std::is_same_v<T, float> ? "" : ", ",
+                   c.num_hidden_layers * format.row_bytes(a.cache_width()),
+                   std::is_same_v<T, float> ? " bytes a token" : "", format.name);
+      },
+      mote::type_list<float, mote::bf16, mote::mxfp8, mote::q8_0>{});
+  fmt::print("\nfull multi-head attention {} bytes a token (f32), {:.1f} times as much\n",
+             c.num_hidden_layers * full * sizeof(float),
+             static_cast<double>(full) / static_cast<double>(a.cache_width()));
 }
 
 }  // namespace

@@ -45,8 +45,8 @@ std::size_t active_weight_bytes(const model_config& config, const model_weights&
   return total;
 }
 
-std::size_t cache_bytes(const model_config& config, std::size_t length) {
-  return length * config.num_hidden_layers * config.decoder.attention.cache_width() * sizeof(float);
+std::size_t cache_bytes(const model_config& config, const mote::row_format& format, std::size_t length) {
+  return length * config.num_hidden_layers * format.row_bytes(config.decoder.attention.cache_width());
 }
 
 double memory_bandwidth(std::size_t threads) {

@@ -10,8 +10,8 @@ namespace lm {
 // Bytes of weights that one decoded token reads: every matrix once, of the routed experts those a token goes to.
 std::size_t active_weight_bytes(const model_config& config, const model_weights& weights);
 
-// Bytes of latent cache that a token reads when `length` tokens are cached.
-std::size_t cache_bytes(const model_config& config, std::size_t length);
+// Bytes of latent cache in that format that a token reads when `length` tokens are cached.
+std::size_t cache_bytes(const model_config& config, const mote::row_format& format, std::size_t length);
 
 // Measured read bandwidth of memory in bytes a second, with `threads` threads: the best of several passes over a buffer
 // larger than the caches.

@@ -24,18 +24,19 @@ inline constexpr std::size_t page_size = 64;
 template <mote::backend Backend>
 class language_model {
  public:
-  // `context`: the most tokens the sequence may have; `max_tokens`: the most tokens of one call.
+  // `context`: the most tokens the sequence may have; `max_tokens`: the most tokens of one call; `cache`: how the cache's
+  // rows are stored. Throws shape_error where they are no whole blocks of that format.
   language_model(Backend& be, const model_config& config, const model_weights& weights, std::size_t context,
-                 std::size_t max_tokens)
+                 std::size_t max_tokens, const mote::row_format& cache = {})
       : be_(be),
         c_(config),
         w_(weights),
         context_(context),
         max_tokens_(std::min(context, max_tokens)),
-        main_(c_.num_hidden_layers, context, c_),
+        main_(c_.num_hidden_layers, context, c_, cache),
         hidden_(max_tokens_ * c_.hidden_size) {
     if (w_.mtp) {
-      drafter_.emplace(1, context, c_);
+      drafter_.emplace(1, context, c_, cache);
       state_ = mote::buffer<float>(max_tokens_ * c_.hidden_size);
     }
     positions_.reserve(max_tokens_);
@@ -117,8 +118,8 @@ class language_model {
 
  private:
   struct cached_sequence {
-    cached_sequence(std::size_t layers, std::size_t context, const model_config& c)
-        : cache(layers, (context + page_size - 1) / page_size, page_size, c.decoder.attention.cache_width()),
+    cached_sequence(std::size_t layers, std::size_t context, const model_config& c, const mote::row_format& format)
+        : cache(layers, (context + page_size - 1) / page_size, page_size, c.decoder.attention.cache_width(), format),
           sequence(cache.make_sequence()) {}
 
     mote::kv_cache cache;

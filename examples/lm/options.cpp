@@ -23,6 +23,14 @@ std::string names_of_block_formats() {
 
 void add_engine_options(CLI::App& command, engine_options& options) {
   static const std::map<std::string, weight_format> formats = weight_format_names();
+  static const std::map<std::string, mote::row_format> caches = [] {
+    std::map<std::string, mote::row_format> names = {{"fp8", mote::row_format::of<mote::mxfp8>()}};
+    mote::for_each_format([&]<class T>() { names.emplace(mote::row_format::of<T>().name, mote::row_format::of<T>()); },
+                          mote::row_elements{});
+    return names;
+  }();
+  static const std::map<std::string, mote::mla_form> forms = {{"absorbed", mote::mla_form::absorbed},
+                                                              {"cheapest", mote::mla_form::cheapest}};
   static const std::map<std::string, backend_kind> backends = {{"reference", backend_kind::reference},
                                                                {"simd", backend_kind::simd}};
   options.threads = mote::threads::all().count;
@@ -34,6 +42,19 @@ void add_engine_options(CLI::App& command, engine_options& options) {
                       " (default: exactly what the checkpoint stores)")
       ->transform(CLI::CheckedTransformer(formats).description(""))
       ->type_name("FORMAT");
+  command
+      .add_option_function<std::string>(
+          "--cache", [&options](const std::string& name) { options.cache = caches.at(name); },
+          "Format of the latent cache: f32 (default), bf16, fp8 (e4m3, that is mxfp8), or a block format of --weights")
+      ->check(CLI::IsMember(caches).description(""))
+      ->type_name("FORMAT");
+  command
+      .add_option(
+          "--attention", options.attention,
+          "absorbed (default) or cheapest: which computes long prefills faster, but whose results depend in their "
+          "last bits on how a text is cut into chunks")
+      ->transform(CLI::CheckedTransformer(forms).description(""))
+      ->type_name("FORM");
   command.add_option("--backend", options.backend, "reference (plain loops) or simd (default)")
       ->transform(CLI::CheckedTransformer(backends).description(""))
       ->type_name("NAME");

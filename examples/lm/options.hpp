@@ -12,7 +12,7 @@
 
 namespace lm {
 
-// Adds --model, --weights, --backend, --threads, --context and --chunk.
+// Adds --model, --weights, --cache, --attention, --backend, --threads, --context and --chunk.
 void add_engine_options(CLI::App& command, engine_options& options);
 
 // Token ids separated by white space or commas; each must be a whole number. `where` names the source in errors.

@@ -51,8 +51,8 @@ void run(const speed_options& o) {
     for (std::size_t t = 0; t < rest.size(); ++t) e->forward(rest.subspan(t, 1), 1);
   });
   const double bandwidth = memory_bandwidth(o.engine.threads);
-  const std::size_t read =
-      active_weight_bytes(e->config(), e->weights()) + cache_bytes(e->config(), o.prefill + o.decode / 2);
+  const std::size_t read = active_weight_bytes(e->config(), e->weights()) +
+                           cache_bytes(e->config(), o.engine.cache, o.prefill + o.decode / 2);
   const double rate = static_cast<double>(o.decode) / decode;
   fmt::print("prefill      {} tokens, {:.1f} tokens/s\n", o.prefill, static_cast<double>(o.prefill) / prefill);
   fmt::print("decode       {} tokens after them, {:.1f} tokens/s\n", o.decode, rate);

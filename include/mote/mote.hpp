@@ -61,6 +61,7 @@
 #include "quant/formats/bits.hpp"
 #include "quant/formats/iq4_nl.hpp"
 #include "quant/formats/mxfp4.hpp"
+#include "quant/formats/mxfp8.hpp"
 #include "quant/formats/nvfp4.hpp"
 #include "quant/formats/q4_0.hpp"
 #include "quant/formats/q4_k.hpp"
@@ -76,4 +77,5 @@
 #include "quant/microscaling.hpp"
 #include "quant/packed.hpp"
 #include "quant/quantize.hpp"
+#include "quant/rows.hpp"
 #include "quant/weight.hpp"

@@ -3,6 +3,7 @@
 #include <thread>
 
 #include "blocks/support.hpp"
+#include "support/backends.hpp"
 
 namespace {
 
@@ -27,9 +28,10 @@ struct mla_case {
   // Runs the tokens in steps of the given sizes through one cache.
   template <class Backend>
   std::vector<float> run(Backend& be, mote::mla_form form, const std::vector<std::size_t>& steps,
-                         std::size_t page_size = 4) {
+                         std::size_t page_size = 4, const mote::row_format& format = {}) {
     config.form = form;
-    mote::kv_cache cache(1, 8, page_size, config.cache_width());
+    const std::size_t tokens_of_all = x.size() / s.hidden;
+    mote::kv_cache cache(1, tokens_of_all / page_size + 4, page_size, config.cache_width(), format);
     auto decoy = cache.make_sequence(), sequence = cache.make_sequence();
     cache.resize(decoy, 1);
     std::vector<float> y(x.size());
@@ -61,7 +63,7 @@ TEST_CASE("mla: the expanded and the absorbed form agree, in one prefill, in chu
     mote::simd<> cpu{mote::threads{2}};
     const auto want = c.run(ref, mote::mla_form::expanded, {11});
     const std::vector<std::size_t> ones(11, 1);
-    for (const auto form : {mote::mla_form::expanded, mote::mla_form::absorbed, mote::mla_form::automatic}) {
+    for (const auto form : {mote::mla_form::expanded, mote::mla_form::absorbed, mote::mla_form::cheapest}) {
       for (const auto& steps : {std::vector<std::size_t>{11}, std::vector<std::size_t>{4, 6, 1}, ones}) {
         test::check_close(c.run(ref, form, steps), want, 1e-5f);
         test::check_close(c.run(cpu, form, steps), want, 1e-5f);
@@ -110,12 +112,41 @@ TEST_CASE("mla: threads of an engine may call it together") {
   CHECK(y == want);
 }
 
-TEST_CASE("mla: the form is chosen by counting multiply-adds") {
+TEST_CASE(
+    "mla: a token has the same bits computed alone, with others and in any chunks, in every format of the cache") {
+  const std::size_t tokens = 37;
+  mla_case c(tokens);
+  mote::simd<> one, three{mote::threads{3}};
+  mote::reference ref;
+  const std::vector<std::vector<std::size_t>> cuts = {
+      std::vector<std::size_t>(tokens, 1), {2, 16, 2, 2, 3, 12}, {16, 16, 5}, {23, 1, 13}, {1, 36}};
+  mote::for_each_format(
+      [&]<class T>() {
+        constexpr auto format = mote::row_format::of<T>();
+        INFO(format.name);
+        if (c.config.cache_width() % format.block_size != 0) {
+          CHECK_THROWS_WITH(c.run(one, mote::mla_form::absorbed, {tokens}, 4, format), contains("kv_cache: width"));
+          return;
+        }
+        const auto all = c.run(one, mote::mla_form::absorbed, {tokens}, 4, format);
+        test::check_close(all, c.run(ref, mote::mla_form::absorbed, {tokens}, 4, format), 1e-5f);
+        test::check_close(c.run(one, mote::mla_form::expanded, {23, 14}, 4, format), all, 1e-5f);
+        for (const auto& steps : cuts) {
+          CHECK(test::same_bits(c.run(one, mote::mla_form::absorbed, steps, 4, format), all));
+          CHECK(test::same_bits(c.run(three, mote::mla_form::absorbed, steps, 7, format), all));
+        }
+      },
+      mote::row_elements{});
+}
+
+TEST_CASE("mla: the cheapest form is chosen by counting multiply-adds") {
   mote::mla_config v3{.num_attention_heads = 128,
                       .kv_lora_rank = 512,
                       .qk_nope_head_dim = 128,
                       .qk_rope_head_dim = 64,
                       .v_head_dim = 128};
+  CHECK(v3.choose(1000) == mote::mla_form::absorbed);
+  v3.form = mote::mla_form::cheapest;
   CHECK(v3.choose(1) == mote::mla_form::absorbed);
   CHECK(v3.choose(170) == mote::mla_form::absorbed);  // 256 · 512 / 768 = 170.7
   CHECK(v3.choose(171) == mote::mla_form::expanded);

@@ -57,15 +57,23 @@ void operator delete[](void* p, std::size_t, std::align_val_t) noexcept { std::f
 
 TEST_CASE("decode: a step allocates nothing after the first") {
   CHECK(allocations > 0);  // the counter counts
+  struct formats {
+    lm::weight_format weights;
+    mote::row_format cache;
+  };
+  const formats combinations[] = {{lm::weight_format::stored, mote::row_format::of<mote::mxfp8>()},
+                                  {lm::weight_format::f32, mote::row_format::of<float>()},
+                                  {lm::weight_format::int8, mote::row_format::of<mote::q8_0>()}};
   for (const auto backend : {lm::backend_kind::reference, lm::backend_kind::simd}) {
-    for (const auto format : {lm::weight_format::stored, lm::weight_format::f32, lm::weight_format::int8}) {
+    for (const auto& format : combinations) {
       for (const bool speculative : {false, true}) {
         const auto e = lm::make_engine({.model = MOTE_MODEL_DIR,
-                                        .weights = format,
+                                        .weights = format.weights,
                                         .backend = backend,
                                         .threads = 2,
                                         .context = 200,
                                         .chunk = 16,
+                                        .cache = format.cache,
                                         .speculative = speculative});
         const std::size_t vocab = e->config().vocab_size;
         mote::sampler sampler({.temperature = 0.7f, .top_k = 40, .top_p = 0.95f, .repetition_penalty = 1.1f}, vocab);

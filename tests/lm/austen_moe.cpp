@@ -8,6 +8,7 @@
 #include <lm/engine.hpp>
 
 #include "lm/support.hpp"
+#include "support/backends.hpp"
 
 namespace {
 
@@ -144,19 +145,85 @@ TEST_CASE("austen-moe: every block format is near bf16 and the same on both back
   }
 }
 
-TEST_CASE("austen-moe: logits have the same bits for any number of threads") {
+namespace {
+
+// The logits of all tokens, computed in steps of the given sizes; a step's tokens below `engine.chunk()` go together.
+std::vector<float> logits_in(lm::engine& e, std::span<const std::int32_t> tokens,
+                             const std::vector<std::size_t>& steps) {
+  std::vector<float> all;
+  for (const std::size_t step : steps) {
+    const auto logits = e.forward(tokens.subspan(e.length(), step), step);
+    all.insert(all.end(), logits.data(), logits.data() + logits.size());
+  }
+  return all;
+}
+
+// Whether the logits of 40 tokens have the same bits computed one by one, in batches, in chunks, at once, after a prefix
+// that was kept, and with another number of threads.
+void check_bits(const lm::engine_options& options) {
+  const test::golden_file expected(directory + "/expected.safetensors");
+  const auto ids = expected.integers("passage.ids");
+  const auto tokens = std::span<const std::int32_t>(ids.values).first(40);
+  std::vector<float> want;
+  for (const std::size_t threads : {1u, 3u}) {
+    lm::engine_options o = options;
+    o.threads = threads;
+    const auto e = lm::make_engine(o);
+    if (want.empty()) want = logits_in(*e, tokens, {40});
+    const std::vector<std::vector<std::size_t>> cuts = {
+        {40}, std::vector<std::size_t>(40, 1), {2, 16, 2, 3, 3, 14}, {16, 16, 8}, {7, 33}};
+    for (const auto& steps : cuts) {
+      CAPTURE(threads, steps);
+      e->truncate(0);
+      CHECK(test::same_bits(logits_in(*e, tokens, steps), want));
+    }
+    const std::size_t kept = 23, vocab = e->config().vocab_size;
+    e->truncate(kept);
+    CHECK(test::same_bits(logits_in(*e, tokens, {5, 12}), std::span(want).subspan(kept * vocab)));
+  }
+}
+
+}  // namespace
+
+TEST_CASE("austen-moe: logits have the same bits however a text is cut and for any number of threads, all weights") {
   for (const auto& [name, format] : lm::weight_format_names()) {
     INFO(name);
-    const test::golden_file expected(directory + "/expected.safetensors");
-    const auto ids = expected.integers("passage.ids");
-    const std::vector<std::int32_t> tokens(ids.values.begin(), ids.values.begin() + 40);
-    std::vector<float> first;
-    for (const std::size_t threads : {1u, 2u, 3u}) {
-      const auto e = make(format, lm::backend_kind::simd, threads);
-      const auto logits = e->forward(tokens, tokens.size());
-      const std::vector<float> got(logits.data(), logits.data() + logits.size());
-      if (first.empty()) first = got;
-      CHECK(got == first);
-    }
+    check_bits({.model = directory, .weights = format, .context = 64, .chunk = 40});
+  }
+}
+
+TEST_CASE("austen-moe: logits have the same bits however a text is cut and for any number of threads, all caches") {
+  mote::for_each_format(
+      [&]<class T>() {
+        constexpr auto format = mote::row_format::of<T>();
+        INFO(format.name);
+        lm::engine_options o{.model = directory, .context = 64, .chunk = 40};
+        o.cache = format;
+        if (96 % format.block_size == 0) {
+          check_bits(o);
+        } else {
+          CHECK_THROWS_WITH(lm::make_engine(o), contains("latent cache: expected whole blocks of"));
+        }
+      },
+      mote::row_elements{});
+}
+
+TEST_CASE("austen-moe: perplexity with a rounded cache") {
+  struct limit {
+    mote::row_format cache;
+    double most;  // by which the perplexity may rise
+  };
+  const limit limits[] = {{mote::row_format::of<mote::bf16>(), 1.001},
+                          {mote::row_format::of<mote::q8_0>(), 1.001},
+                          {mote::row_format::of<mote::mxfp8>(), 1.003}};
+  const std::size_t rows = 2;
+  const auto exact = make(lm::weight_format::stored, lm::backend_kind::simd);
+  const double f32 = passage(*exact, rows);
+  for (const limit& l : limits) {
+    INFO(l.cache.name);
+    const auto e = lm::make_engine({.model = directory, .threads = 2, .context = 320, .chunk = 100, .cache = l.cache});
+    const double rounded = passage(*e, rows);
+    CHECK(rounded != f32);
+    CHECK(std::exp(rounded) < l.most * std::exp(f32));
   }
 }

@@ -1,6 +1,7 @@
 #include <mote/ops/mla_decode/mla_decode.hpp>
 
 #include "support/backends.hpp"
+#include "support/formats.hpp"
 #include "support/random.hpp"
 
 namespace {
@@ -113,6 +114,86 @@ TEST_CASE("mla_decode: a token's bits do not depend on threads nor on other toke
                      mote::view<float, 3>(y.data(), 7, c.heads, c.rank));
   });
   CHECK(test::same_bits(y, all));
+}
+
+namespace {
+
+// The last `tokens` tokens of one sequence of `length` rows of T, in pages in no particular order.
+template <class T>
+struct sequence_case {
+  std::size_t tokens, heads, rank, rope;
+  std::vector<T> memory;
+  std::vector<std::int32_t> table;
+  std::vector<float> q_latent, q_rope;
+  std::vector<mote::paged_rows<const T>> context;
+
+  sequence_case(std::size_t n, std::size_t length, std::size_t h, std::size_t r, std::size_t d)
+      : tokens(n), heads(h), rank(r), rope(d) {
+    test::random_source random(static_cast<std::uint32_t>(length));
+    const std::size_t block = mote::row_format::of<T>().block_size, page = 16, pages = (length + page - 1) / page;
+    const std::size_t width = (rank + rope) / block;
+    const auto values = random.normal(pages * page * (rank + rope));
+    memory.resize(pages * page * width);
+    mote::encode_row(values.data(), values.size(), memory.data());
+    for (std::size_t i = 0; i < pages; ++i) table.push_back(static_cast<std::int32_t>(pages - 1 - i));
+    q_latent = random.normal(tokens * heads * rank);
+    q_rope = random.normal(tokens * heads * rope);
+    for (std::size_t t = 0; t < tokens; ++t) {
+      context.push_back({mote::view<const T, 3>(memory.data(), pages, page, width), table, length - tokens + t + 1});
+    }
+  }
+
+  template <class Backend>
+  void run(Backend& be, std::size_t first, std::size_t count, std::vector<float>& y) const {
+    mote::mla_decode(be, mote::view<const float, 3>(q_latent.data() + first * heads * rank, count, heads, rank),
+                     mote::view<const float, 3>(q_rope.data() + first * heads * rope, count, heads, rope),
+                     std::span(context).subspan(first, count), 0.2f,
+                     mote::view<float, 3>(y.data() + first * heads * rank, count, heads, rank));
+  }
+  template <class Backend>
+  std::vector<float> run(Backend& be, std::size_t step) const {
+    std::vector<float> y(q_latent.size());
+    for (std::size_t t = 0; t < tokens; t += step) run(be, t, std::min(step, tokens - t), y);
+    return y;
+  }
+};
+
+}  // namespace
+
+TEST_CASE("mla_decode: a sequence's tokens have the same bits however they are cut, in every format of the cache") {
+  const auto check = [&]<class T>() {
+    INFO(mote::row_format::of<T>().name);
+    // Around parts of 512 rows and with heads that fill vectors or do not.
+    const sequence_case<T> cases[] = {
+        {37, 37, 3, 24, 8}, {21, 530, 5, 30, 2}, {5, 1100, 20, 64, 32}, {19, 1025, 16, 41, 23}};
+    for (const auto& c : cases) {
+      CAPTURE(c.tokens, c.heads, c.rank, c.rope);
+      mote::reference ref;
+      const auto want = c.run(ref, c.tokens);
+      test::for_each_simd([&](auto& be) {
+        const auto whole = c.run(be, c.tokens);
+        test::check_close(whole, want, 1e-5f);
+        for (const std::size_t step : {std::size_t{1}, std::size_t{2}, std::size_t{3}, std::size_t{16}}) {
+          CAPTURE(step);
+          CHECK(test::same_bits(c.run(be, step), whole));
+        }
+      });
+    }
+  };
+  mote::for_each_format(check, mote::type_list<float, mote::bf16, mote::mxfp8, test::int3>{});
+}
+
+TEST_CASE("mla_decode: what comes later in a sequence is not touched") {
+  sequence_case<float> c(9, 70, 3, 20, 5);
+  mote::simd<> be;
+  const auto clean = c.run(be, 9);
+  for (std::size_t i = 0; i < 25; ++i) {
+    const_cast<float*>(c.context[0].row(69))[i] = i % 2 == 0 ? std::nanf("") : INFINITY;
+  }
+  const auto spoilt = c.run(be, 9);
+  const std::size_t others = 8 * c.heads * c.rank;
+  CHECK(test::same_bits(std::span(spoilt).first(others), std::span(clean).first(others)));
+  CHECK(std::isnan(spoilt.back()));
 }
 
 TEST_CASE("mla_decode: rounds of many tokens with long contexts") {

@@ -2,6 +2,7 @@
 #include <mote/ops/paged_store/paged_store.hpp>
 
 #include "support/backends.hpp"
+#include "support/formats.hpp"
 #include "support/random.hpp"
 
 namespace {
@@ -39,6 +40,60 @@ TEST_CASE("paged_store and paged_load: rows cross pages, other columns and pages
       CHECK(y.intact());
     }
   });
+}
+
+TEST_CASE("paged_store and paged_load: rows of other formats hold what these make of the numbers") {
+  const auto check = [&]<class T>() {
+    constexpr auto format = mote::row_format::of<T>();
+    INFO(format.name);
+    const std::size_t block = format.block_size, width = 3 * block, rows = 9;
+    const auto values = test::random_source(5).normal(rows * width);
+    std::vector<T> memory(5 * 4 * 3);
+    const std::vector<std::int32_t> table = {3, 0, 4};
+    const mote::paged_rows<T> cached{mote::view<T, 3>(memory.data(), 5, 4, 3), table, rows};
+    test::for_each_backend([&](auto& be) {
+      const std::vector<float> zeros(width);
+      for (std::size_t i = 0; i < memory.size(); i += 3) mote::encode_row(zeros.data(), width, memory.data() + i);
+      test::framed x(rows, width, values), y(rows - 2, 2 * block);
+      // Rows from the third on, without their first element.
+      mote::paged_store(be, x.view().slice(0, 2, rows - 2).slice(1, block, 2 * block), cached, 2, block);
+      mote::paged_rows<T> seen = cached;
+      std::vector<float> all(rows * width);
+      mote::paged_load(be, seen, 0, mote::view<float, 2>(all.data(), rows, width));
+      for (std::size_t i = 0; i < rows; ++i) {
+        std::vector<T> stored(3);
+        std::vector<float> want(values.begin() + static_cast<std::ptrdiff_t>(i * width),
+                                values.begin() + static_cast<std::ptrdiff_t>((i + 1) * width));
+        std::fill_n(want.begin(), i < 2 ? width : block, 0.0f);
+        mote::encode_row(want.data(), width, stored.data());
+        mote::decode_row(stored.data(), width, want.data());
+        CHECK(test::same_bits(std::span(all).subspan(i * width, width), want));
+      }
+      // The last columns alone.
+      seen.length = rows - 2;
+      mote::paged_load(be, seen, block, y.view());
+      CHECK(y.intact());
+      const auto loaded = y.values();
+      for (std::size_t i = 0; i < rows - 2; ++i) {
+        CHECK(test::same_bits(std::span<const float>(loaded).subspan(i * 2 * block, 2 * block),
+                              std::span(all).subspan(i * width + block, 2 * block)));
+      }
+    });
+    if (block > 1) {
+      mote::reference be;
+      std::vector<float> x(width);
+      const mote::view<float, 2> part(x.data(), 1, block - 1), whole(x.data(), 1, block);
+      mote::paged_rows<T> one = cached;
+      one.length = 1;
+      const std::string name(format.name);
+      CHECK_THROWS_WITH(mote::paged_store(be, part, cached, 0, 0), contains("paged_store: x: expected whole blocks"));
+      CHECK_THROWS_WITH(mote::paged_store(be, whole, cached, 0, 1), contains("paged_store: column: expected whole"));
+      CHECK_THROWS_WITH(mote::paged_load(be, one, 0, part), contains(name + ", got " + std::to_string(block - 1)));
+      CHECK_THROWS_WITH(mote::paged_load(be, one, 1, whole), contains("paged_load: column: expected whole"));
+    }
+  };
+  mote::for_each_format(check, mote::type_list<float, mote::bf16, mote::f16, mote::mxfp8, mote::q8_0, mote::q4_k,
+                                               test::int3, test::two_halves>{});
 }
 
 TEST_CASE("paged_store and paged_load: threads share many rows") {

@@ -10,33 +10,39 @@ namespace {
 using mote::bf16;
 using mote::detail::unit_stride;
 
-// Sums of both kernels over `tokens` tokens and two panels from the second one on.
+// `tokens` tokens and the two panels from the second one on of a random matrix.
 template <class T>
-struct both_kernels {
-  std::vector<float> tiles, vectors;
-
-  both_kernels(std::size_t tokens, std::size_t in) : tiles(tokens * unit_stride, -1.0f), vectors(tiles) {
+class product_case {
+ public:
+  product_case(std::size_t tokens, std::size_t in)
+      : padded_((in + 3) / 4 * 4), x_(tokens * padded_), code_sum_(tokens) {
     test::random_source random(1);
-    const std::size_t out = 90, padded = (in + 3) / 4 * 4;
-    std::vector<T> w, x(tokens * padded);
+    const std::size_t out = 90;
+    std::vector<T> w;
     for (const float v : random.normal(out * in)) w.push_back(element(v));
     for (std::size_t t = 0; t < tokens; ++t) {
-      for (std::size_t k = 0; k < in; ++k) x[t * padded + k] = element(random.normal(1)[0]);
+      for (std::size_t k = 0; k < in; ++k) {
+        x_[t * padded_ + k] = element(random.normal(1)[0]);
+        code_sum_[t] += static_cast<std::int32_t>(static_cast<float>(x_[t * padded_ + k]));
+      }
     }
     mote::reference be;
-    mote::buffer<std::uint8_t> bytes(mote::packed_matrix<T>::size(out, in));
-    const auto packed = pack(be, w, out, in, bytes);
-    std::vector<const std::uint8_t*> token(tokens);
-    std::vector<std::int32_t> code_sum(tokens);
-    for (std::size_t t = 0; t < tokens; ++t) {
-      token[t] = reinterpret_cast<const std::uint8_t*>(x.data() + t * padded);
-      for (std::size_t k = 0; k < in; ++k)
-        code_sum[t] += static_cast<std::int32_t>(static_cast<float>(x[t * padded + k]));
-    }
-    mote::detail::tile_kernel<mote::detail::software_tiles, T>::product(packed, 1, 2, token.data(), tokens,
-                                                                        tiles.data(), unit_stride);
-    mote::detail::element_kernel<mote::default_arch, T>::product(packed, 1, 2, token.data(), code_sum.data(), tokens,
-                                                                 vectors.data(), unit_stride);
+    bytes_ = mote::buffer<std::uint8_t>(mote::packed_matrix<T>::size(out, in));
+    packed_ = pack(be, w, out, in, bytes_);
+  }
+
+  // Sums of `count` tokens from token `first` on.
+  std::vector<float> tiles(std::size_t first, std::size_t count) const {
+    std::vector<float> sums(count * unit_stride, -1.0f);
+    mote::detail::tile_kernel<mote::detail::software_tiles, T>::product(packed_, 1, 2, tokens(first, count).data(),
+                                                                        count, sums.data(), unit_stride);
+    return sums;
+  }
+  std::vector<float> vectors(std::size_t first, std::size_t count) const {
+    std::vector<float> sums(count * unit_stride, -1.0f);
+    mote::detail::element_kernel<mote::default_arch, T>::product(
+        packed_, 1, 2, tokens(first, count).data(), code_sum_.data() + first, count, sums.data(), unit_stride);
+    return sums;
   }
 
  private:
@@ -56,6 +62,19 @@ struct both_kernels {
     const std::vector<float> scale(out, 1.0f);
     return mote::pack(be, mote::int8_matrix{{w.data(), out, in}, scale}, bytes.as(bytes.size()));
   }
+  std::vector<const std::uint8_t*> tokens(std::size_t first, std::size_t count) const {
+    std::vector<const std::uint8_t*> token(count);
+    for (std::size_t t = 0; t < count; ++t) {
+      token[t] = reinterpret_cast<const std::uint8_t*>(x_.data() + (first + t) * padded_);
+    }
+    return token;
+  }
+
+  std::size_t padded_;
+  std::vector<T> x_;
+  std::vector<std::int32_t> code_sum_;
+  mote::buffer<std::uint8_t> bytes_;
+  mote::packed_matrix<T> packed_;
 };
 
 struct product_shape {
@@ -69,8 +88,8 @@ TEST_CASE("tiles: int8 sums are those of the vector kernel") {
   for (const product_shape& shape : shapes) {
     const std::size_t tokens = shape.tokens, in = shape.in;
     CAPTURE(tokens, in);
-    const both_kernels<std::int8_t> sums(tokens, in);
-    CHECK(test::same_bits(sums.tiles, sums.vectors));
+    const product_case<std::int8_t> c(tokens, in);
+    CHECK(test::same_bits(c.tiles(0, tokens), c.vectors(0, tokens)));
   }
 }
 
@@ -78,7 +97,22 @@ TEST_CASE("tiles: bf16 sums are those of the vector kernel to rounding") {
   for (const product_shape& shape : shapes) {
     const std::size_t tokens = shape.tokens, in = shape.in;
     CAPTURE(tokens, in);
-    const both_kernels<bf16> sums(tokens, in);
-    test::check_close(sums.tiles, sums.vectors, 1e-3f);
+    const product_case<bf16> c(tokens, in);
+    test::check_close(c.tiles(0, tokens), c.vectors(0, tokens), 1e-3f);
+  }
+}
+
+TEST_CASE("tiles: a token's bf16 sums have the same bits alone and with any number of others") {
+  for (const std::size_t in : {std::size_t{66}, std::size_t{1030}, std::size_t{2060}}) {
+    const product_case<bf16> c(48, in);
+    const std::vector<float> all = c.tiles(0, 48);
+    for (const std::size_t count :
+         {std::size_t{1}, std::size_t{2}, std::size_t{15}, std::size_t{16}, std::size_t{33}}) {
+      CAPTURE(in, count);
+      for (std::size_t first = 0; first < 48; first += count) {
+        const std::size_t some = std::min(count, 48 - first);
+        CHECK(test::same_bits(c.tiles(first, some), std::span(all).subspan(first * unit_stride, some * unit_stride)));
+      }
+    }
   }
 }

@@ -36,9 +36,9 @@ struct step_context {
 };
 
 // x: [tokens, hidden], replaced by the layer's output; cache: as in mla.
-template <backend Backend, class Observe = ignore_routing>
+template <backend Backend, class Cache, class Observe = ignore_routing>
 void decoder_layer(Backend& be, const decoder_config& c, const decoder_layer_weights& w, const step_context& step,
-                   const paged_rows<float>& cache, view<float, 2> x, Observe&& observe = {}) {
+                   const Cache& cache, view<float, 2> x, Observe&& observe = {}) {
   auto scratch = be.scope();
   const auto normed = scratch.template tensor<float>(x.extent(0), x.extent(1));
   rms_norm(be, x, w.input_layernorm, c.rms_norm_eps, normed);

@@ -7,14 +7,16 @@
 //   absorbed:  q_lat = W_ukᵀ q_n;          s = scale (q_lat · c + q_r · k_r);   o = W_uv (softmax(s) c)
 //   y = W_o [o^0 | … | o^{H-1}]
 //
-// Both forms are equal in real arithmetic. The absorbed form reads the cache as it is, the expanded form first rebuilds
-// keys and values of the whole context: cheaper once enough tokens share that work.
+// Both forms are equal in real arithmetic, but not in their last bits. The absorbed form reads the cache as it is; in it a
+// token's bits depend on the sequence up to it alone, whether it is computed by itself or with others. The expanded form
+// first rebuilds keys and values of the whole context: fewer operations once enough tokens share that work.
 // Source: DeepSeek-V2 (2024), section 2.1 and appendix C; DeepSeek-V3 model code.
 #pragma once
 
 #include <cstddef>
 #include <optional>
 #include <span>
+#include <variant>
 
 #include "../core/error.hpp"
 #include "../core/output.hpp"
@@ -28,10 +30,13 @@
 #include "../ops/paged_store/paged_store.hpp"
 #include "../ops/rms_norm/rms_norm.hpp"
 #include "../ops/rope/rope.hpp"
+#include "../quant/rows.hpp"
 
 MOTE_BEGIN_NAMESPACE
 
-enum class mla_form { automatic, expanded, absorbed };
+// `cheapest` takes the form with fewer multiply-adds, by the number of new tokens: a token's bits then depend on how the
+// sequence is cut into calls.
+enum class mla_form { absorbed, expanded, cheapest };
 
 // Field names as in config.json.
 struct mla_config {
@@ -42,15 +47,15 @@ struct mla_config {
   std::size_t v_head_dim = 0;
   float softmax_scale = 0.0f;  // (nope + rope)^-1/2, times YaRN's multiplier
   rope_pairing pairing = rope_pairing::interleaved;
-  mla_form form = mla_form::automatic;
+  mla_form form = mla_form::absorbed;
 
   std::size_t qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }
   std::size_t cache_width() const { return kv_lora_rank + qk_rope_head_dim; }
 
-  // The form that needs fewer multiply-adds for `tokens` new tokens: expanding costs (nope + v) · rank for each cached
-  // token once, and saves (2 rank + rope) - (nope + rope + v) for each pair of a new and a cached token.
+  // The form for `tokens` new tokens. Expanding costs (nope + v) · rank for each cached token once, and saves
+  // (2 rank + rope) - (nope + rope + v) for each pair of a new and a cached token.
   mla_form choose(std::size_t tokens) const {
-    if (form != mla_form::automatic) return form;
+    if (form != mla_form::cheapest) return form;
     const std::size_t per_head = qk_nope_head_dim + v_head_dim;
     const bool expand = 2 * kv_lora_rank > per_head && tokens * (2 * kv_lora_rank - per_head) > per_head * kv_lora_rank;
     return expand ? mla_form::expanded : mla_form::absorbed;
@@ -80,11 +85,12 @@ struct mla_weights {
 inline constexpr float mla_norm_eps = 1e-6f;
 
 // x: [tokens, hidden], the sequence's tokens at positions `position` …; cos, sin: [tokens, rope / 2] of those positions;
-// cache: the sequence's rows, length = position + tokens, written here for the new tokens; y: [tokens, hidden], set or
-// added to. Throws shape_error when the shapes differ.
-template <backend Backend>
+// cache: the sequence's rows of any form, length = position + tokens, written here for the new tokens; y: [tokens,
+// hidden], set or added to. The new tokens too attend to what the cache holds of them. Throws shape_error when the shapes
+// differ.
+template <backend Backend, row_element T>
 void mla(Backend& be, const mla_config& c, const mla_weights& w, view<const float, 2> x, view<const float, 2> cos,
-         view<const float, 2> sin, const paged_rows<float>& cache, std::size_t position, view<float, 2> y,
+         view<const float, 2> sin, const paged_rows<T>& cache, std::size_t position, view<float, 2> y,
          output mode = output::overwrite) {
   const std::size_t tokens = x.extent(0), heads = c.num_attention_heads, rank = c.kv_lora_rank;
   const std::size_t nope = c.qk_nope_head_dim, rope_dim = c.qk_rope_head_dim, v_dim = c.v_head_dim;
@@ -117,12 +123,11 @@ void mla(Backend& be, const mla_config& c, const mla_weights& w, view<const floa
   const auto heads_out = scratch.template tensor<float>(tokens, heads, v_dim);
   if (c.choose(tokens) == mla_form::expanded) {
     const std::size_t context = cache.length;
-    const auto all_latent = scratch.template tensor<float>(context, rank);
-    const auto all_rope = scratch.template tensor<float>(context, rope_dim);
+    const auto rows = scratch.template tensor<float>(context, c.cache_width());
+    const auto all_latent = rows.slice(1, 0, rank), all_rope = rows.slice(1, rank, rope_dim);
     const auto k_nope = scratch.template tensor<float>(context, heads * nope);
     const auto v = scratch.template tensor<float>(context, heads * v_dim);
-    paged_load(be, cache, 0, all_latent);
-    paged_load(be, cache, rank, all_rope);
+    paged_load(be, cache, 0, rows);
     matmul(be, all_latent, w.k_up, k_nope);
     matmul(be, all_latent, w.v_up, v);
     mla_prefill(be, q_nope, q_rope, k_nope.reshaped(context, heads, nope), all_rope, v.reshaped(context, heads, v_dim),
@@ -130,14 +135,21 @@ void mla(Backend& be, const mla_config& c, const mla_weights& w, view<const floa
   } else {
     const auto q_latent = scratch.template tensor<float>(tokens, heads, rank);
     const auto o_latent = scratch.template tensor<float>(tokens, heads, rank);
-    const auto context = scratch.template tensor<paged_rows<const float>>(tokens);
+    const auto context = scratch.template tensor<paged_rows<const T>>(tokens);
     batched_matmul(be, q_nope.transposed({1, 0, 2}), w.k_up_transposed, q_latent.transposed({1, 0, 2}));
     causal_contexts(be, cache, context);
-    mla_decode(be, q_latent, q_rope, {context.data(), tokens}, c.softmax_scale, o_latent);
+    mla_decode(be, q_latent, q_rope, std::span(context.data(), tokens), c.softmax_scale, o_latent);
     batched_matmul(be, o_latent.transposed({1, 0, 2}), w.v_up, heads_out.transposed({1, 0, 2}));
   }
   matmul(be, heads_out.reshaped(tokens, heads * v_dim), w.o_proj, y, mode);
   if (!w.o_bias.empty()) add_bias(be, w.o_bias, y);
+}
+
+template <backend Backend>
+void mla(Backend& be, const mla_config& c, const mla_weights& w, view<const float, 2> x, view<const float, 2> cos,
+         view<const float, 2> sin, const cache_rows& cache, std::size_t position, view<float, 2> y,
+         output mode = output::overwrite) {
+  std::visit([&](const auto& rows) { mla(be, c, w, x, cos, sin, rows, position, y, mode); }, cache);
 }
 
 MOTE_END_NAMESPACE

@@ -30,9 +30,9 @@ struct mtp_weights {
 
 // next: [tokens], token t+1 of each row; hidden: [tokens, hidden], h_t; cache: the module's own, as in mla;
 // state: [tokens, hidden], after shared_head.norm (the head is the caller's to apply, to the rows it needs).
-template <backend Backend, class Observe = ignore_routing>
+template <backend Backend, class Cache, class Observe = ignore_routing>
 void mtp(Backend& be, const decoder_config& c, const mtp_weights& w, std::span<const std::int32_t> next,
-         view<const float, 2> hidden, const step_context& step, const paged_rows<float>& cache, view<float, 2> state,
+         view<const float, 2> hidden, const step_context& step, const Cache& cache, view<float, 2> state,
          Observe&& observe = {}) {
   const std::size_t tokens = hidden.extent(0), width = hidden.extent(1);
   auto scratch = be.scope();

@@ -1,8 +1,9 @@
 // A paged cache for all layers of a model, and the sequences that live in it.
 //
-// A page holds `page_size` rows of every layer. Pages come from one pool and go back to it, so sequences of different
-// lengths share the memory; a sequence's block table lists its pages in order and is the same for all layers. All memory
-// is taken at construction: decoding allocates nothing.
+// A page holds `page_size` rows of every layer. A row is `width` numbers, whatever attention keeps of a token: MLA's latent
+// and rotary key, or keys and values of all heads side by side. Rows are float32 or any other row_format (quant/rows.hpp).
+// Pages come from one pool and go back to it, so sequences of different lengths share the memory; a sequence's block table
+// lists its pages in order and is the same for all layers. All memory is taken at construction: decoding allocates nothing.
 // Source: Kwon et al., "Efficient Memory Management for Large Language Model Serving with PagedAttention" (2023).
 #pragma once
 
@@ -14,6 +15,7 @@
 #include "../core/buffer.hpp"
 #include "../core/error.hpp"
 #include "../core/paged.hpp"
+#include "../quant/rows.hpp"
 
 MOTE_BEGIN_NAMESPACE
 
@@ -25,22 +27,24 @@ class kv_cache {
     std::size_t length = 0;
   };
 
-  // `width` floats a row. Throws shape_error when a size is zero or memory would overflow.
-  kv_cache(std::size_t layers, std::size_t pages, std::size_t page_size, std::size_t width)
-      : pages_(pages), page_size_(page_size), width_(width) {
+  // Throws shape_error when a size is zero, memory would overflow or the width is no whole blocks of the format.
+  kv_cache(std::size_t layers, std::size_t pages, std::size_t page_size, std::size_t width, row_format format = {})
+      : pages_(pages), page_size_(page_size), format_(format), row_bytes_(format.row_bytes(width)) {
     check(layers > 0 && pages > 0 && page_size > 0 && width > 0, "kv_cache", "sizes: must be positive");
     const std::size_t limit = static_cast<std::size_t>(1) << 46;
     check(pages <= std::size_t{0x7FFFFFFF}, "kv_cache", "pages: too many to number");
     check(layers < limit && pages < limit / layers && page_size < limit / layers / pages &&
               width < limit / layers / pages / page_size,
           "kv_cache", "sizes: their product overflows memory");
-    storage_ = buffer<float>(layers * pages * page_size * width);
+    check_whole_blocks("kv_cache", "width", width, format);
+    storage_ = buffer<std::byte>(layers * pages * page_size * row_bytes_);
     for (std::size_t page = pages; page-- > 0;) free_.push_back(static_cast<std::int32_t>(page));
   }
 
   std::size_t page_size() const { return page_size_; }
   std::size_t free_pages() const { return free_.size(); }
-  std::size_t bytes() const { return storage_.size() * sizeof(float); }
+  std::size_t bytes() const { return storage_.size(); }
+  const row_format& format() const { return format_; }
 
   // An empty sequence that can grow to the whole pool without allocating.
   sequence make_sequence() const {
@@ -69,15 +73,34 @@ class kv_cache {
     s.length = length;
   }
 
-  // The rows of one layer that belong to the sequence.
-  paged_rows<float> rows(const sequence& s, std::size_t layer) {
-    float* first = storage_.data() + layer * pages_ * page_size_ * width_;
-    return {view<float, 3>(first, pages_, page_size_, width_), s.block_table, s.length};
+  // The rows of one layer that belong to the sequence. Throws shape_error unless T is the cache's format.
+  template <row_element T>
+  paged_rows<T> rows(const sequence& s, std::size_t layer) {
+    check(row_format::of<T>() == format_, "kv_cache", "rows: not of this format");
+    T* first = reinterpret_cast<T*>(storage_.data() + layer * pages_ * page_size_ * row_bytes_);
+    return {view<T, 3>(first, pages_, page_size_, row_bytes_ / sizeof(T)), s.block_table, s.length};
+  }
+
+  // The same in whatever form of row_elements they are. Throws shape_error if in none.
+  cache_rows rows(const sequence& s, std::size_t layer) {
+    cache_rows result;
+    bool known = false;
+    for_each_format(
+        [&]<class T>() {
+          if (row_format::of<T>() != format_) return;
+          result = rows<T>(s, layer);
+          known = true;
+        },
+        row_elements{});
+    check(known, "kv_cache", "rows: their format must be named");
+    return result;
   }
 
  private:
-  std::size_t pages_, page_size_, width_;
-  buffer<float> storage_;
+  std::size_t pages_, page_size_;
+  row_format format_;
+  std::size_t row_bytes_;
+  buffer<std::byte> storage_;
   std::vector<std::int32_t> free_;
 };
 

@@ -1,12 +1,15 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <span>
+#include <type_traits>
 
 #include "../../core/paged.hpp"
 #include "../../core/simd.hpp"
+#include "../../quant/rows.hpp"
 #include "../attention/tile.hpp"
 
 MOTE_BEGIN_NAMESPACE
@@ -26,75 +29,172 @@ inline std::size_t mla_decode_parts(std::size_t length) {
   return (length + part - 1) / part;
 }
 
-template <std::size_t Vectors, class Arch, class Executor>
+// Queries that go over the same keys together: those of consecutive tokens of one sequence whose contexts are cut alike.
+// Query i of the group is head (lane + i) % heads of token (lane + i) / heads, counted from `token`.
+struct mla_decode_group {
+  std::size_t token, lane, count;
+};
+
+// f(group) for groups of at most `most` queries of the tokens [first, last), in order.
+template <class T, class F>
+void for_each_group(std::span<const paged_rows<const T>> context, std::size_t first, std::size_t last,
+                    std::size_t heads, std::size_t most, F&& f) {
+  for (std::size_t t = first; t < last;) {
+    const paged_rows<const T>& rows = context[t];
+    const auto alike = [&](std::size_t other) {
+      const paged_rows<const T>& o = context[other];
+      return o.pages.data() == rows.pages.data() && o.block_table.data() == rows.block_table.data() &&
+             o.length == rows.length + (other - t) && mla_decode_part(o.length) == mla_decode_part(rows.length) &&
+             mla_decode_parts(o.length) == mla_decode_parts(rows.length);
+    };
+    std::size_t end = t + 1;
+    while (end < last && alike(end)) ++end;
+    const std::size_t queries = (end - t) * heads;
+    for (std::size_t q = 0; q < queries; q += most) f(mla_decode_group{t, q, std::min(most, queries - q)});
+    t = end;
+  }
+}
+
+// Keys [first, first + count) of a context: where they lie, or, stored in another form than float32, in `tile`.
+template <class Arch, class T>
+void take_keys(const paged_rows<const T>& rows, std::size_t first, std::size_t count, std::size_t rank, float* tile,
+               attention_keys& keys) noexcept {
+  const std::size_t width = columns(rows);
+  for (std::size_t i = 0; i < count; ++i) {
+    const float* row = nullptr;
+    if constexpr (std::is_same_v<T, float>) {
+      row = rows.row(first + i);
+    } else {
+      decode_row<Arch>(rows.row(first + i), width, tile + i * width);
+      row = tile + i * width;
+    }
+    keys.first[i] = row;
+    keys.second[i] = row + rank;
+    keys.value[i] = row;
+  }
+}
+
+template <std::size_t Vectors, class Arch, class Executor, class T>
 void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, view<const float, 3> q_rope,
-                       std::span<const paged_rows<const float>> context, float scale, view<float, 3> y) {
+                       std::span<const paged_rows<const T>> context, float scale, view<float, 3> y) {
   using vector = batch<float, Arch>;
   using block = attention_block<Arch, Vectors>;
-  constexpr std::size_t lanes = block::lanes;
+  constexpr std::size_t lanes = block::lanes, most_blocks = 4;
   const std::size_t tokens = q_latent.extent(0), heads = q_latent.extent(1);
-  const std::size_t rank = q_latent.extent(2), rope = q_rope.extent(2);
-  const std::size_t blocks = (heads + lanes - 1) / lanes;
+  const std::size_t rank = q_latent.extent(2), rope = q_rope.extent(2), width = rank + rope;
   std::size_t parts = 1, longest = 1;
   for (const auto& rows : context) {
     parts = std::max(parts, mla_decode_parts(rows.length));
     longest = std::max(longest, std::min(rows.length, mla_decode_part(rows.length)));
   }
 
-  // Tokens are taken in rounds whose unmerged parts stay within 16 MiB, if one token's do.
-  const std::size_t part_floats = parts == 1 ? 0 : heads * parts * (rank + 2);
-  const std::size_t round = std::max<std::size_t>(1, std::min(tokens, (std::size_t{1} << 22) / (part_floats + 1)));
+  // Tokens are taken in rounds whose queries and unmerged parts stay within 16 MiB each, if one token's do.
+  const std::size_t token_floats = heads * std::max(width, parts == 1 ? 0 : parts * (rank + 2));
+  const std::size_t round = std::clamp<std::size_t>((std::size_t{1} << 22) / (token_floats + 1), 1, tokens);
+  // Blocks of queries that share a tile of keys, as long as there are items enough for threads.
+  const std::size_t all_blocks = (round * heads + lanes - 1) / lanes;
+  const std::size_t blocks = std::clamp<std::size_t>(all_blocks * parts / 16, 1, most_blocks);
+
+  // The most groups that any round has.
+  std::size_t most_groups = 0;
+  for (std::size_t first = 0; first < tokens; first += round) {
+    std::size_t groups = 0;
+    for_each_group(context, first, std::min(first + round, tokens), heads, blocks * lanes,
+                   [&](const mla_decode_group&) { ++groups; });
+    most_groups = std::max(most_groups, groups);
+  }
+  // A chunk of items shares the memory for a decoded tile.
+  const std::size_t items = most_groups * parts;
+  const std::size_t chunk = 1 + std::max(items / (16 * be.concurrency()),
+                                         (std::size_t{1} << 19) / (blocks * lanes * longest * (rank + width) + 1));
+  const std::size_t tile_floats = std::is_same_v<T, float> ? 0 : attention_keys::size * width;
   auto scope = be.scope();
-  const auto packed = scope.template tensor<float>(round * blocks, (rank + rope) * lanes);
+  const auto groups = scope.template tensor<mla_decode_group>(most_groups);
+  const auto packed = scope.template tensor<float>(most_groups * blocks, width * lanes);
   const auto partial = scope.template tensor<float>(parts == 1 ? 0 : round * heads, parts, rank);
-  const auto maximum = scope.template tensor<float>(round * blocks * parts, lanes);
-  const auto total = scope.template tensor<float>(round * blocks * parts, lanes);
-  const std::size_t pack_grain = 1 + (std::size_t{1} << 16) / (lanes * (rank + rope) + 1);
-  const std::size_t grain = 1 + (std::size_t{1} << 19) / (lanes * longest * (2 * rank + rope) + 1);
+  const auto states = scope.template tensor<typename block::state>(parts == 1 ? 0 : round * heads, parts);
+  const auto tiles = scope.template tensor<float>((items + chunk - 1) / chunk, tile_floats);
+  const std::size_t pack_grain = 1 + (std::size_t{1} << 16) / (blocks * lanes * width + 1);
   const std::size_t merge_grain = 1 + (std::size_t{1} << 16) / (parts * rank + 1);
 
   for (std::size_t first = 0; first < tokens; first += round) {
     const std::size_t count = std::min(round, tokens - first);
+    std::size_t group_count = 0;
+    for_each_group(context, first, first + count, heads, blocks * lanes,
+                   [&](const mla_decode_group&) { ++group_count; });
+    be.parallel_for(1, 1, [&](std::size_t, std::size_t) {
+      std::size_t g = 0;
+      for_each_group(context, first, first + count, heads, blocks * lanes,
+                     [&](const mla_decode_group& group) { groups(g++) = group; });
+    });
 
-    be.parallel_for(count * blocks, pack_grain, [&](std::size_t begin, std::size_t end) {
-      for (std::size_t item = begin; item < end; ++item) {
-        const std::size_t t = first + item / blocks, h = item % blocks * lanes, n = std::min(lanes, heads - h);
-        float* queries = packed.row(item);
-        pack_queries(&q_latent(t, h, std::size_t{0}), q_latent.stride(1), rank, n, lanes, scale, queries);
-        pack_queries(&q_rope(t, h, std::size_t{0}), q_rope.stride(1), rope, n, lanes, scale, queries + rank * lanes);
+    be.parallel_for(group_count, pack_grain, [&](std::size_t begin, std::size_t end) {
+      for (std::size_t g = begin; g < end; ++g) {
+        const mla_decode_group& group = groups(g);
+        for (std::size_t q = 0; q < group.count; ++q) {
+          const std::size_t t = group.token + (group.lane + q) / heads, h = (group.lane + q) % heads;
+          float* to = packed.row(g * blocks + q / lanes) + q % lanes;
+          pack_query(&q_latent(t, h, std::size_t{0}), rank, lanes, scale, to);
+          pack_query(&q_rope(t, h, std::size_t{0}), rope, lanes, scale, to + rank * lanes);
+        }
+        for (std::size_t q = group.count; q % lanes != 0; ++q) {
+          float* to = packed.row(g * blocks + q / lanes) + q % lanes;
+          for (std::size_t i = 0; i < width; ++i) to[i * lanes] = 0.0f;
+        }
       }
     });
 
-    be.parallel_for(count * blocks * parts, grain, [&](std::size_t begin, std::size_t end) {
+    be.parallel_for(group_count * parts, chunk, [&](std::size_t begin, std::size_t end) {
       for (std::size_t item = begin; item < end; ++item) {
-        const std::size_t pair = item / parts, p = item % parts;
-        const std::size_t t = pair / blocks, h = pair % blocks * lanes, n = std::min(lanes, heads - h);
-        const paged_rows<const float>& rows = context[first + t];
+        const std::size_t p = item % parts;
+        const mla_decode_group& group = groups(item / parts);
+        const auto token_of = [&](std::size_t q) { return group.token + (group.lane + q) / heads; };
+        // The last query's token sees most: its rows hold what the others see.
+        const paged_rows<const T>& rows = context[token_of(group.count - 1)];
         const std::size_t part = mla_decode_part(rows.length), own_parts = mla_decode_parts(rows.length);
         if (p >= own_parts) continue;
-        float* out[lanes];
-        for (std::size_t lane = 0; lane < n; ++lane) {
-          out[lane] = own_parts == 1 ? &y(first + t, h + lane, std::size_t{0})
-                                     : &partial(t * heads + h + lane, p, std::size_t{0});
-          std::fill_n(out[lane], rank, 0.0f);
+        const std::size_t own_blocks = (group.count + lanes - 1) / lanes;
+        std::array<block, most_blocks> attention;
+        for (std::size_t b = 0; b < own_blocks; ++b) {
+          const std::size_t in_block = std::min(lanes, group.count - b * lanes);
+          float* out[lanes];
+          for (std::size_t lane = 0; lane < in_block; ++lane) {
+            const std::size_t t = token_of(b * lanes + lane), h = (group.lane + b * lanes + lane) % heads;
+            out[lane] =
+                own_parts == 1 ? &y(t, h, std::size_t{0}) : &partial((t - first) * heads + h, p, std::size_t{0});
+          }
+          attention[b].start(packed.row(item / parts * blocks + b), rank, rope, out, in_block, rank);
         }
-        block attention(packed.row(pair), rank, rope, out, n, rank);
         attention_keys keys;
         const std::size_t last = std::min(rows.length, (p + 1) * part);
         for (std::size_t c = p * part; c < last; c += attention_keys::size) {
-          keys.count = std::min(attention_keys::size, last - c);
-          for (std::size_t i = 0; i < keys.count; ++i) {
-            const float* row = rows.row(c + i);
-            keys.first[i] = row;
-            keys.second[i] = row + rank;
-            keys.value[i] = row;
+          const std::size_t in_tile = std::min(attention_keys::size, last - c);
+          take_keys<Arch>(rows, c, in_tile, rank, tiles.row(begin / chunk), keys);
+          for (std::size_t b = 0; b < own_blocks; ++b) {
+            std::ptrdiff_t visible[lanes];
+            for (std::size_t lane = 0; lane < lanes; ++lane) {
+              const std::size_t q = std::min(b * lanes + lane, group.count - 1);
+              visible[lane] = static_cast<std::ptrdiff_t>(context[token_of(q)].length) - static_cast<std::ptrdiff_t>(c);
+            }
+            // The block's first token sees fewest keys, its last one most.
+            const std::ptrdiff_t most = std::min(visible[lanes - 1], static_cast<std::ptrdiff_t>(in_tile));
+            if (most <= 0) continue;
+            if (visible[0] >= most) {
+              attention[b].add(keys, static_cast<std::size_t>(most));
+            } else {
+              attention[b].add_causal(keys, static_cast<std::size_t>(most), visible);
+            }
           }
-          attention.add(keys);
         }
-        if (own_parts == 1) {
-          attention.normalise();
-        } else {
-          attention.store_state(maximum.row(item), total.row(item));
+        for (std::size_t b = 0; b < own_blocks; ++b) {
+          if (own_parts == 1) {
+            attention[b].normalise();
+            continue;
+          }
+          for (std::size_t lane = 0; lane < std::min(lanes, group.count - b * lanes); ++lane) {
+            const std::size_t q = b * lanes + lane;
+            states((token_of(q) - first) * heads + (group.lane + q) % heads, p) = attention[b].state_of(lane);
+          }
         }
       }
     });
@@ -102,15 +202,14 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
     if (parts == 1) continue;
     be.parallel_for(count * heads, merge_grain, [&](std::size_t begin, std::size_t end) {
       for (std::size_t item = begin; item < end; ++item) {
-        const std::size_t t = item / heads, h = item % heads, lane = h % lanes;
+        const std::size_t t = item / heads, h = item % heads;
         const std::size_t own_parts = mla_decode_parts(context[first + t].length);
         if (own_parts == 1) continue;
-        const std::size_t state = (t * blocks + h / lanes) * parts;
         float largest = -INFINITY, sum = 0.0f, factor[32];
-        for (std::size_t p = 0; p < own_parts; ++p) largest = std::fmax(largest, maximum(state + p, lane));
+        for (std::size_t p = 0; p < own_parts; ++p) largest = std::fmax(largest, states(item, p).maximum);
         for (std::size_t p = 0; p < own_parts; ++p) {
-          factor[p] = std::exp(maximum(state + p, lane) - largest);
-          sum += factor[p] * total(state + p, lane);
+          factor[p] = std::exp(states(item, p).maximum - largest);
+          sum += factor[p] * states(item, p).total;
         }
         float* out = &y(first + t, h, std::size_t{0});
         const vector inverse(1.0f / sum);
@@ -128,10 +227,15 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
 
 }  // namespace detail
 
-template <class Arch, class Executor>
+template <class Arch, class Executor, class T>
 void mla_decode_impl(simd<Arch, Executor>& be, view<const float, 3> q_latent, view<const float, 3> q_rope,
-                     std::span<const paged_rows<const float>> context, float scale, view<float, 3> y) {
-  if (q_latent.extent(1) > batch<float, Arch>::size) {
+                     std::span<const paged_rows<const T>> context, float scale, view<float, 3> y) {
+  const std::size_t heads = q_latent.extent(1);
+  if (context.empty() || heads == 0) return;
+  std::size_t most = 0;  // queries that go together
+  detail::for_each_group(context, 0, context.size(), heads, 2 * batch<float, Arch>::size,
+                         [&](const detail::mla_decode_group& group) { most = std::max(most, group.count); });
+  if (most > batch<float, Arch>::size) {
     detail::mla_decode_blocks<2>(be, q_latent, q_rope, context, scale, y);
   } else {
     detail::mla_decode_blocks<1>(be, q_latent, q_rope, context, scale, y);

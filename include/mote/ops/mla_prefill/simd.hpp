@@ -31,28 +31,33 @@ void mla_prefill_blocks(simd<Arch, Executor>& be, view<const float, 3> q_nope, v
       const std::size_t h = item / blocks, t = (blocks - 1 - item % blocks) * lanes;
       const std::size_t count = std::min(lanes, tokens - t);
       float* queries = packed.row(item);
-      pack_queries(&q_nope(t, h, std::size_t{0}), q_nope.stride(0), nope, count, lanes, scale, queries);
-      pack_queries(&q_rope(t, h, std::size_t{0}), q_rope.stride(0), rope, count, lanes, scale, queries + nope * lanes);
+      std::fill_n(queries, (nope + rope) * lanes, 0.0f);
       float* out[lanes];
       for (std::size_t lane = 0; lane < count; ++lane) {
+        pack_query(&q_nope(t + lane, h, std::size_t{0}), nope, lanes, scale, queries + lane);
+        pack_query(&q_rope(t + lane, h, std::size_t{0}), rope, lanes, scale, queries + nope * lanes + lane);
         out[lane] = &y(t + lane, h, std::size_t{0});
-        std::fill_n(out[lane], dim_v, 0.0f);
       }
 
-      block attention(queries, nope, rope, out, count, dim_v);
+      block attention;
+      attention.start(queries, nope, rope, out, count, dim_v);
       attention_keys keys;
       const std::size_t seen_by_first = context - tokens + t + 1, seen_by_last = seen_by_first + count - 1;
       for (std::size_t c = 0; c < seen_by_last; c += attention_keys::size) {
-        keys.count = std::min(attention_keys::size, seen_by_last - c);
-        for (std::size_t i = 0; i < keys.count; ++i) {
+        const std::size_t in_tile = std::min(attention_keys::size, seen_by_last - c);
+        for (std::size_t i = 0; i < in_tile; ++i) {
           keys.first[i] = &k_nope(c + i, h, std::size_t{0});
           keys.second[i] = &k_rope(c + i, std::size_t{0});
           keys.value[i] = &v(c + i, h, std::size_t{0});
         }
-        if (c + keys.count <= seen_by_first) {
-          attention.add(keys);
+        if (c + in_tile <= seen_by_first) {
+          attention.add(keys, in_tile);
         } else {
-          attention.add_causal(keys, static_cast<std::ptrdiff_t>(seen_by_first) - static_cast<std::ptrdiff_t>(c));
+          std::ptrdiff_t visible[lanes];
+          for (std::size_t lane = 0; lane < lanes; ++lane) {
+            visible[lane] = static_cast<std::ptrdiff_t>(seen_by_first + lane) - static_cast<std::ptrdiff_t>(c);
+          }
+          attention.add_causal(keys, in_tile, visible);
         }
       }
       attention.normalise();
