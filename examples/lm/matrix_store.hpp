@@ -14,6 +14,7 @@
 #include <mote/core/buffer.hpp>
 #include <mote/core/simd.hpp>
 #include <mote/io/compressed_tensors.hpp>
+#include <mote/quant/fp8.hpp>
 #include <mote/quant/int8.hpp>
 #include <mote/quant/packed.hpp>
 #include <mote/quant/quantize.hpp>
@@ -25,6 +26,9 @@ namespace lm {
 
 class matrix_store {
  public:
+  // Where packed matrices of any format may be cut.
+  static constexpr std::size_t panel_rows = mote::packed_matrix<std::int8_t>::panel_rows;
+
   mote::view<const float, 1> keep(mote::buffer<float> values) {
     const mote::buffer<float>& kept = floats_.emplace_back(std::move(values));
     return kept.as(kept.size());
@@ -45,12 +49,29 @@ class matrix_store {
       auto& scale = floats_.emplace_back(rows);
       mote::quantize_int8(values.as(rows, columns), codes.as(rows, columns), scale.as(rows));
       const mote::int8_matrix matrix{std::as_const(codes).as(rows, columns), std::as_const(scale).as(rows)};
-      if (slice % mote::packed_matrix<std::int8_t>::panel_rows != 0) return matrix;
+      if (slice % panel_rows != 0) return matrix;
       const mote::weight arranged = arrange(be, matrix);
       if (std::holds_alternative<mote::int8_matrix>(arranged)) return arranged;
       codes_.pop_back();
       floats_.pop_back();
       return arranged;
+    }
+    if (format == weight_format::fp8) {
+      auto& codes = bytes_.emplace_back(rows * columns);
+      const mote::view<mote::f8_e4m3, 2> floats(reinterpret_cast<mote::f8_e4m3*>(codes.data()), rows, columns);
+      const std::size_t tile_rows = mote::fp8_blocks(rows), tile_columns = mote::fp8_blocks(columns);
+      mote::buffer<float> scale(tile_rows * tile_columns);
+      mote::quantize_fp8(values.as(rows, columns), floats, scale.as(tile_rows, tile_columns));
+      return mote::scaled_matrix{.codes = mote::view<const mote::f8_e4m3, 2>(floats),
+                                 .scale = keep(std::move(scale)).reshaped(tile_rows, tile_columns),
+                                 .tile_rows = mote::fp8_block,
+                                 .tile_columns = mote::fp8_block};
+    }
+    if (format == weight_format::f16) {
+      auto& narrow = bytes_.emplace_back(values.size() * sizeof(mote::f16));
+      auto* to = reinterpret_cast<mote::f16*>(narrow.data());
+      std::transform(values.begin(), values.end(), to, [](float v) { return mote::f16(v); });
+      return mote::view<const mote::f16, 2>(to, rows, columns);
     }
     if (format == weight_format::bf16 || (format == weight_format::stored && exact_bf16)) {
       auto& narrow = halves_.emplace_back(values.size());
@@ -60,15 +81,10 @@ class matrix_store {
     return keep(std::move(values)).reshaped(rows, columns);
   }
 
-  // The numbers of a quantized matrix in the form of mote's that holds just those, where there is one.
+  // The numbers of a quantized matrix in that form of mote's which holds just those, the fastest where there are several.
   template <class Backend>
   std::optional<mote::weight> same(Backend& be, const mote::matrix_ref& stored) {
     const std::size_t rows = stored.out_features(), columns = stored.in_features();
-    if (stored.layout() == mote::matrix_layout::int8) {
-      mote::buffer<float> scale(rows);
-      std::copy(stored.scale().begin(), stored.scale().end(), scale.begin());
-      return arrange(be, mote::int8_matrix{stored.codes(), keep(std::move(scale))});
-    }
     const auto blocks = [&]<class F>(std::optional<mote::buffer<F>> values) -> std::optional<mote::weight> {
       if (!values) return std::nullopt;
       mote::buffer<std::uint8_t> bytes(values->size() * sizeof(F));
@@ -79,7 +95,30 @@ class matrix_store {
       return arranged;
     };
     if (auto four = blocks(stored.to_q4_0())) return four;
-    return blocks(stored.to_mxfp4());
+    if (auto four = blocks(stored.to_mxfp4())) return four;
+    if (const auto four = stored.to_nvfp4()) {
+      return packed(be, four->as(rows, columns / mote::nvfp4::block_size), stored.tensor_scale());
+    }
+    if (stored.layout() == mote::matrix_layout::nvfp4) return std::nullopt;
+    return same(be, stored.scaled());
+  }
+
+  // Codes stay where they are, in the mapped file; but int8 with one scale a row, which has faster kernels, is packed.
+  template <class Backend>
+  mote::weight same(Backend& be, mote::scaled_matrix w) {
+    const auto* codes = std::get_if<mote::view<const std::int8_t, 2>>(&w.codes);
+    if (codes != nullptr && w.zero.empty() && w.tile_columns >= codes->extent(1)) {
+      mote::buffer<float> scale(codes->extent(0));
+      for (std::size_t n = 0; n < scale.size(); ++n) scale[n] = w.scale(n / w.tile_rows, std::size_t{0});
+      return arrange(be, mote::int8_matrix{*codes, keep(std::move(scale))});
+    }
+    mote::buffer<float> scale(w.scale.size());
+    std::copy_n(w.scale.data(), scale.size(), scale.begin());
+    w.scale = keep(std::move(scale)).reshaped(w.scale.extent(0), w.scale.extent(1));
+    auto& zero = codes_.emplace_back(w.zero.size());
+    std::copy_n(w.zero.data(), zero.size(), zero.begin());
+    w.zero = std::as_const(zero).as(w.zero.extent(0), w.zero.extent(1));
+    return w;
   }
 
   // Blocks as a file holds them in the order of the back end's kernels: packed for mote::simd, as they are for others.
@@ -95,6 +134,16 @@ class matrix_store {
   template <class F, class Backend>
   mote::weight arrange(Backend&, mote::view<const F, 2> blocks) {
     return blocks;
+  }
+  // The same times a scale, which blocks alone do not have: packed, or nothing.
+  template <class F, class Arch, class Executor>
+  std::optional<mote::weight> packed(mote::simd<Arch, Executor>& be, mote::view<const F, 2> blocks, float scale) {
+    auto& bytes = bytes_.emplace_back(mote::packed_matrix<F>::size(blocks.extent(0), mote::in_features(blocks)));
+    return mote::pack(be, blocks, bytes.as(bytes.size()), scale);
+  }
+  template <class F, class Backend>
+  std::optional<mote::weight> packed(Backend&, mote::view<const F, 2>, float) {
+    return std::nullopt;
   }
   template <class Arch, class Executor>
   mote::weight arrange(mote::simd<Arch, Executor>& be, const mote::int8_matrix& matrix) {
@@ -113,7 +162,7 @@ class matrix_store {
                                         std::size_t columns, weight_format format, std::size_t slice) {
     std::optional<mote::weight> result;
     const auto attempt = [&]<class F>() {
-      if (result || columns % F::block_size != 0 || slice % mote::packed_matrix<F>::panel_rows != 0) return;
+      if (result || columns % F::block_size != 0 || slice % panel_rows != 0) return;
       mote::buffer<std::uint8_t> bytes(rows * (columns / F::block_size) * sizeof(F));
       const mote::view<F, 2> blocks(reinterpret_cast<F*>(bytes.data()), rows, columns / F::block_size);
       mote::quantize<F>(be, values.as(rows, columns), blocks);

@@ -10,9 +10,10 @@
 
 namespace lm {
 
-// `stored` keeps the checkpoint's numbers exactly: bf16 stays bf16, blocks stay blocks, anything else becomes float32.
+// `stored` keeps the checkpoint's numbers exactly: bf16 stays bf16, blocks stay blocks, codes stay codes, anything else becomes
+// float32. fp8 is e4m3 with a scale for each 128×128 block.
 // From `first_block_format` on, mote's block formats in the order of mote::formats.
-enum class weight_format : std::size_t { stored, f32, bf16, int8, first_block_format };
+enum class weight_format : std::size_t { stored, f32, bf16, f16, int8, fp8, first_block_format };
 
 constexpr bool is_block_format(weight_format format) { return format >= weight_format::first_block_format; }
 constexpr bool is_quantized(weight_format format) { return format >= weight_format::int8; }
@@ -40,8 +41,11 @@ weight_format format_of() {
 
 // All but `stored`, by name.
 inline std::map<std::string, weight_format> weight_format_names() {
-  std::map<std::string, weight_format> names = {
-      {"f32", weight_format::f32}, {"bf16", weight_format::bf16}, {"int8", weight_format::int8}};
+  std::map<std::string, weight_format> names = {{"f32", weight_format::f32},
+                                                {"bf16", weight_format::bf16},
+                                                {"f16", weight_format::f16},
+                                                {"int8", weight_format::int8},
+                                                {"fp8", weight_format::fp8}};
   auto index = static_cast<std::size_t>(weight_format::first_block_format);
   mote::for_each_format([&]<class F>() { names.emplace(F::name, static_cast<weight_format>(index++)); });
   return names;

@@ -223,6 +223,9 @@ class weight_loader {
     if (tensor.dtype == mote::dtype::bf16 && (keep || format == weight_format::bf16)) {
       if (const auto mapped = mote::mapped_view<mote::bf16>(tensor)) return mapped->reshaped(rows, columns);
     }
+    if (tensor.dtype == mote::dtype::f16 && (keep || format == weight_format::f16)) {
+      if (const auto mapped = mote::mapped_view<mote::f16>(tensor)) return mapped->reshaped(rows, columns);
+    }
     if (tensor.dtype == mote::dtype::f32 && (keep || format == weight_format::f32)) {
       if (const auto mapped = mote::mapped_view<float>(tensor)) return mapped->reshaped(rows, columns);
     }
@@ -233,6 +236,9 @@ class weight_loader {
     if (stored.type == mote::ggml_type::bf16 && (keep || format == weight_format::bf16)) {
       return mote::mapped_view<mote::bf16>(stored);
     }
+    if (stored.type == mote::ggml_type::f16 && (keep || format == weight_format::f16)) {
+      return mote::mapped_view<mote::f16>(stored);
+    }
     if (stored.type == mote::ggml_type::f32 && (keep || format == weight_format::f32)) {
       return mote::mapped_view<float>(stored);
     }
@@ -241,8 +247,7 @@ class weight_loader {
       if constexpr (mote::block_format<F>) {
         if (!keep && format != format_of<F>()) return;
         const mote::view<const F, 2> mapped = mote::mapped_view<F>(stored);
-        blocks =
-            slice % mote::packed_matrix<F>::panel_rows == 0 ? out_.matrices.arrange(be_, mapped) : mote::weight(mapped);
+        blocks = slice % matrix_store::panel_rows == 0 ? out_.matrices.arrange(be_, mapped) : mote::weight(mapped);
       }
     });
     return blocks;

@@ -42,6 +42,7 @@
 #include "ops/matmul/micro_kernel.hpp"
 #include "ops/matmul/pair_kernel.hpp"
 #include "ops/matmul/panel.hpp"
+#include "ops/matmul/scaled_kernel.hpp"
 #include "ops/matmul/tile_kernel.hpp"
 #include "ops/mla_decode/mla_decode.hpp"
 #include "ops/mla_prefill/mla_prefill.hpp"
@@ -78,4 +79,5 @@
 #include "quant/packed.hpp"
 #include "quant/quantize.hpp"
 #include "quant/rows.hpp"
+#include "quant/scaled_matrix.hpp"
 #include "quant/weight.hpp"

@@ -1183,10 +1183,12 @@ MOTE_END_NAMESPACE
 // x: [tokens, in] float32, rows may be strided; W: [out, in], a `weight` (quant/weight.hpp) or a matrix of any one form;
 // y: [tokens, out], rows may be strided, must not overlap x.
 //
-//   float32, bf16        products and sums in float32
+//   float32, bf16, f16   products and sums in float32
+//   scaled (fp8 …)       each number rounded to float32, scale · (code - zero), then as float32: the same bits
 //   int8                 x is quantized to int8 per token; y = scale_x · scale_w · Σ q_x q_w, the sum exact in int32
 //   packed bf16          x is rounded to bf16, sums in float32
 //   integer formats      x is quantized to int8 in blocks of 32; each group's sum is exact in int32, then scaled and added
+//                        (nvfp4: at the end times the tensor's scale)
 //   other block formats  decoded, then as float32
 //
 // A token's result does not depend on the other tokens or on the number of threads.
@@ -1196,8 +1198,9 @@ MOTE_END_NAMESPACE
 // `weight`: a matrix [out, in] in one of the forms that matmul reads. A model's layers may carry different forms; the
 // variant is visited once for each matmul, never for each element. A weight does not own its memory.
 //
-//   view<const float, 2>, view<const bf16, 2>      rows as checkpoints store them
+//   view<const T, 2>                               rows of float, bf16 or f16 as checkpoints store them
 //   int8_matrix                                    int8 with one scale for each row
+//   scaled_matrix                                  fp8, int8 or int4 with a scale for each tile, and zero points
 //   view<const F, 2>                               blocks of a format F as files store them, [out, in / F::block_size]
 //   packed_matrix<F>                               the same numbers in the order of the vector kernels: faster
 //   packed_matrix<std::int8_t>                     an int8_matrix in that order
@@ -1520,6 +1523,10 @@ concept two_level_format = integer_format<F> && requires(const F block, std::siz
   { block.super_scale() } -> std::same_as<f16>;
   { block.sub_scale(group) } -> std::same_as<int>;
 };
+
+// Integer formats whose blocks may be meant times a scale of the whole matrix, which is kept beside them, and in packed ones.
+template <class F>
+concept format_with_tensor_scale = integer_format<F> && F::has_tensor_scale;
 
 // The integer q[i] of an element.
 template <integer_format F>
@@ -1878,6 +1885,7 @@ struct nvfp4 {
   static constexpr std::string_view name = "nvfp4";
   static constexpr std::size_t block_size = 64, group_size = 16;
   static constexpr int code_bits = 4;
+  static constexpr bool has_tensor_scale = true;
   static constexpr std::array<std::int8_t, 16> code_values = mxfp4::code_values;  // twice e2m1
   using scale_type = f16;
 
@@ -2400,6 +2408,7 @@ MOTE_END_NAMESPACE
 //                          codes of at most four bits: for each eight k, the first four low, the next four high
 //                          scale_type scale[32], and float min[32] where there is a minimum;
 //                          two-level formats: int8 sub_scale[32], and int8 sub_min[32]
+//   at the end of the panel, of formats with a tensor scale: float tensor_scale[32]
 //
 // so that one load holds four k of `lanes` rows, a product walks memory once from front to back, and no sum across lanes
 // is needed. Codes wider than four bits are stored as bytes q + code_offset, see below. Elements, padded with zeros to
@@ -2756,8 +2765,10 @@ struct packed_layout {
   static constexpr std::size_t mins = scales + packed_rows * scale_size;
   static constexpr std::size_t group_bytes = mins + packed_rows * min_size;
   static constexpr std::size_t block_bytes = super_bytes + groups * group_bytes;
+  static constexpr std::size_t tensor_scale_bytes = format_with_tensor_scale<F> ? packed_rows * sizeof(float) : 0;
 
-  static constexpr std::size_t panel_bytes(std::size_t in) { return in / F::block_size * block_bytes; }
+  static constexpr std::size_t tensor_scales(std::size_t in) { return in / F::block_size * block_bytes; }
+  static constexpr std::size_t panel_bytes(std::size_t in) { return tensor_scales(in) + tensor_scale_bytes; }
 
   static_assert(F::group_size == 16 || F::group_size == 32, "integer formats have groups of 16 or 32");
 };
@@ -2939,6 +2950,9 @@ code_group<F> read_group(const packed_matrix<F>& w, std::size_t row, std::size_t
     if constexpr (layout::has_min) result.min = get(group + layout::mins, 0.0f);
   }
   if constexpr (requires { F::unit; }) result.scale *= F::unit;
+  if constexpr (format_with_tensor_scale<F>) {
+    result.scale *= get(w.panel(row / detail::packed_rows) + layout::tensor_scales(w.in_features()), 0.0f);
+  }
   return result;
 }
 
@@ -3006,14 +3020,20 @@ void pack_elements(const view<const T, 2>& w, std::size_t first, std::size_t cou
 
 }  // namespace detail
 
-// w [out, in / F::block_size] into `bytes`, packed_matrix<F>::size(out, in) of them, as `be` reads it; the panels are
-// shared out among its threads. Throws shape_error.
+// w [out, in / F::block_size], times `tensor_scale`, into `bytes`, packed_matrix<F>::size(out, in) of them, as `be` reads it;
+// the panels are shared out among its threads. Only formats with a tensor scale take another than 1. Throws shape_error.
 template <integer_format F, class Arch, class Executor>
-packed_matrix<F> pack(simd<Arch, Executor>& be, const view<const F, 2>& w, const view<std::uint8_t, 1>& bytes) {
+packed_matrix<F> pack(simd<Arch, Executor>& be, const view<const F, 2>& w, const view<std::uint8_t, 1>& bytes,
+                      float tensor_scale = 1.0f) {
   check_view("pack", "w", w, {w.extent(0), w.extent(1)});
+  check(format_with_tensor_scale<F> || tensor_scale == 1.0f, "pack", "tensor_scale: the format has none");
   const packed_matrix<F> packed(bytes, w.extent(0), w.extent(1) * F::block_size, packing_of<Arch>);
   return detail::pack_panels(be, packed, bytes, [&](std::uint8_t* panel, std::size_t first, std::size_t count) {
     detail::pack_panel(w, first, count, 0, w.extent(1), packed.order(), panel);
+    if constexpr (format_with_tensor_scale<F>) {
+      std::uint8_t* scales = panel + detail::packed_layout<F>::tensor_scales(packed.in_features());
+      for (std::size_t r = 0; r < count; ++r) std::memcpy(scales + r * sizeof(float), &tensor_scale, sizeof(float));
+    }
   });
 }
 
@@ -3025,6 +3045,127 @@ packed_matrix<bf16> pack(Backend& be, const view<const bf16, 2>& w, const view<s
                              [&](std::uint8_t* panel, std::size_t first, std::size_t count) {
                                detail::pack_elements(w, first, count, panel);
                              });
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/scaled_matrix.hpp
+// `scaled_matrix`: a matrix [out, in] of small codes with float32 scales and, where codes are asymmetric, zero points, one for
+// each tile of tile_rows by tile_columns of its numbers; tiles at the edges are partial.
+//
+//   W[n, k] = scale[n / tile_rows, k / tile_columns] · (code[n, k] - zero[n / tile_rows, k / tile_columns])
+//
+// as float32, rounded once. Codes lie as checkpoints store them, so that those of a mapped file are used in place:
+//
+//   f8_e4m3, f8_e5m2   one scale for the matrix, one a row, or DeepSeek's 128×128 blocks; no zero points
+//   std::int8_t        one for the matrix, one a row, or one for each group of a row
+//   int4_pair          the same, two codes a byte
+//
+// Source: DeepSeek-V3 (fp8); the package compressed-tensors (integers).
+
+MOTE_BEGIN_NAMESPACE
+
+// Two integers in [-8, 7], the even element in the low four bits, each stored as itself plus 8.
+struct int4_pair {
+  std::uint8_t bits = 0;
+};
+
+// Does not own its memory.
+struct scaled_matrix {
+  std::variant<view<const f8_e4m3, 2>, view<const f8_e5m2, 2>, view<const std::int8_t, 2>, view<const int4_pair, 2>>
+      codes;                                    // [out, in]; pairs [out, in / 2]
+  view<const float, 2> scale;                   // [⌈(first_row + out) / tile_rows⌉, ⌈in / tile_columns⌉]
+  view<const std::int8_t, 2> zero;              // the same, or empty
+  std::size_t tile_rows = 1, tile_columns = 1;  // for pairs tile_columns is even
+  std::size_t first_row = 0;                    // of the rows, in the first tile
+};
+
+namespace detail {
+
+template <class Code>
+inline constexpr std::size_t codes_each = std::is_same_v<Code, int4_pair> ? 2 : 1;
+template <class Code>
+inline constexpr bool has_zero = std::is_same_v<Code, std::int8_t> || std::is_same_v<Code, int4_pair>;
+
+// Element i of a row of codes, and the number it stands for.
+template <class Code>
+float code_value(const Code* row, std::size_t i) {
+  if constexpr (std::is_same_v<Code, int4_pair>) {
+    return static_cast<float>((row[i / 2].bits >> (i % 2 * 4) & 15) - 8);
+  } else {
+    return static_cast<float>(row[i]);
+  }
+}
+template <class Code>
+float code_number(const Code* row, std::size_t i, float scale, float zero) {
+  return scale * (has_zero<Code> ? code_value(row, i) - zero : code_value(row, i));
+}
+
+// f(row of codes, first element, last, scale, zero) for every tile's part of the elements [begin, end) of a row.
+template <class F>
+void for_each_part(const scaled_matrix& w, std::size_t row, std::size_t begin, std::size_t end, F&& f) {
+  const std::size_t tile_row = (w.first_row + row) / w.tile_rows;
+  std::visit(
+      [&](const auto& codes) {
+        for (std::size_t k = begin, next = begin; k < end; k = next) {
+          const std::size_t tile = k / w.tile_columns;
+          next = std::min(end, (tile + 1) * w.tile_columns);
+          f(codes.row(row), k, next, w.scale(tile_row, tile),
+            w.zero.empty() ? 0.0f : static_cast<float>(w.zero(tile_row, tile)));
+        }
+      },
+      w.codes);
+}
+
+}  // namespace detail
+
+inline std::size_t out_features(const scaled_matrix& w) {
+  return std::visit([](const auto& codes) { return codes.extent(0); }, w.codes);
+}
+inline std::size_t in_features(const scaled_matrix& w) {
+  return std::visit(
+      []<class Code>(const view<const Code, 2>& codes) { return codes.extent(1) * detail::codes_each<Code>; }, w.codes);
+}
+
+inline std::size_t bytes(const scaled_matrix& w) {
+  return std::visit([](const auto& codes) { return codes.size(); }, w.codes) + w.scale.size() * sizeof(float) +
+         w.zero.size();
+}
+
+inline void check_rows(std::string_view op, std::string_view argument, const scaled_matrix& w) {
+  const std::string name(argument);
+  const std::size_t out = out_features(w), in = in_features(w);
+  check(w.tile_rows > 0 && w.tile_columns > 0, op, name + ": tiles must not be empty");
+  std::visit(
+      [&]<class Code>(const view<const Code, 2>& codes) {
+        check_view(op, argument, codes, {out, codes.extent(1)});
+        check(detail::codes_each<Code> == 1 || w.tile_columns % 2 == 0 || w.tile_columns >= in, op,
+              name + ": tiles of int4 must have an even number of columns");
+        check(detail::has_zero<Code> || w.zero.empty(), op, name + ": fp8 has no zero points");
+      },
+      w.codes);
+  const std::size_t rows = out == 0 ? 0 : (w.first_row + out - 1) / w.tile_rows + 1,
+                    columns = in == 0 ? 0 : (in - 1) / w.tile_columns + 1;
+  check_view(op, name + ": scale", w.scale, {rows, columns});
+  if (!w.zero.empty()) check_view(op, name + ": zero", w.zero, {rows, columns});
+}
+
+inline scaled_matrix slice_rows(const scaled_matrix& w, std::size_t begin, std::size_t count) {
+  scaled_matrix part = w;
+  const std::size_t first = (w.first_row + begin) / w.tile_rows;
+  part.first_row = (w.first_row + begin) % w.tile_rows;
+  const std::size_t rows = count == 0 ? 0 : (part.first_row + count - 1) / w.tile_rows + 1;
+  std::visit([&](auto& codes) { codes = codes.slice(0, begin, count); }, part.codes);
+  part.scale = w.scale.slice(0, first, rows);
+  if (!w.zero.empty()) part.zero = w.zero.slice(0, first, rows);
+  return part;
+}
+
+inline void dequantize_row(const scaled_matrix& w, std::size_t row, float* y) {
+  detail::for_each_part(w, row, 0, in_features(w),
+                        [y](const auto* codes, std::size_t k, std::size_t end, float scale, float zero) {
+                          for (; k < end; ++k) y[k] = detail::code_number(codes, k, scale, zero);
+                        });
 }
 
 MOTE_END_NAMESPACE
@@ -3041,12 +3182,32 @@ struct int8_matrix {
 
 namespace detail {
 
+// The forms of a format's matrices: only integer formats are packed.
+template <class F>
+struct forms_of_format {
+  using type = std::variant<view<const F, 2>>;
+};
+template <integer_format F>
+struct forms_of_format<F> {
+  using type = std::variant<view<const F, 2>, packed_matrix<F>>;
+};
+
+template <class... Lists>
+struct joined;
+template <class... T>
+struct joined<std::variant<T...>> {
+  using type = std::variant<T...>;
+};
+template <class... T, class... U, class... Lists>
+struct joined<std::variant<T...>, std::variant<U...>, Lists...> : joined<std::variant<T..., U...>, Lists...> {};
+
 template <class List>
 struct weight_of;
 template <class... F>
 struct weight_of<type_list<F...>> {
-  using type = std::variant<view<const float, 2>, view<const bf16, 2>, int8_matrix, view<const F, 2>...,
-                            packed_matrix<F>..., packed_matrix<std::int8_t>, packed_matrix<bf16>>;
+  using plain = std::variant<view<const float, 2>, view<const bf16, 2>, view<const f16, 2>, int8_matrix, scaled_matrix,
+                             packed_matrix<std::int8_t>, packed_matrix<bf16>>;
+  using type = typename joined<plain, typename forms_of_format<F>::type...>::type;
 };
 
 // Columns that one element of a row stands for.
@@ -3062,7 +3223,7 @@ using weight = detail::weight_of<formats>::type;
 namespace detail {
 
 template <class M>
-inline constexpr bool is_matrix = std::is_same_v<M, int8_matrix>;
+inline constexpr bool is_matrix = std::is_same_v<M, int8_matrix> || std::is_same_v<M, scaled_matrix>;
 template <class T>
 inline constexpr bool is_matrix<view<const T, 2>> = true;
 template <class F>
@@ -3456,15 +3617,28 @@ void matmul_impl(reference& be, view<const float, 2> x, const packed_matrix<F>& 
   detail::block_matmul<F>(be, x, w, y, mode);
 }
 
-// Formats of which only decode() is known.
-template <block_format F>
-void matmul_impl(reference& be, view<const float, 2> x, const view<const F, 2>& w, view<float, 2> y, output mode) {
+namespace detail {
+
+// Numbers that are decoded row by row.
+template <class Matrix>
+void decoded_matmul(reference& be, view<const float, 2> x, const Matrix& w, view<float, 2> y, output mode) {
   auto scope = be.scope();
   const auto row = scope.tensor<float>(1, x.extent(1));
-  for (std::size_t n = 0; n < w.extent(0); ++n) {
+  for (std::size_t n = 0; n < y.extent(1); ++n) {
     dequantize_row(w, n, row.data());
     matmul_impl(be, x, view<const float, 2>(row), y.slice(1, n, 1), mode);
   }
+}
+
+}  // namespace detail
+
+// Formats of which only decode() is known.
+template <block_format F>
+void matmul_impl(reference& be, view<const float, 2> x, const view<const F, 2>& w, view<float, 2> y, output mode) {
+  detail::decoded_matmul(be, x, w, y, mode);
+}
+inline void matmul_impl(reference& be, view<const float, 2> x, const scaled_matrix& w, view<float, 2> y, output mode) {
+  detail::decoded_matmul(be, x, w, y, mode);
 }
 
 template <std::same_as<reference> Backend>
@@ -3560,6 +3734,71 @@ batch<float, Arch> widen(const f16* p) {
   return vector(vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const std::uint16_t*>(p)))));
 #endif
   return widen<Arch, f16>(p);
+}
+
+#if defined(__aarch64__)
+// Four bytes as the upper halves of 16-bit lanes.
+template <class T>
+uint16x4_t upper_bytes(const T* p) {
+  std::uint32_t four = 0;
+  std::memcpy(&four, p, 4);
+  return vshl_n_u16(vget_low_u16(vmovl_u8(vcreate_u8(four))), 8);
+}
+#endif
+
+// fp8 as float16, whose exponent has the range of both: e5m2 is its upper byte; e4m3's bits one place lower are 2^-8 of the
+// number, but that NaN has to be told from 480.
+template <class Arch>
+batch<float, Arch> widen(const f8_e5m2* p) {
+  using vector [[maybe_unused]] = batch<float, Arch>;
+#if defined(__AVX512F__)
+  if constexpr (vector::size == 16) {
+    const __m256i codes = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return vector(_mm512_cvtph_ps(_mm256_slli_epi16(codes, 8)));
+  }
+#endif
+#if defined(__F16C__)
+  if constexpr (vector::size == 8) {
+    const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return vector(_mm256_cvtph_ps(_mm_unpacklo_epi8(_mm_setzero_si128(), codes)));
+  }
+#endif
+#if defined(__aarch64__)
+  return vector(vcvt_f32_f16(vreinterpret_f16_u16(upper_bytes(p))));
+#endif
+  return widen<Arch, f8_e5m2>(p);
+}
+
+template <class Arch>
+batch<float, Arch> widen(const f8_e4m3* p) {
+  using vector [[maybe_unused]] = batch<float, Arch>;
+#if defined(__AVX512F__)
+  if constexpr (vector::size == 16) {
+    const __m256i codes = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    const __m256i half = _mm256_srai_epi16(_mm256_slli_epi16(codes, 8), 1);
+    const __m256i magnitude = _mm256_and_si256(half, _mm256_set1_epi16(0x3FFF));
+    const __m256i nan = _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x3F80));
+    const __m256i bits = _mm256_or_si256(_mm256_and_si256(half, _mm256_set1_epi16(~0x4000)), nan);
+    return vector(_mm512_mul_ps(_mm512_cvtph_ps(bits), _mm512_set1_ps(256.0f)));
+  }
+#endif
+#if defined(__F16C__)
+  if constexpr (vector::size == 8) {
+    const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    const __m128i half = _mm_srai_epi16(_mm_unpacklo_epi8(_mm_setzero_si128(), codes), 1);
+    const __m128i magnitude = _mm_and_si128(half, _mm_set1_epi16(0x3FFF));
+    const __m128i nan = _mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x3F80));
+    const __m128i bits = _mm_or_si128(_mm_and_si128(half, _mm_set1_epi16(~0x4000)), nan);
+    return vector(_mm256_mul_ps(_mm256_cvtph_ps(bits), _mm256_set1_ps(256.0f)));
+  }
+#endif
+#if defined(__aarch64__)
+  const uint16x4_t codes = upper_bytes(p), magnitude = vand_u16(codes, vdup_n_u16(0x7F00));
+  const uint16x4_t nan = vceq_u16(magnitude, vdup_n_u16(0x7F00));
+  const uint16x4_t bits = vorr_u16(vsra_n_u16(vand_u16(codes, vdup_n_u16(0x8000)), magnitude, 1), nan);
+  return vector(vmulq_n_f32(vcvt_f32_f16(vreinterpret_f16_u16(bits)), 256.0f));
+#endif
+  return widen<Arch, f8_e4m3>(p);
 }
 
 template <class Arch>
@@ -4416,6 +4655,135 @@ struct pair_kernel;
 
 MOTE_END_NAMESPACE
 
+// ---- mote/ops/matmul/scaled_kernel.hpp
+// Products of scaled matrices (quant/scaled_matrix.hpp). Codes become float32 numbers in the registers, and those are
+// multiplied as float32 matrices are: the bits are those of the dequantized matrix.
+//
+// One or two tokens are multiplied on the way (`scaled_tile`); for more, a piece of some rows is first decoded into the
+// cache, once for all of them (`decode`).
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+// Codes from the even element i on as float32.
+template <class Arch, class Code>
+batch<float, Arch> load_codes(const Code* row, std::size_t i) {
+  return widen<Arch>(row + i);
+}
+template <class Arch>
+batch<float, Arch> load_codes(const int4_pair* row, std::size_t i) {
+  using vector = batch<float, Arch>;
+#if defined(__AVX2__)
+  const int4_pair* from = row + i / 2;
+  if constexpr (vector::size == 8) {
+    std::int32_t eight = 0;
+    std::memcpy(&eight, from, 4);
+    const __m256i all = _mm256_srlv_epi32(_mm256_set1_epi32(eight), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+    const __m256i codes = _mm256_sub_epi32(_mm256_and_si256(all, _mm256_set1_epi32(15)), _mm256_set1_epi32(8));
+    return vector(_mm256_cvtepi32_ps(codes));
+  }
+#endif
+#if defined(__AVX512F__)
+  if constexpr (vector::size == 16) {
+    const __m128i pairs = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+    const __m128i low = _mm_and_si128(pairs, _mm_set1_epi8(15)),
+                  high = _mm_and_si128(_mm_srli_epi16(pairs, 4), _mm_set1_epi8(15));
+    const __m128i codes = _mm_sub_epi8(_mm_unpacklo_epi8(low, high), _mm_set1_epi8(8));
+    return vector(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes)));
+  }
+#endif
+  float lanes[vector::size];
+  for (std::size_t l = 0; l < vector::size; ++l) lanes[l] = code_value(row, i + l);
+  return vector::load_unaligned(lanes);
+}
+
+// scale · (code - zero): what code_number is to one code. Only integers have zero points.
+template <class Arch, class Code>
+[[gnu::always_inline]] inline batch<float, Arch> load_numbers(const Code* row, std::size_t i,
+                                                              const batch<float, Arch>& scale,
+                                                              const batch<float, Arch>& zero) {
+  if constexpr (has_zero<Code>) {
+    return (load_codes<Arch>(row, i) - zero) * scale;
+  } else {
+    return load_codes<Arch>(row, i) * scale;
+  }
+}
+
+// Elements [begin, begin + count) of a row to y, as dequantize_row; `begin` is even.
+template <class Arch>
+void decode(const scaled_matrix& w, std::size_t row, std::size_t begin, std::size_t count, float* y) noexcept {
+  using vector = batch<float, Arch>;
+  for_each_part(w, row, begin, begin + count,
+                [&]<class Code>(const Code* codes, std::size_t k, std::size_t end, float scale, float zero) {
+                  for (; k + vector::size <= end; k += vector::size) {
+                    load_numbers<Arch>(codes, k, vector(scale), vector(zero)).store_unaligned(y + (k - begin));
+                  }
+                  for (; k < end; ++k) y[k - begin] = code_number(codes, k, scale, zero);
+                });
+}
+
+// Whether no vector along k holds numbers of two tiles.
+template <class Arch>
+bool whole_vectors(const scaled_matrix& w) {
+  return w.tile_columns % batch<float, Arch>::size == 0 || w.tile_columns >= in_features(w);
+}
+
+// out[r + c · stride] for rows first + r, r < count <= tile_rows, and tokens x[c], c < C, in the order of dot_tile.
+template <class Arch, std::size_t C, class Code>
+void scaled_tile(const scaled_matrix& w, const view<const Code, 2>& codes, std::size_t first, std::size_t count,
+                 const float* const* x, float* out, std::size_t stride) noexcept {
+  using vector = batch<float, Arch>;
+  constexpr std::size_t R = tile_rows<Arch>, ahead = 2048;  // bytes from what is multiplied to what is asked of memory
+  const std::size_t in = codes.extent(1) * codes_each<Code>, whole = in / vector::size * vector::size;
+  vector acc[R][C];
+  const Code* row[R];
+  std::size_t tile_row[R];
+  unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+    const std::size_t n = first + std::min(r, count - 1);  // a row that is not there does as one that is
+    row[r] = codes.row(n);
+    tile_row[r] = (w.first_row + n) / w.tile_rows;
+    unroll<C>([&](std::size_t c) __attribute__((always_inline)) { acc[r][c] = vector(0.0f); });
+  });
+  for (std::size_t begin = 0, tile = 0; begin < whole; begin += w.tile_columns, ++tile) {
+    vector scale[R], zero[R];
+    unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+      scale[r] = vector(w.scale(tile_row[r], tile));
+      zero[r] = vector(w.zero.empty() ? 0.0f : static_cast<float>(w.zero(tile_row[r], tile)));
+    });
+    const std::size_t end = std::min(whole - begin, w.tile_columns) + begin;
+    for (std::size_t k = begin; k < end; k += vector::size) {
+      vector weights[R];
+      unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+        weights[r] = load_numbers<Arch>(row[r], k, scale[r], zero[r]);
+        __builtin_prefetch(row[r] + k / codes_each<Code> + ahead, 0, 3);
+      });
+      unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
+        const vector values = vector::load_unaligned(x[c] + k);
+        unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+          acc[r][c] = fused_multiply_add(weights[r], values, acc[r][c]);
+        });
+      });
+    }
+  }
+  unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+    float last[vector::size] = {};
+    if (r < count && whole != in) decode<Arch>(w, first + r, whole, in - whole, last);
+    unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
+      if (r >= count) return;
+      if (whole != in) {
+        acc[r][c] =
+            fused_multiply_add(vector::load_unaligned(last), load_tail<Arch>(x[c] + whole, in - whole), acc[r][c]);
+      }
+      out[r + c * stride] = sum<Arch>(acc[r][c]);
+    });
+  });
+}
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
 // ---- mote/ops/matmul/tile_kernel.hpp
 // Products of packed elements by matrix tiles (core/amx.hpp): 32 tokens by the 32 rows of a panel in four tiles of sums,
 // 64 bytes of k at a time. A quad of a panel's strip of 16 rows is a row of a tile, as packed.
@@ -4793,23 +5161,57 @@ void unit_product(const view<const T, 2>& w, std::size_t first, std::size_t rows
   }
 }
 
-// Formats of which only decode() is known: decoded piece by piece.
-template <class Arch, block_format F>
-void unit_product(const view<const F, 2>& w, std::size_t first, std::size_t rows, const activation* x,
-                  std::size_t tokens, float* out) noexcept {
-  constexpr std::size_t block = (255 / F::block_size + 1) * F::block_size;
-  float decoded[packed_rows][block];
+// Numbers that are decoded piece by piece, `Step` elements of k at a time: decode(row, begin, count, y).
+template <class Arch, std::size_t Step, class Decode>
+void decoded_product(std::size_t rows, std::size_t k, const activation* x, std::size_t tokens, float* out,
+                     Decode&& decode) noexcept {
+  float decoded[packed_rows][Step];
   for (std::size_t t = 0; t < tokens; t += float_tokens) {
-    float_product<Arch, float>(rows, in_features(w), block, x + t, std::min(float_tokens, tokens - t),
-                               out + t * unit_stride, [&](std::size_t begin, std::size_t depth, const float** row) {
+    float_product<Arch, float>(rows, k, Step, x + t, std::min(float_tokens, tokens - t), out + t * unit_stride,
+                               [&](std::size_t begin, std::size_t depth, const float** row) {
                                  for (std::size_t n = 0; n < rows; ++n) {
                                    row[n] = decoded[n];
-                                   for (std::size_t i = 0; i < depth; i += F::block_size) {
-                                     w.row(first + n)[(begin + i) / F::block_size].decode(decoded[n] + i);
-                                   }
+                                   decode(n, begin, depth, decoded[n]);
                                  }
                                });
   }
+}
+
+// Formats of which only decode() is known.
+template <class Arch, block_format F>
+void unit_product(const view<const F, 2>& w, std::size_t first, std::size_t rows, const activation* x,
+                  std::size_t tokens, float* out) noexcept {
+  constexpr std::size_t step = (255 / F::block_size + 1) * F::block_size;
+  decoded_product<Arch, step>(rows, in_features(w), x, tokens, out,
+                              [&](std::size_t n, std::size_t begin, std::size_t count, float* y) {
+                                for (std::size_t i = 0; i < count; i += F::block_size) {
+                                  w.row(first + n)[(begin + i) / F::block_size].decode(y + i);
+                                }
+                              });
+}
+
+template <class Arch>
+void unit_product(const scaled_matrix& w, std::size_t first, std::size_t rows, const activation* x, std::size_t tokens,
+                  float* out) noexcept {
+  if (tokens <= 2 && whole_vectors<Arch>(w)) {
+    const float* token[2] = {};
+    for (std::size_t c = 0; c < tokens; ++c) token[c] = x[c].values;
+    std::visit(
+        [&](const auto& codes) {
+          for (std::size_t n = 0; n < rows; n += tile_rows<Arch>) {
+            (tokens == 1 ? scaled_tile<Arch, 1>(w, codes, first + n, std::min(rows - n, tile_rows<Arch>), token,
+                                                out + n, unit_stride)
+                         : scaled_tile<Arch, 2>(w, codes, first + n, std::min(rows - n, tile_rows<Arch>), token,
+                                                out + n, unit_stride));
+          }
+        },
+        w.codes);
+    return;
+  }
+  decoded_product<Arch, 128>(rows, in_features(w), x, tokens, out,
+                             [&](std::size_t n, std::size_t begin, std::size_t count, float* y) {
+                               decode<Arch>(w, first + n, begin, count, y);
+                             });
 }
 
 // Integer formats: `bytes(begin, count)` provides those blocks of the packed panel, at most `step` of them at a time.
@@ -4838,6 +5240,17 @@ void unit_product(const packed_matrix<F>& w, std::size_t first, std::size_t, con
   block_product<Arch, F>(blocks, step, x, tokens, out, [&](std::size_t begin, std::size_t) {
     return w.panel(first / packed_rows) + begin * packed_layout<F>::block_bytes;
   });
+  if constexpr (format_with_tensor_scale<F>) {
+    using floats = batch<float, Arch>;
+    const auto* scale =
+        reinterpret_cast<const float*>(w.panel(first / packed_rows) + packed_layout<F>::tensor_scales(w.in_features()));
+    for (std::size_t t = 0; t < tokens; ++t) {
+      for (std::size_t n = 0; n < packed_rows; n += floats::size) {
+        float* to = out + t * unit_stride + n;
+        (floats::load_unaligned(to) * floats::load_unaligned(scale + n)).store_unaligned(to);
+      }
+    }
+  }
 }
 
 // Blocks as files store them are packed on the way.
@@ -5149,8 +5562,9 @@ MOTE_END_NAMESPACE
 //   absorbed:  q_lat = W_ukᵀ q_n;          s = scale (q_lat · c + q_r · k_r);   o = W_uv (softmax(s) c)
 //   y = W_o [o^0 | … | o^{H-1}]
 //
-// Both forms are equal in real arithmetic. The absorbed form reads the cache as it is, the expanded form first rebuilds
-// keys and values of the whole context: cheaper once enough tokens share that work.
+// Both forms are equal in real arithmetic, but not in their last bits. The absorbed form reads the cache as it is; in it a
+// token's bits depend on the sequence up to it alone, whether it is computed by itself or with others. The expanded form
+// first rebuilds keys and values of the whole context: fewer operations once enough tokens share that work.
 // Source: DeepSeek-V2 (2024), section 2.1 and appendix C; DeepSeek-V3 model code.
 
 #include <optional>
@@ -5317,34 +5731,195 @@ MOTE_END_NAMESPACE
 //   y[t, h] = Σ_c softmax_c(s[t, h, :]) latent[c]
 //
 // q_latent, y: [tokens, heads, kv_lora_rank]; q_rope: [tokens, heads, qk_rope_head_dim]; context[t] are the cached rows
-// [latent | rope key] that token t sees, its own included: tokens may belong to one sequence or to several.
+// [latent | rope key] that token t sees, its own included, float32 or any other row_element (quant/rows.hpp): tokens may
+// belong to one sequence or to several. Consecutive tokens of one sequence share the reading of its rows.
+// A token's bits depend on its queries and its context alone, not on the other tokens, on threads or on pages.
 // Throws shape_error when shapes differ, a context is empty or its block table too short.
 // Source: DeepSeek-V2 (2024), section 2.1 and appendix C.
+
+#include <ranges>
+
+// ---- mote/quant/rows.hpp
+// Rows of numbers as caches store them, and `cache_rows`: rows of a paged cache in any of those forms. The variant is
+// visited once for each op, never for each row. Rows do not own their memory.
+//
+//   float, bf16, f16   one number an element of a row
+//   F                  F::block_size numbers, for any block format F
+//
+// Of the formats, mxfp8 is the fp8 cache and q8_0 the int8 cache: both scale 32 numbers together.
+
+// ---- mote/quant/formats/mxfp8.hpp
+// MXFP8: 32 e4m3 numbers and a power of two, 33 bytes. value = e4m3(code) · 2^(e - 127).
+//
+//   encode: 2^(e - 127) is the least power of two not below amax / 448, so that nothing saturates; codes to nearest,
+//           ties to even
+//
+// For caches: the dynamic range of a float in a byte. Source: OCP Microscaling Formats v1.0.
+
+MOTE_BEGIN_NAMESPACE
+
+struct mxfp8 {
+  static constexpr std::string_view name = "mxfp8";
+  static constexpr std::size_t block_size = 32;
+
+  f8_e8m0 e;
+  f8_e4m3 q[block_size];
+
+  static mxfp8 encode(const float* x) {
+    mxfp8 block;
+    block.e = f8_e8m0(detail::largest_magnitude(x, block_size) / 448.0f, exponent_rounding::ceil);
+    const float inverse = 1.0f / static_cast<float>(block.e);
+    for (std::size_t i = 0; i < block_size; ++i) block.q[i].bits = code(x[i] * inverse);
+    return block;
+  }
+
+  // e4m3's exponent and mantissa in float32's places are the number times 2^-120.
+  void decode(float* y) const {
+    const float scale = static_cast<float>(e);
+    for (std::size_t i = 0; i < block_size; ++i) {
+      const std::uint32_t code = q[i].bits, magnitude = code & 0x7Fu;
+      const float value = detail::bit_cast<float>((code & 0x80u) << 24 | magnitude << 20) * 0x1p120f;
+      y[i] = (magnitude == 0x7Fu ? std::numeric_limits<float>::quiet_NaN() : value) * scale;
+    }
+  }
+
+ private:
+  // f8_e4m3(v).bits for |v| <= 448, without branches, that loops become vectors: normal numbers round in their place,
+  // subnormal ones as multiples of 2^-9, which is the last place of what is added to them.
+  static std::uint8_t code(float v) {
+    const std::uint32_t bits = detail::bit_cast<std::uint32_t>(v), magnitude = bits & 0x7FFFFFFFu;
+    const std::uint32_t normal = ((magnitude + 0x7FFFFu + (magnitude >> 20 & 1u)) >> 20) - (120u << 3);
+    const std::uint32_t subnormal =
+        detail::bit_cast<std::uint32_t>(detail::bit_cast<float>(magnitude) + 0x1.8p14f) - 0x46C00000u;
+    const std::uint32_t rounded = magnitude < 0x3C800000u ? subnormal : normal;
+    return static_cast<std::uint8_t>((bits >> 24 & 0x80u) | rounded);
+  }
+};
+static_assert(block_format<mxfp8> && sizeof(mxfp8) == 33);
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/rows.hpp
+MOTE_BEGIN_NAMESPACE
+
+template <class T>
+concept row_element = std::same_as<T, float> || std::same_as<T, bf16> || std::same_as<T, f16> || block_format<T>;
+
+// x[n] to a row; n is whole blocks. Values must be finite where T is a block format.
+template <row_element T>
+void encode_row(const float* x, std::size_t n, T* row) {
+  if constexpr (block_format<T>) {
+    for (std::size_t i = 0; i < n; i += T::block_size) *row++ = T::encode(x + i);
+  } else {
+    std::transform(x, x + n, row, [](float v) { return static_cast<T>(v); });
+  }
+}
+
+// The first n numbers of a row to y.
+template <row_element T>
+void decode_row(const T* row, std::size_t n, float* y) {
+  if constexpr (block_format<T>) {
+    for (std::size_t i = 0; i < n; i += T::block_size) row++->decode(y + i);
+  } else {
+    std::transform(row, row + n, y, [](T v) { return static_cast<float>(v); });
+  }
+}
+
+namespace detail {
+
+// The same by vectors.
+template <class Arch, row_element T>
+void decode_row(const T* row, std::size_t n, float* y) noexcept {
+  std::size_t i = 0;
+  if constexpr (!block_format<T>) {
+    constexpr std::size_t size = batch<float, Arch>::size;
+    for (; i + size <= n; i += size) widen<Arch>(row + i).store_unaligned(y + i);
+  }
+  mote::decode_row(row + i, n - i, y + i);
+}
+
+}  // namespace detail
+
+// The form of a row, known at run time.
+struct row_format {
+  std::string_view name = "f32";
+  std::size_t block_size = 1;         // numbers an element
+  std::size_t bytes = sizeof(float);  // of an element
+
+  template <row_element T>
+  static constexpr row_format of() {
+    if constexpr (block_format<T>) {
+      return {T::name, T::block_size, sizeof(T)};
+    } else {
+      return {std::same_as<T, float> ? "f32" : std::same_as<T, bf16> ? "bf16" : "f16", 1, sizeof(T)};
+    }
+  }
+
+  // Bytes of a row of so many numbers, which are whole blocks.
+  std::size_t row_bytes(std::size_t columns) const { return columns / block_size * bytes; }
+
+  friend bool operator==(const row_format&, const row_format&) = default;
+};
+
+// Throws shape_error "op: argument: …" unless so many numbers are whole blocks.
+inline void check_whole_blocks(std::string_view op, std::string_view argument, std::size_t columns,
+                               const row_format& format) {
+  if (columns % format.block_size == 0) return;
+  raise<shape_error>(std::string(op) + ": " + std::string(argument) + ": expected whole blocks of " +
+                     std::to_string(format.block_size) + " for " + std::string(format.name) + ", got " +
+                     std::to_string(columns));
+}
+
+// Numbers in a row.
+template <class T>
+std::size_t columns(const paged_rows<T>& rows) {
+  return rows.width() * row_format::of<std::remove_const_t<T>>().block_size;
+}
+
+namespace detail {
+
+template <class List>
+struct row_elements_with;
+template <class... F>
+struct row_elements_with<type_list<F...>> {
+  using elements = type_list<float, bf16, mxfp8, F...>;
+  using rows = std::variant<paged_rows<float>, paged_rows<bf16>, paged_rows<mxfp8>, paged_rows<F>...>;
+};
+
+}  // namespace detail
+
+// The forms that can be chosen at run time, one after another: for_each_format(f, row_elements{}).
+using row_elements = detail::row_elements_with<formats>::elements;
+using cache_rows = detail::row_elements_with<formats>::rows;
+
+MOTE_END_NAMESPACE
 
 // ---- mote/ops/mla_decode/reference.hpp
 MOTE_BEGIN_NAMESPACE
 
-inline void mla_decode_impl(reference& be, view<const float, 3> q_latent, view<const float, 3> q_rope,
-                            std::span<const paged_rows<const float>> context, float scale, view<float, 3> y) {
+template <class T>
+void mla_decode_impl(reference& be, view<const float, 3> q_latent, view<const float, 3> q_rope,
+                     std::span<const paged_rows<const T>> context, float scale, view<float, 3> y) {
   const std::size_t rank = q_latent.extent(2), rope_dim = q_rope.extent(2);
   for (std::size_t t = 0; t < q_latent.extent(0); ++t) {
     const auto& rows = context[t];
     auto scope = be.scope();
     const auto p = scope.tensor<float>(rows.length);
+    const auto row = scope.tensor<float>(rows.length, rank + rope_dim);
+    for (std::size_t c = 0; c < rows.length; ++c) decode_row(rows.row(c), rank + rope_dim, row.row(c));
     for (std::size_t h = 0; h < q_latent.extent(1); ++h) {
       float maximum = -INFINITY, total = 0.0f;
       for (std::size_t c = 0; c < rows.length; ++c) {
-        const float* row = rows.row(c);
         float s = 0.0f;
-        for (std::size_t i = 0; i < rank; ++i) s += q_latent(t, h, i) * row[i];
-        for (std::size_t i = 0; i < rope_dim; ++i) s += q_rope(t, h, i) * row[rank + i];
+        for (std::size_t i = 0; i < rank; ++i) s += q_latent(t, h, i) * row(c, i);
+        for (std::size_t i = 0; i < rope_dim; ++i) s += q_rope(t, h, i) * row(c, rank + i);
         p(c) = s * scale;
         maximum = std::fmax(maximum, p(c));
       }
       for (std::size_t c = 0; c < rows.length; ++c) total += p(c) = std::exp(p(c) - maximum);
       for (std::size_t i = 0; i < rank; ++i) {
         float sum = 0.0f;
-        for (std::size_t c = 0; c < rows.length; ++c) sum += p(c) * rows.row(c)[i];
+        for (std::size_t c = 0; c < rows.length; ++c) sum += p(c) * row(c, i);
         y(t, h, i) = sum / total;
       }
     }
@@ -5367,23 +5942,18 @@ MOTE_BEGIN_NAMESPACE
 
 namespace detail {
 
-// Up to `size` keys and their values. A key is [first | second], two runs of floats.
+// Keys and their values. A key is [first | second], two runs of floats.
 struct attention_keys {
   static constexpr std::size_t size = 64;
 
   const float* first[size];
   const float* second[size];
   const float* value[size];
-  std::size_t count = 0;
 };
 
-// x[lane * stride + i] · scale, i < dim, to packed[i * lanes + lane]; lanes from `count` on become zero.
-inline void pack_queries(const float* x, std::size_t stride, std::size_t dim, std::size_t count, std::size_t lanes,
-                         float scale, float* packed) {
-  for (std::size_t i = 0; i < dim; ++i) {
-    for (std::size_t lane = 0; lane < count; ++lane) packed[i * lanes + lane] = x[lane * stride + i] * scale;
-    for (std::size_t lane = count; lane < lanes; ++lane) packed[i * lanes + lane] = 0.0f;
-  }
+// A query of `dim` floats times `scale` into its lane: x[i] · scale to packed[i · lanes].
+inline void pack_query(const float* x, std::size_t dim, std::size_t lanes, float scale, float* packed) {
+  for (std::size_t i = 0; i < dim; ++i) packed[i * lanes] = x[i] * scale;
 }
 
 // A block of up to Vectors · batch::size queries.
@@ -5394,88 +5964,106 @@ class attention_block {
  public:
   static constexpr std::size_t lanes = Vectors * vector::size;
 
-  // The queries' outputs, `count` rows of dim_v floats, must start as zeros.
-  attention_block(const float* queries, std::size_t dim_first, std::size_t dim_second, float* const* out,
-                  std::size_t count, std::size_t dim_v)
-      : queries_(queries), dim_first_(dim_first), dim_second_(dim_second), out_(out), count_(count), dim_v_(dim_v) {
+  // Packed queries (zeros in unused lanes), their parts' dimensions, `count` rows of dim_v floats that take the outputs.
+  void start(const float* queries, std::size_t dim_first, std::size_t dim_second, float* const* out, std::size_t count,
+             std::size_t dim_v) {
+    queries_ = queries;
+    dim_first_ = dim_first;
+    dim_second_ = dim_second;
+    count_ = count;
+    dim_v_ = dim_v;
+    for (std::size_t lane = 0; lane < count; ++lane) {
+      out_[lane] = out[lane];
+      std::fill_n(out[lane], dim_v, 0.0f);
+    }
     for (std::size_t v = 0; v < Vectors; ++v) {
       maximum_[v] = vector(-INFINITY);
       total_[v] = vector(0.0f);
     }
   }
 
-  // Adds a tile that all queries see. Changes nothing in `keys` but the unused pointers.
-  void add(attention_keys& keys) {
-    score(keys);
-    accumulate(keys);
+  // Adds the first `count` > 0 keys of a tile, which all queries see.
+  [[gnu::noinline]] void add(const attention_keys& keys, std::size_t count) {
+    score(keys, count);
+    std::fill_n(seen_, lanes, static_cast<float>(count));
+    accumulate(keys, count);
   }
 
-  // Adds a tile of which query `lane` sees the first visible + lane keys (none where that is negative).
-  void add_causal(attention_keys& keys, std::ptrdiff_t visible) {
-    score(keys);
+  // The same where query `lane` sees the first visible[lane] keys only (none where that is negative).
+  [[gnu::noinline]] void add_causal(const attention_keys& keys, std::size_t count,
+                                    const std::ptrdiff_t (&visible)[lanes]) {
+    score(keys, count);
+    for (std::size_t lane = 0; lane < lanes; ++lane) {
+      seen_[lane] =
+          static_cast<float>(std::clamp<std::ptrdiff_t>(visible[lane], 0, static_cast<std::ptrdiff_t>(count)));
+    }
     for (std::size_t v = 0; v < Vectors; ++v) {
-      const vector limit =
-          lane_numbers<Arch>() + vector(static_cast<float>(visible + static_cast<std::ptrdiff_t>(v * vector::size)));
-      for (std::size_t c = 0; c < keys.count; ++c) {
+      const vector limit = vector::load_aligned(seen_ + v * vector::size);
+      for (std::size_t c = 0; c < count; ++c) {
         float* s = scores_ + c * lanes + v * vector::size;
         const vector seen =
             xsimd::select(vector(static_cast<float>(c)) < limit, vector::load_aligned(s), vector(-INFINITY));
         seen.store_aligned(s);
       }
     }
-    accumulate(keys);
+    accumulate(keys, count);
   }
 
-  // The largest score and the sum of exp(s - largest) of every lane.
-  void store_state(float* maximum, float* total) const {
-    for (std::size_t v = 0; v < Vectors; ++v) {
-      maximum_[v].store_unaligned(maximum + v * vector::size);
-      total_[v].store_unaligned(total + v * vector::size);
-    }
+  // The largest score of a query and its sum of exp(s - largest).
+  struct state {
+    float maximum, total;
+  };
+  state state_of(std::size_t lane) const {
+    float lanes_of[vector::size];
+    maximum_[lane / vector::size].store_unaligned(lanes_of);
+    const float maximum = lanes_of[lane % vector::size];
+    total_[lane / vector::size].store_unaligned(lanes_of);
+    return {maximum, lanes_of[lane % vector::size]};
   }
 
   // Divides the outputs by the sums.
   void normalise() {
-    float maximum[lanes], total[lanes];
-    store_state(maximum, total);
     for (std::size_t lane = 0; lane < count_; ++lane) {
       float* o = out_[lane];
-      const vector scale(1.0f / total[lane]);
+      const vector scale(1.0f / state_of(lane).total);
       for_each_vector<Arch>(dim_v_, [&](std::size_t i, auto load, auto store) { store(o + i, load(o + i) * scale); });
     }
   }
 
  private:
-  // Register tiles: about 16 accumulators where there are 32 registers, 8 where there are 16.
-  static constexpr std::size_t keys_at_once =
-      (vector::size == 16 ? 16 : 8) / Vectors / (vector::size == 16 && Vectors == 1 ? 2 : 1);
-  static constexpr std::size_t rows_at_once = 4;
-  static constexpr std::size_t columns_at_once = vector::size == 16 ? 4 : 2;
-  static_assert(attention_keys::size % keys_at_once == 0);
+  // Register tiles: 16 accumulators where there are 32 registers, 12 where there are 16. `depth` elements of a block's
+  // queries stay in the first-level cache while the tile's keys pass by.
+  static constexpr bool wide = vector::size == 16;
+  static constexpr std::size_t keys_at_once = wide ? 16 / Vectors : Vectors == 2 ? 6 : 8;
+  static constexpr std::size_t rows_at_once = wide ? 4 : 6, columns_at_once = wide ? 4 : 2;
+  static constexpr std::size_t depth = 128;
+  static constexpr std::size_t padded_keys = (attention_keys::size + keys_at_once - 1) / keys_at_once * keys_at_once;
 
-  void score(attention_keys& keys) {
-    for (std::size_t c = keys.count; c % keys_at_once != 0; ++c) {
-      keys.first[c] = keys.first[keys.count - 1];
-      keys.second[c] = keys.second[keys.count - 1];
-    }
-    for (std::size_t c = 0; c < keys.count; c += keys_at_once) {
-      vector sums[keys_at_once][Vectors];
-      for (auto& row : sums) {
-        for (auto& s : row) s = vector(0.0f);
-      }
-      multiply_add(queries_, dim_first_, keys.first + c, sums);
-      multiply_add(queries_ + dim_first_ * lanes, dim_second_, keys.second + c, sums);
-      for (std::size_t r = 0; r < keys_at_once; ++r) {
-        for (std::size_t v = 0; v < Vectors; ++v)
-          sums[r][v].store_aligned(scores_ + (c + r) * lanes + v * vector::size);
+  void score(const attention_keys& keys, std::size_t count) {
+    multiply_add(queries_, dim_first_, keys.first, count, false);
+    if (dim_second_ != 0) multiply_add(queries_ + dim_first_ * lanes, dim_second_, keys.second, count, true);
+  }
+
+  // Products of the queries' elements from `queries` on and the keys' to scores_, added to what is there if `resume`.
+  void multiply_add(const float* queries, std::size_t dim, const float* const* keys, std::size_t count, bool resume) {
+    for (std::size_t begin = 0; begin == 0 || begin < dim; begin += depth) {
+      const std::size_t part = std::min(depth, dim - begin);
+      for (std::size_t c = 0; c < count; c += keys_at_once) {
+        const float* key[keys_at_once];
+        for (std::size_t r = 0; r < keys_at_once; ++r) key[r] = keys[std::min(c + r, count - 1)] + begin;
+        multiply_add(queries + begin * lanes, part, key, resume || begin != 0, scores_ + c * lanes);
       }
     }
   }
 
-  static void multiply_add(const float* queries, std::size_t dim, const float* const* keys,
-                           vector (&sums)[keys_at_once][Vectors]) {
-    const float* key[keys_at_once];
-    for (std::size_t r = 0; r < keys_at_once; ++r) key[r] = keys[r];
+  static void multiply_add(const float* queries, std::size_t dim, const float* const (&key)[keys_at_once], bool resume,
+                           float* scores) {
+    vector sums[keys_at_once][Vectors];
+    for (std::size_t r = 0; r < keys_at_once; ++r) {
+      for (std::size_t v = 0; v < Vectors; ++v) {
+        sums[r][v] = resume ? vector::load_aligned(scores + r * lanes + v * vector::size) : vector(0.0f);
+      }
+    }
     for (std::size_t k = 0; k < dim; ++k) {
       vector q[Vectors];
       for (std::size_t v = 0; v < Vectors; ++v) q[v] = vector::load_unaligned(queries + k * lanes + v * vector::size);
@@ -5484,17 +6072,20 @@ class attention_block {
         for (std::size_t v = 0; v < Vectors; ++v) sums[r][v] = fused_multiply_add(x, q[v], sums[r][v]);
       }
     }
+    for (std::size_t r = 0; r < keys_at_once; ++r) {
+      for (std::size_t v = 0; v < Vectors; ++v) sums[r][v].store_aligned(scores + r * lanes + v * vector::size);
+    }
   }
 
   // scores_ become exp(s - new maximum), `total_` and the outputs follow.
-  void accumulate(const attention_keys& keys) {
+  void accumulate(const attention_keys& keys, std::size_t count) {
     for (std::size_t v = 0; v < Vectors; ++v) {
       float* const s = scores_ + v * vector::size;
       vector maximum = maximum_[v];
-      for (std::size_t c = 0; c < keys.count; ++c) maximum = xsimd::max(maximum, vector::load_aligned(s + c * lanes));
+      for (std::size_t c = 0; c < count; ++c) maximum = xsimd::max(maximum, vector::load_aligned(s + c * lanes));
       const vector growth = exp_nonpositive<Arch>(maximum_[v] - maximum);
       vector total = total_[v] * growth;
-      for (std::size_t c = 0; c < keys.count; ++c) {
+      for (std::size_t c = 0; c < count; ++c) {
         const vector p = exp_nonpositive<Arch>(vector::load_aligned(s + c * lanes) - maximum);
         p.store_aligned(s + c * lanes);
         total += p;
@@ -5509,27 +6100,40 @@ class attention_block {
       add_values<columns_at_once>(keys, column);
     }
     for (; column + vector::size <= dim_v_; column += vector::size) add_values<1>(keys, column);
-    for (; column < dim_v_; ++column) add_value_column(keys, column);
+    for (; column < dim_v_; ++column) add_value_column(keys, count, column);
   }
 
+  // Keys that a lane does not see are not touched: a query's bits, and a NaN in a later row, are its own affair.
   template <std::size_t Columns>
   void add_values(const attention_keys& keys, std::size_t column) {
     std::size_t lane = 0;
-    for (; lane + rows_at_once <= count_; lane += rows_at_once) add_values<rows_at_once, Columns>(keys, lane, column);
-    for (; lane < count_; ++lane) add_values<1, Columns>(keys, lane, column);
+    for (; lane + rows_at_once <= count_; lane += rows_at_once) {
+      const float* seen = seen_ + lane;
+      const auto all = static_cast<std::size_t>(*std::min_element(seen, seen + rows_at_once));
+      add_values<rows_at_once, Columns>(keys, lane, column, 0, all, true);
+      for (std::size_t r = 0; r < rows_at_once; ++r) {
+        const auto own = static_cast<std::size_t>(seen[r]);
+        if (own > all) add_values<1, Columns>(keys, lane + r, column, all, own, false);
+      }
+    }
+    for (; lane < count_; ++lane) {
+      add_values<1, Columns>(keys, lane, column, 0, static_cast<std::size_t>(seen_[lane]), true);
+    }
   }
 
+  // Keys [begin, end), `rescale`d before where they are a tile's first.
   template <std::size_t Rows, std::size_t Columns>
-  void add_values(const attention_keys& keys, std::size_t lane, std::size_t column) {
+  void add_values(const attention_keys& keys, std::size_t lane, std::size_t column, std::size_t begin, std::size_t end,
+                  bool rescale) {
     vector sums[Rows][Columns];
     for (std::size_t r = 0; r < Rows; ++r) {
-      const vector growth(growth_[lane + r]);
+      const vector growth(rescale ? growth_[lane + r] : 1.0f);
       for (std::size_t j = 0; j < Columns; ++j) {
         sums[r][j] = vector::load_unaligned(out_[lane + r] + column + j * vector::size) * growth;
       }
     }
-    const float* p = scores_ + lane;
-    for (std::size_t c = 0; c < keys.count; ++c, p += lanes) {
+    const float* p = scores_ + begin * lanes + lane;
+    for (std::size_t c = begin; c < end; ++c, p += lanes) {
       vector v[Columns];
       for (std::size_t j = 0; j < Columns; ++j)
         v[j] = vector::load_unaligned(keys.value[c] + column + j * vector::size);
@@ -5544,12 +6148,14 @@ class attention_block {
   }
 
   // A column past the last whole vector: lanes are queries here as well.
-  void add_value_column(const attention_keys& keys, std::size_t column) {
+  void add_value_column(const attention_keys& keys, std::size_t count, std::size_t column) {
     for (std::size_t v = 0; v < Vectors && v * vector::size < count_; ++v) {
+      const vector seen = vector::load_aligned(seen_ + v * vector::size);
       vector s(0.0f);
-      for (std::size_t c = 0; c < keys.count; ++c) {
-        s = fused_multiply_add(vector::load_aligned(scores_ + c * lanes + v * vector::size),
-                               vector(keys.value[c][column]), s);
+      for (std::size_t c = 0; c < count; ++c) {
+        const vector p = vector::load_aligned(scores_ + c * lanes + v * vector::size);
+        s = xsimd::select(vector(static_cast<float>(c)) < seen, fused_multiply_add(p, vector(keys.value[c][column]), s),
+                          s);
       }
       float sums[vector::size];
       s.store_unaligned(sums);
@@ -5560,13 +6166,13 @@ class attention_block {
     }
   }
 
-  const float* queries_;
-  std::size_t dim_first_, dim_second_;
-  float* const* out_;
-  std::size_t count_, dim_v_;
+  const float* queries_ = nullptr;
+  std::size_t dim_first_ = 0, dim_second_ = 0, count_ = 0, dim_v_ = 0;
+  float* out_[lanes];
   vector maximum_[Vectors], total_[Vectors];
-  alignas(64) float scores_[attention_keys::size * lanes];
+  alignas(64) float scores_[padded_keys * lanes];
   alignas(64) float growth_[lanes];
+  alignas(64) float seen_[lanes];  // keys of the tile that a lane sees
 };
 
 }  // namespace detail
@@ -5591,75 +6197,172 @@ inline std::size_t mla_decode_parts(std::size_t length) {
   return (length + part - 1) / part;
 }
 
-template <std::size_t Vectors, class Arch, class Executor>
+// Queries that go over the same keys together: those of consecutive tokens of one sequence whose contexts are cut alike.
+// Query i of the group is head (lane + i) % heads of token (lane + i) / heads, counted from `token`.
+struct mla_decode_group {
+  std::size_t token, lane, count;
+};
+
+// f(group) for groups of at most `most` queries of the tokens [first, last), in order.
+template <class T, class F>
+void for_each_group(std::span<const paged_rows<const T>> context, std::size_t first, std::size_t last,
+                    std::size_t heads, std::size_t most, F&& f) {
+  for (std::size_t t = first; t < last;) {
+    const paged_rows<const T>& rows = context[t];
+    const auto alike = [&](std::size_t other) {
+      const paged_rows<const T>& o = context[other];
+      return o.pages.data() == rows.pages.data() && o.block_table.data() == rows.block_table.data() &&
+             o.length == rows.length + (other - t) && mla_decode_part(o.length) == mla_decode_part(rows.length) &&
+             mla_decode_parts(o.length) == mla_decode_parts(rows.length);
+    };
+    std::size_t end = t + 1;
+    while (end < last && alike(end)) ++end;
+    const std::size_t queries = (end - t) * heads;
+    for (std::size_t q = 0; q < queries; q += most) f(mla_decode_group{t, q, std::min(most, queries - q)});
+    t = end;
+  }
+}
+
+// Keys [first, first + count) of a context: where they lie, or, stored in another form than float32, in `tile`.
+template <class Arch, class T>
+void take_keys(const paged_rows<const T>& rows, std::size_t first, std::size_t count, std::size_t rank, float* tile,
+               attention_keys& keys) noexcept {
+  const std::size_t width = columns(rows);
+  for (std::size_t i = 0; i < count; ++i) {
+    const float* row = nullptr;
+    if constexpr (std::is_same_v<T, float>) {
+      row = rows.row(first + i);
+    } else {
+      decode_row<Arch>(rows.row(first + i), width, tile + i * width);
+      row = tile + i * width;
+    }
+    keys.first[i] = row;
+    keys.second[i] = row + rank;
+    keys.value[i] = row;
+  }
+}
+
+template <std::size_t Vectors, class Arch, class Executor, class T>
 void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, view<const float, 3> q_rope,
-                       std::span<const paged_rows<const float>> context, float scale, view<float, 3> y) {
+                       std::span<const paged_rows<const T>> context, float scale, view<float, 3> y) {
   using vector = batch<float, Arch>;
   using block = attention_block<Arch, Vectors>;
-  constexpr std::size_t lanes = block::lanes;
+  constexpr std::size_t lanes = block::lanes, most_blocks = 4;
   const std::size_t tokens = q_latent.extent(0), heads = q_latent.extent(1);
-  const std::size_t rank = q_latent.extent(2), rope = q_rope.extent(2);
-  const std::size_t blocks = (heads + lanes - 1) / lanes;
+  const std::size_t rank = q_latent.extent(2), rope = q_rope.extent(2), width = rank + rope;
   std::size_t parts = 1, longest = 1;
   for (const auto& rows : context) {
     parts = std::max(parts, mla_decode_parts(rows.length));
     longest = std::max(longest, std::min(rows.length, mla_decode_part(rows.length)));
   }
 
-  // Tokens are taken in rounds whose unmerged parts stay within 16 MiB, if one token's do.
-  const std::size_t part_floats = parts == 1 ? 0 : heads * parts * (rank + 2);
-  const std::size_t round = std::max<std::size_t>(1, std::min(tokens, (std::size_t{1} << 22) / (part_floats + 1)));
+  // Tokens are taken in rounds whose queries and unmerged parts stay within 16 MiB each, if one token's do.
+  const std::size_t token_floats = heads * std::max(width, parts == 1 ? 0 : parts * (rank + 2));
+  const std::size_t round = std::clamp<std::size_t>((std::size_t{1} << 22) / (token_floats + 1), 1, tokens);
+  // Blocks of queries that share a tile of keys, as long as there are items enough for threads.
+  const std::size_t all_blocks = (round * heads + lanes - 1) / lanes;
+  const std::size_t blocks = std::clamp<std::size_t>(all_blocks * parts / 16, 1, most_blocks);
+
+  // The most groups that any round has.
+  std::size_t most_groups = 0;
+  for (std::size_t first = 0; first < tokens; first += round) {
+    std::size_t groups = 0;
+    for_each_group(context, first, std::min(first + round, tokens), heads, blocks * lanes,
+                   [&](const mla_decode_group&) { ++groups; });
+    most_groups = std::max(most_groups, groups);
+  }
+  // A chunk of items shares the memory for a decoded tile.
+  const std::size_t items = most_groups * parts;
+  const std::size_t chunk = 1 + std::max(items / (16 * be.concurrency()),
+                                         (std::size_t{1} << 19) / (blocks * lanes * longest * (rank + width) + 1));
+  const std::size_t tile_floats = std::is_same_v<T, float> ? 0 : attention_keys::size * width;
   auto scope = be.scope();
-  const auto packed = scope.template tensor<float>(round * blocks, (rank + rope) * lanes);
+  const auto groups = scope.template tensor<mla_decode_group>(most_groups);
+  const auto packed = scope.template tensor<float>(most_groups * blocks, width * lanes);
   const auto partial = scope.template tensor<float>(parts == 1 ? 0 : round * heads, parts, rank);
-  const auto maximum = scope.template tensor<float>(round * blocks * parts, lanes);
-  const auto total = scope.template tensor<float>(round * blocks * parts, lanes);
-  const std::size_t pack_grain = 1 + (std::size_t{1} << 16) / (lanes * (rank + rope) + 1);
-  const std::size_t grain = 1 + (std::size_t{1} << 19) / (lanes * longest * (2 * rank + rope) + 1);
+  const auto states = scope.template tensor<typename block::state>(parts == 1 ? 0 : round * heads, parts);
+  const auto tiles = scope.template tensor<float>((items + chunk - 1) / chunk, tile_floats);
+  const std::size_t pack_grain = 1 + (std::size_t{1} << 16) / (blocks * lanes * width + 1);
   const std::size_t merge_grain = 1 + (std::size_t{1} << 16) / (parts * rank + 1);
 
   for (std::size_t first = 0; first < tokens; first += round) {
     const std::size_t count = std::min(round, tokens - first);
+    std::size_t group_count = 0;
+    for_each_group(context, first, first + count, heads, blocks * lanes,
+                   [&](const mla_decode_group&) { ++group_count; });
+    be.parallel_for(1, 1, [&](std::size_t, std::size_t) {
+      std::size_t g = 0;
+      for_each_group(context, first, first + count, heads, blocks * lanes,
+                     [&](const mla_decode_group& group) { groups(g++) = group; });
+    });
 
-    be.parallel_for(count * blocks, pack_grain, [&](std::size_t begin, std::size_t end) {
-      for (std::size_t item = begin; item < end; ++item) {
-        const std::size_t t = first + item / blocks, h = item % blocks * lanes, n = std::min(lanes, heads - h);
-        float* queries = packed.row(item);
-        pack_queries(&q_latent(t, h, std::size_t{0}), q_latent.stride(1), rank, n, lanes, scale, queries);
-        pack_queries(&q_rope(t, h, std::size_t{0}), q_rope.stride(1), rope, n, lanes, scale, queries + rank * lanes);
+    be.parallel_for(group_count, pack_grain, [&](std::size_t begin, std::size_t end) {
+      for (std::size_t g = begin; g < end; ++g) {
+        const mla_decode_group& group = groups(g);
+        for (std::size_t q = 0; q < group.count; ++q) {
+          const std::size_t t = group.token + (group.lane + q) / heads, h = (group.lane + q) % heads;
+          float* to = packed.row(g * blocks + q / lanes) + q % lanes;
+          pack_query(&q_latent(t, h, std::size_t{0}), rank, lanes, scale, to);
+          pack_query(&q_rope(t, h, std::size_t{0}), rope, lanes, scale, to + rank * lanes);
+        }
+        for (std::size_t q = group.count; q % lanes != 0; ++q) {
+          float* to = packed.row(g * blocks + q / lanes) + q % lanes;
+          for (std::size_t i = 0; i < width; ++i) to[i * lanes] = 0.0f;
+        }
       }
     });
 
-    be.parallel_for(count * blocks * parts, grain, [&](std::size_t begin, std::size_t end) {
+    be.parallel_for(group_count * parts, chunk, [&](std::size_t begin, std::size_t end) {
       for (std::size_t item = begin; item < end; ++item) {
-        const std::size_t pair = item / parts, p = item % parts;
-        const std::size_t t = pair / blocks, h = pair % blocks * lanes, n = std::min(lanes, heads - h);
-        const paged_rows<const float>& rows = context[first + t];
+        const std::size_t p = item % parts;
+        const mla_decode_group& group = groups(item / parts);
+        const auto token_of = [&](std::size_t q) { return group.token + (group.lane + q) / heads; };
+        // The last query's token sees most: its rows hold what the others see.
+        const paged_rows<const T>& rows = context[token_of(group.count - 1)];
         const std::size_t part = mla_decode_part(rows.length), own_parts = mla_decode_parts(rows.length);
         if (p >= own_parts) continue;
-        float* out[lanes];
-        for (std::size_t lane = 0; lane < n; ++lane) {
-          out[lane] = own_parts == 1 ? &y(first + t, h + lane, std::size_t{0})
-                                     : &partial(t * heads + h + lane, p, std::size_t{0});
-          std::fill_n(out[lane], rank, 0.0f);
+        const std::size_t own_blocks = (group.count + lanes - 1) / lanes;
+        std::array<block, most_blocks> attention;
+        for (std::size_t b = 0; b < own_blocks; ++b) {
+          const std::size_t in_block = std::min(lanes, group.count - b * lanes);
+          float* out[lanes];
+          for (std::size_t lane = 0; lane < in_block; ++lane) {
+            const std::size_t t = token_of(b * lanes + lane), h = (group.lane + b * lanes + lane) % heads;
+            out[lane] =
+                own_parts == 1 ? &y(t, h, std::size_t{0}) : &partial((t - first) * heads + h, p, std::size_t{0});
+          }
+          attention[b].start(packed.row(item / parts * blocks + b), rank, rope, out, in_block, rank);
         }
-        block attention(packed.row(pair), rank, rope, out, n, rank);
         attention_keys keys;
         const std::size_t last = std::min(rows.length, (p + 1) * part);
         for (std::size_t c = p * part; c < last; c += attention_keys::size) {
-          keys.count = std::min(attention_keys::size, last - c);
-          for (std::size_t i = 0; i < keys.count; ++i) {
-            const float* row = rows.row(c + i);
-            keys.first[i] = row;
-            keys.second[i] = row + rank;
-            keys.value[i] = row;
+          const std::size_t in_tile = std::min(attention_keys::size, last - c);
+          take_keys<Arch>(rows, c, in_tile, rank, tiles.row(begin / chunk), keys);
+          for (std::size_t b = 0; b < own_blocks; ++b) {
+            std::ptrdiff_t visible[lanes];
+            for (std::size_t lane = 0; lane < lanes; ++lane) {
+              const std::size_t q = std::min(b * lanes + lane, group.count - 1);
+              visible[lane] = static_cast<std::ptrdiff_t>(context[token_of(q)].length) - static_cast<std::ptrdiff_t>(c);
+            }
+            // The block's first token sees fewest keys, its last one most.
+            const std::ptrdiff_t most = std::min(visible[lanes - 1], static_cast<std::ptrdiff_t>(in_tile));
+            if (most <= 0) continue;
+            if (visible[0] >= most) {
+              attention[b].add(keys, static_cast<std::size_t>(most));
+            } else {
+              attention[b].add_causal(keys, static_cast<std::size_t>(most), visible);
+            }
           }
-          attention.add(keys);
         }
-        if (own_parts == 1) {
-          attention.normalise();
-        } else {
-          attention.store_state(maximum.row(item), total.row(item));
+        for (std::size_t b = 0; b < own_blocks; ++b) {
+          if (own_parts == 1) {
+            attention[b].normalise();
+            continue;
+          }
+          for (std::size_t lane = 0; lane < std::min(lanes, group.count - b * lanes); ++lane) {
+            const std::size_t q = b * lanes + lane;
+            states((token_of(q) - first) * heads + (group.lane + q) % heads, p) = attention[b].state_of(lane);
+          }
         }
       }
     });
@@ -5667,15 +6370,14 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
     if (parts == 1) continue;
     be.parallel_for(count * heads, merge_grain, [&](std::size_t begin, std::size_t end) {
       for (std::size_t item = begin; item < end; ++item) {
-        const std::size_t t = item / heads, h = item % heads, lane = h % lanes;
+        const std::size_t t = item / heads, h = item % heads;
         const std::size_t own_parts = mla_decode_parts(context[first + t].length);
         if (own_parts == 1) continue;
-        const std::size_t state = (t * blocks + h / lanes) * parts;
         float largest = -INFINITY, sum = 0.0f, factor[32];
-        for (std::size_t p = 0; p < own_parts; ++p) largest = std::fmax(largest, maximum(state + p, lane));
+        for (std::size_t p = 0; p < own_parts; ++p) largest = std::fmax(largest, states(item, p).maximum);
         for (std::size_t p = 0; p < own_parts; ++p) {
-          factor[p] = std::exp(maximum(state + p, lane) - largest);
-          sum += factor[p] * total(state + p, lane);
+          factor[p] = std::exp(states(item, p).maximum - largest);
+          sum += factor[p] * states(item, p).total;
         }
         float* out = &y(first + t, h, std::size_t{0});
         const vector inverse(1.0f / sum);
@@ -5693,10 +6395,15 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
 
 }  // namespace detail
 
-template <class Arch, class Executor>
+template <class Arch, class Executor, class T>
 void mla_decode_impl(simd<Arch, Executor>& be, view<const float, 3> q_latent, view<const float, 3> q_rope,
-                     std::span<const paged_rows<const float>> context, float scale, view<float, 3> y) {
-  if (q_latent.extent(1) > batch<float, Arch>::size) {
+                     std::span<const paged_rows<const T>> context, float scale, view<float, 3> y) {
+  const std::size_t heads = q_latent.extent(1);
+  if (context.empty() || heads == 0) return;
+  std::size_t most = 0;  // queries that go together
+  detail::for_each_group(context, 0, context.size(), heads, 2 * batch<float, Arch>::size,
+                         [&](const detail::mla_decode_group& group) { most = std::max(most, group.count); });
+  if (most > batch<float, Arch>::size) {
     detail::mla_decode_blocks<2>(be, q_latent, q_rope, context, scale, y);
   } else {
     detail::mla_decode_blocks<1>(be, q_latent, q_rope, context, scale, y);
@@ -5708,16 +6415,17 @@ MOTE_END_NAMESPACE
 // ---- mote/ops/mla_decode/mla_decode.hpp
 MOTE_BEGIN_NAMESPACE
 
-template <backend Backend>
-void mla_decode(Backend& be, view<const float, 3> q_latent, view<const float, 3> q_rope,
-                std::span<const paged_rows<const float>> context, float scale, view<float, 3> y) {
+template <backend Backend, class Contexts = std::span<const paged_rows<const float>>>
+void mla_decode(Backend& be, view<const float, 3> q_latent, view<const float, 3> q_rope, const Contexts& contexts,
+                float scale, view<float, 3> y) {
+  const std::span<const std::ranges::range_value_t<Contexts>> context(contexts);
   const std::size_t tokens = q_latent.extent(0), heads = q_latent.extent(1), rank = q_latent.extent(2);
   check_view("mla_decode", "q_latent", q_latent, {tokens, heads, rank});
   check_view("mla_decode", "q_rope", q_rope, {tokens, heads, q_rope.extent(2)});
   check_view("mla_decode", "y", y, {tokens, heads, rank});
   check(context.size() == tokens, "mla_decode", "context: expected one entry for each token");
   for (const auto& rows : context) {
-    check(rows.width() == rank + q_rope.extent(2), "mla_decode", "context: width must be kv_lora_rank + rope dim");
+    check(columns(rows) == rank + q_rope.extent(2), "mla_decode", "context: width must be kv_lora_rank + rope dim");
     check(rows.length > 0, "mla_decode", "context: must not be empty");
     check_pages("mla_decode", "context", rows);
   }
@@ -5795,28 +6503,33 @@ void mla_prefill_blocks(simd<Arch, Executor>& be, view<const float, 3> q_nope, v
       const std::size_t h = item / blocks, t = (blocks - 1 - item % blocks) * lanes;
       const std::size_t count = std::min(lanes, tokens - t);
       float* queries = packed.row(item);
-      pack_queries(&q_nope(t, h, std::size_t{0}), q_nope.stride(0), nope, count, lanes, scale, queries);
-      pack_queries(&q_rope(t, h, std::size_t{0}), q_rope.stride(0), rope, count, lanes, scale, queries + nope * lanes);
+      std::fill_n(queries, (nope + rope) * lanes, 0.0f);
       float* out[lanes];
       for (std::size_t lane = 0; lane < count; ++lane) {
+        pack_query(&q_nope(t + lane, h, std::size_t{0}), nope, lanes, scale, queries + lane);
+        pack_query(&q_rope(t + lane, h, std::size_t{0}), rope, lanes, scale, queries + nope * lanes + lane);
         out[lane] = &y(t + lane, h, std::size_t{0});
-        std::fill_n(out[lane], dim_v, 0.0f);
       }
 
-      block attention(queries, nope, rope, out, count, dim_v);
+      block attention;
+      attention.start(queries, nope, rope, out, count, dim_v);
       attention_keys keys;
       const std::size_t seen_by_first = context - tokens + t + 1, seen_by_last = seen_by_first + count - 1;
       for (std::size_t c = 0; c < seen_by_last; c += attention_keys::size) {
-        keys.count = std::min(attention_keys::size, seen_by_last - c);
-        for (std::size_t i = 0; i < keys.count; ++i) {
+        const std::size_t in_tile = std::min(attention_keys::size, seen_by_last - c);
+        for (std::size_t i = 0; i < in_tile; ++i) {
           keys.first[i] = &k_nope(c + i, h, std::size_t{0});
           keys.second[i] = &k_rope(c + i, std::size_t{0});
           keys.value[i] = &v(c + i, h, std::size_t{0});
         }
-        if (c + keys.count <= seen_by_first) {
-          attention.add(keys);
+        if (c + in_tile <= seen_by_first) {
+          attention.add(keys, in_tile);
         } else {
-          attention.add_causal(keys, static_cast<std::ptrdiff_t>(seen_by_first) - static_cast<std::ptrdiff_t>(c));
+          std::ptrdiff_t visible[lanes];
+          for (std::size_t lane = 0; lane < lanes; ++lane) {
+            visible[lane] = static_cast<std::ptrdiff_t>(seen_by_first + lane) - static_cast<std::ptrdiff_t>(c);
+          }
+          attention.add_causal(keys, in_tile, visible);
         }
       }
       attention.normalise();
@@ -5861,18 +6574,16 @@ MOTE_END_NAMESPACE
 // ---- mote/ops/paged_load/paged_load.hpp
 // Reads rows of a paged cache into one matrix: y[i, :] = cache row i, columns [column, column + n), i < length.
 //
-// y: [length, n], rows may be strided. Throws shape_error when the cache's length or width does not fit or
-// its block table does not cover its length.
+// y: [length, n], rows may be strided; both column and n are whole blocks of the form of the cache's rows (quant/rows.hpp).
+// Throws shape_error when they are not, when the cache's length or width does not fit or its block table does not cover
+// its length.
 
 // ---- mote/ops/paged_load/reference.hpp
 MOTE_BEGIN_NAMESPACE
 
-inline void paged_load_impl(reference&, const paged_rows<const float>& cache, std::size_t column,
-                            view<float, 2> y) noexcept {
-  for (std::size_t i = 0; i < y.extent(0); ++i) {
-    const float* row = cache.row(i) + column;
-    for (std::size_t j = 0; j < y.extent(1); ++j) y(i, j) = row[j];
-  }
+template <class T>
+void paged_load_impl(reference&, const paged_rows<const T>& cache, std::size_t element, view<float, 2> y) noexcept {
+  for (std::size_t i = 0; i < y.extent(0); ++i) decode_row(cache.row(i) + element, y.extent(1), y.row(i));
 }
 
 MOTE_END_NAMESPACE
@@ -5880,12 +6591,12 @@ MOTE_END_NAMESPACE
 // ---- mote/ops/paged_load/simd.hpp
 MOTE_BEGIN_NAMESPACE
 
-template <class Arch, class Executor>
-void paged_load_impl(simd<Arch, Executor>& be, const paged_rows<const float>& cache, std::size_t column,
+template <class Arch, class Executor, class T>
+void paged_load_impl(simd<Arch, Executor>& be, const paged_rows<const T>& cache, std::size_t element,
                      view<float, 2> y) noexcept {
   const std::size_t n = y.extent(1), grain = 1 + std::size_t{32768} / (n + 1);
   be.parallel_for(y.extent(0), grain, [&](std::size_t begin, std::size_t end) {
-    for (std::size_t i = begin; i < end; ++i) std::copy_n(cache.row(i) + column, n, y.row(i));
+    for (std::size_t i = begin; i < end; ++i) detail::decode_row<Arch>(cache.row(i) + element, n, y.row(i));
   });
 }
 
@@ -5894,13 +6605,18 @@ MOTE_END_NAMESPACE
 // ---- mote/ops/paged_load/paged_load.hpp
 MOTE_BEGIN_NAMESPACE
 
-template <backend Backend>
-void paged_load(Backend& be, const paged_rows<const float>& cache, std::size_t column, view<float, 2> y) {
+template <backend Backend, class T>
+  requires row_element<std::remove_const_t<T>>
+void paged_load(Backend& be, const paged_rows<T>& cache, std::size_t column, view<float, 2> y) {
+  constexpr row_format format = row_format::of<std::remove_const_t<T>>();
   check_view("paged_load", "y", y, {cache.length, y.extent(1)});
   check_pages("paged_load", "cache", cache);
-  check(column <= cache.width() && y.extent(1) <= cache.width() - column, "paged_load",
+  check(column <= columns(cache) && y.extent(1) <= columns(cache) - column, "paged_load",
         "cache: too few columns for y at `column`");
-  paged_load_impl(be, cache, column, y);
+  check_whole_blocks("paged_load", "column", column, format);
+  check_whole_blocks("paged_load", "y", y.extent(1), format);
+  const paged_rows<const T> rows = cache;
+  paged_load_impl(be, rows, column / format.block_size, y);
 }
 
 MOTE_END_NAMESPACE
@@ -5908,17 +6624,18 @@ MOTE_END_NAMESPACE
 // ---- mote/ops/paged_store/paged_store.hpp
 // Writes rows into a paged cache: cache row (position + t), columns [column, column + n) = x[t, :].
 //
-// x: [tokens, n], rows may be strided. The cache must hold position + tokens rows of at least column + n columns.
+// x: [tokens, n], rows may be strided. The cache must hold position + tokens rows of at least column + n columns; where
+// its rows are of another form than float32 (quant/rows.hpp), x is rounded to that, and both columns are whole blocks.
 // Throws shape_error otherwise, and where the block table does not cover the cache's length.
 
 // ---- mote/ops/paged_store/reference.hpp
 MOTE_BEGIN_NAMESPACE
 
-inline void paged_store_impl(reference&, view<const float, 2> x, const paged_rows<float>& cache, std::size_t position,
-                             std::size_t column) noexcept {
+template <class T>
+void paged_store_impl(reference&, view<const float, 2> x, const paged_rows<T>& cache, std::size_t position,
+                      std::size_t element) noexcept {
   for (std::size_t t = 0; t < x.extent(0); ++t) {
-    float* row = cache.row(position + t) + column;
-    for (std::size_t i = 0; i < x.extent(1); ++i) row[i] = x(t, i);
+    encode_row(x.row(t), x.extent(1), cache.row(position + t) + element);
   }
 }
 
@@ -5927,12 +6644,12 @@ MOTE_END_NAMESPACE
 // ---- mote/ops/paged_store/simd.hpp
 MOTE_BEGIN_NAMESPACE
 
-template <class Arch, class Executor>
-void paged_store_impl(simd<Arch, Executor>& be, view<const float, 2> x, const paged_rows<float>& cache,
-                      std::size_t position, std::size_t column) noexcept {
+template <class Arch, class Executor, class T>
+void paged_store_impl(simd<Arch, Executor>& be, view<const float, 2> x, const paged_rows<T>& cache,
+                      std::size_t position, std::size_t element) noexcept {
   const std::size_t n = x.extent(1), grain = 1 + std::size_t{32768} / (n + 1);
   be.parallel_for(x.extent(0), grain, [&](std::size_t begin, std::size_t end) {
-    for (std::size_t t = begin; t < end; ++t) std::copy_n(x.row(t), n, cache.row(position + t) + column);
+    for (std::size_t t = begin; t < end; ++t) encode_row(x.row(t), n, cache.row(position + t) + element);
   });
 }
 
@@ -5941,15 +6658,18 @@ MOTE_END_NAMESPACE
 // ---- mote/ops/paged_store/paged_store.hpp
 MOTE_BEGIN_NAMESPACE
 
-template <backend Backend>
-void paged_store(Backend& be, view<const float, 2> x, const paged_rows<float>& cache, std::size_t position,
+template <backend Backend, row_element T>
+void paged_store(Backend& be, view<const float, 2> x, const paged_rows<T>& cache, std::size_t position,
                  std::size_t column) {
+  constexpr row_format format = row_format::of<T>();
   check_pages("paged_store", "cache", cache);
   check(position <= cache.length && x.extent(0) <= cache.length - position, "paged_store",
         "cache: too few rows for position + tokens");
-  check(column <= cache.width() && x.extent(1) <= cache.width() - column, "paged_store",
+  check(column <= columns(cache) && x.extent(1) <= columns(cache) - column, "paged_store",
         "cache: too few columns for x at `column`");
-  paged_store_impl(be, x, cache, position, column);
+  check_whole_blocks("paged_store", "column", column, format);
+  check_whole_blocks("paged_store", "x", x.extent(1), format);
+  paged_store_impl(be, x, cache, position, column / format.block_size);
 }
 
 MOTE_END_NAMESPACE
@@ -6226,7 +6946,9 @@ MOTE_END_NAMESPACE
 // ---- mote/blocks/mla.hpp
 MOTE_BEGIN_NAMESPACE
 
-enum class mla_form { automatic, expanded, absorbed };
+// `cheapest` takes the form with fewer multiply-adds, by the number of new tokens: a token's bits then depend on how the
+// sequence is cut into calls.
+enum class mla_form { absorbed, expanded, cheapest };
 
 // Field names as in config.json.
 struct mla_config {
@@ -6237,15 +6959,15 @@ struct mla_config {
   std::size_t v_head_dim = 0;
   float softmax_scale = 0.0f;  // (nope + rope)^-1/2, times YaRN's multiplier
   rope_pairing pairing = rope_pairing::interleaved;
-  mla_form form = mla_form::automatic;
+  mla_form form = mla_form::absorbed;
 
   std::size_t qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }
   std::size_t cache_width() const { return kv_lora_rank + qk_rope_head_dim; }
 
-  // The form that needs fewer multiply-adds for `tokens` new tokens: expanding costs (nope + v) · rank for each cached
-  // token once, and saves (2 rank + rope) - (nope + rope + v) for each pair of a new and a cached token.
+  // The form for `tokens` new tokens. Expanding costs (nope + v) · rank for each cached token once, and saves
+  // (2 rank + rope) - (nope + rope + v) for each pair of a new and a cached token.
   mla_form choose(std::size_t tokens) const {
-    if (form != mla_form::automatic) return form;
+    if (form != mla_form::cheapest) return form;
     const std::size_t per_head = qk_nope_head_dim + v_head_dim;
     const bool expand = 2 * kv_lora_rank > per_head && tokens * (2 * kv_lora_rank - per_head) > per_head * kv_lora_rank;
     return expand ? mla_form::expanded : mla_form::absorbed;
@@ -6275,11 +6997,12 @@ struct mla_weights {
 inline constexpr float mla_norm_eps = 1e-6f;
 
 // x: [tokens, hidden], the sequence's tokens at positions `position` …; cos, sin: [tokens, rope / 2] of those positions;
-// cache: the sequence's rows, length = position + tokens, written here for the new tokens; y: [tokens, hidden], set or
-// added to. Throws shape_error when the shapes differ.
-template <backend Backend>
+// cache: the sequence's rows of any form, length = position + tokens, written here for the new tokens; y: [tokens,
+// hidden], set or added to. The new tokens too attend to what the cache holds of them. Throws shape_error when the shapes
+// differ.
+template <backend Backend, row_element T>
 void mla(Backend& be, const mla_config& c, const mla_weights& w, view<const float, 2> x, view<const float, 2> cos,
-         view<const float, 2> sin, const paged_rows<float>& cache, std::size_t position, view<float, 2> y,
+         view<const float, 2> sin, const paged_rows<T>& cache, std::size_t position, view<float, 2> y,
          output mode = output::overwrite) {
   const std::size_t tokens = x.extent(0), heads = c.num_attention_heads, rank = c.kv_lora_rank;
   const std::size_t nope = c.qk_nope_head_dim, rope_dim = c.qk_rope_head_dim, v_dim = c.v_head_dim;
@@ -6312,12 +7035,11 @@ void mla(Backend& be, const mla_config& c, const mla_weights& w, view<const floa
   const auto heads_out = scratch.template tensor<float>(tokens, heads, v_dim);
   if (c.choose(tokens) == mla_form::expanded) {
     const std::size_t context = cache.length;
-    const auto all_latent = scratch.template tensor<float>(context, rank);
-    const auto all_rope = scratch.template tensor<float>(context, rope_dim);
+    const auto rows = scratch.template tensor<float>(context, c.cache_width());
+    const auto all_latent = rows.slice(1, 0, rank), all_rope = rows.slice(1, rank, rope_dim);
     const auto k_nope = scratch.template tensor<float>(context, heads * nope);
     const auto v = scratch.template tensor<float>(context, heads * v_dim);
-    paged_load(be, cache, 0, all_latent);
-    paged_load(be, cache, rank, all_rope);
+    paged_load(be, cache, 0, rows);
     matmul(be, all_latent, w.k_up, k_nope);
     matmul(be, all_latent, w.v_up, v);
     mla_prefill(be, q_nope, q_rope, k_nope.reshaped(context, heads, nope), all_rope, v.reshaped(context, heads, v_dim),
@@ -6325,14 +7047,21 @@ void mla(Backend& be, const mla_config& c, const mla_weights& w, view<const floa
   } else {
     const auto q_latent = scratch.template tensor<float>(tokens, heads, rank);
     const auto o_latent = scratch.template tensor<float>(tokens, heads, rank);
-    const auto context = scratch.template tensor<paged_rows<const float>>(tokens);
+    const auto context = scratch.template tensor<paged_rows<const T>>(tokens);
     batched_matmul(be, q_nope.transposed({1, 0, 2}), w.k_up_transposed, q_latent.transposed({1, 0, 2}));
     causal_contexts(be, cache, context);
-    mla_decode(be, q_latent, q_rope, {context.data(), tokens}, c.softmax_scale, o_latent);
+    mla_decode(be, q_latent, q_rope, std::span(context.data(), tokens), c.softmax_scale, o_latent);
     batched_matmul(be, o_latent.transposed({1, 0, 2}), w.v_up, heads_out.transposed({1, 0, 2}));
   }
   matmul(be, heads_out.reshaped(tokens, heads * v_dim), w.o_proj, y, mode);
   if (!w.o_bias.empty()) add_bias(be, w.o_bias, y);
+}
+
+template <backend Backend>
+void mla(Backend& be, const mla_config& c, const mla_weights& w, view<const float, 2> x, view<const float, 2> cos,
+         view<const float, 2> sin, const cache_rows& cache, std::size_t position, view<float, 2> y,
+         output mode = output::overwrite) {
+  std::visit([&](const auto& rows) { mla(be, c, w, x, cos, sin, rows, position, y, mode); }, cache);
 }
 
 MOTE_END_NAMESPACE
@@ -7048,9 +7777,9 @@ struct step_context {
 };
 
 // x: [tokens, hidden], replaced by the layer's output; cache: as in mla.
-template <backend Backend, class Observe = ignore_routing>
+template <backend Backend, class Cache, class Observe = ignore_routing>
 void decoder_layer(Backend& be, const decoder_config& c, const decoder_layer_weights& w, const step_context& step,
-                   const paged_rows<float>& cache, view<float, 2> x, Observe&& observe = {}) {
+                   const Cache& cache, view<float, 2> x, Observe&& observe = {}) {
   auto scratch = be.scope();
   const auto normed = scratch.template tensor<float>(x.extent(0), x.extent(1));
   rms_norm(be, x, w.input_layernorm, c.rms_norm_eps, normed);
@@ -7141,9 +7870,9 @@ struct mtp_weights {
 
 // next: [tokens], token t+1 of each row; hidden: [tokens, hidden], h_t; cache: the module's own, as in mla;
 // state: [tokens, hidden], after shared_head.norm (the head is the caller's to apply, to the rows it needs).
-template <backend Backend, class Observe = ignore_routing>
+template <backend Backend, class Cache, class Observe = ignore_routing>
 void mtp(Backend& be, const decoder_config& c, const mtp_weights& w, std::span<const std::int32_t> next,
-         view<const float, 2> hidden, const step_context& step, const paged_rows<float>& cache, view<float, 2> state,
+         view<const float, 2> hidden, const step_context& step, const Cache& cache, view<float, 2> state,
          Observe&& observe = {}) {
   const std::size_t tokens = hidden.extent(0), width = hidden.extent(1);
   auto scratch = be.scope();
@@ -7355,9 +8084,10 @@ MOTE_END_NAMESPACE
 // ---- mote/decode/kv_cache.hpp
 // A paged cache for all layers of a model, and the sequences that live in it.
 //
-// A page holds `page_size` rows of every layer. Pages come from one pool and go back to it, so sequences of different
-// lengths share the memory; a sequence's block table lists its pages in order and is the same for all layers. All memory
-// is taken at construction: decoding allocates nothing.
+// A page holds `page_size` rows of every layer. A row is `width` numbers, whatever attention keeps of a token: MLA's latent
+// and rotary key, or keys and values of all heads side by side. Rows are float32 or any other row_format (quant/rows.hpp).
+// Pages come from one pool and go back to it, so sequences of different lengths share the memory; a sequence's block table
+// lists its pages in order and is the same for all layers. All memory is taken at construction: decoding allocates nothing.
 // Source: Kwon et al., "Efficient Memory Management for Large Language Model Serving with PagedAttention" (2023).
 
 MOTE_BEGIN_NAMESPACE
@@ -7370,22 +8100,24 @@ class kv_cache {
     std::size_t length = 0;
   };
 
-  // `width` floats a row. Throws shape_error when a size is zero or memory would overflow.
-  kv_cache(std::size_t layers, std::size_t pages, std::size_t page_size, std::size_t width)
-      : pages_(pages), page_size_(page_size), width_(width) {
+  // Throws shape_error when a size is zero, memory would overflow or the width is no whole blocks of the format.
+  kv_cache(std::size_t layers, std::size_t pages, std::size_t page_size, std::size_t width, row_format format = {})
+      : pages_(pages), page_size_(page_size), format_(format), row_bytes_(format.row_bytes(width)) {
     check(layers > 0 && pages > 0 && page_size > 0 && width > 0, "kv_cache", "sizes: must be positive");
     const std::size_t limit = static_cast<std::size_t>(1) << 46;
     check(pages <= std::size_t{0x7FFFFFFF}, "kv_cache", "pages: too many to number");
     check(layers < limit && pages < limit / layers && page_size < limit / layers / pages &&
               width < limit / layers / pages / page_size,
           "kv_cache", "sizes: their product overflows memory");
-    storage_ = buffer<float>(layers * pages * page_size * width);
+    check_whole_blocks("kv_cache", "width", width, format);
+    storage_ = buffer<std::byte>(layers * pages * page_size * row_bytes_);
     for (std::size_t page = pages; page-- > 0;) free_.push_back(static_cast<std::int32_t>(page));
   }
 
   std::size_t page_size() const { return page_size_; }
   std::size_t free_pages() const { return free_.size(); }
-  std::size_t bytes() const { return storage_.size() * sizeof(float); }
+  std::size_t bytes() const { return storage_.size(); }
+  const row_format& format() const { return format_; }
 
   // An empty sequence that can grow to the whole pool without allocating.
   sequence make_sequence() const {
@@ -7414,15 +8146,34 @@ class kv_cache {
     s.length = length;
   }
 
-  // The rows of one layer that belong to the sequence.
-  paged_rows<float> rows(const sequence& s, std::size_t layer) {
-    float* first = storage_.data() + layer * pages_ * page_size_ * width_;
-    return {view<float, 3>(first, pages_, page_size_, width_), s.block_table, s.length};
+  // The rows of one layer that belong to the sequence. Throws shape_error unless T is the cache's format.
+  template <row_element T>
+  paged_rows<T> rows(const sequence& s, std::size_t layer) {
+    check(row_format::of<T>() == format_, "kv_cache", "rows: not of this format");
+    T* first = reinterpret_cast<T*>(storage_.data() + layer * pages_ * page_size_ * row_bytes_);
+    return {view<T, 3>(first, pages_, page_size_, row_bytes_ / sizeof(T)), s.block_table, s.length};
+  }
+
+  // The same in whatever form of row_elements they are. Throws shape_error if in none.
+  cache_rows rows(const sequence& s, std::size_t layer) {
+    cache_rows result;
+    bool known = false;
+    for_each_format(
+        [&]<class T>() {
+          if (row_format::of<T>() != format_) return;
+          result = rows<T>(s, layer);
+          known = true;
+        },
+        row_elements{});
+    check(known, "kv_cache", "rows: their format must be named");
+    return result;
   }
 
  private:
-  std::size_t pages_, page_size_, width_;
-  buffer<float> storage_;
+  std::size_t pages_, page_size_;
+  row_format format_;
+  std::size_t row_bytes_;
+  buffer<std::byte> storage_;
   std::vector<std::int32_t> free_;
 };
 

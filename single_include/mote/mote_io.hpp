@@ -1213,17 +1213,20 @@ MOTE_END_NAMESPACE
 // Matrices of linear layers in safetensors checkpoints, whichever way they are stored. Of a layer NAME [out, in]:
 //
 //   plain   NAME.weight floating point [out, in]
-//   fp8     NAME.weight F8_E4M3 [out, in], NAME.weight_scale_inv [⌈out / 128⌉, ⌈in / 128⌉]        w = q · scale
-//   int8    NAME.weight I8 [out, in], NAME.weight_scale [out, 1]                                   w = q · scale
+//   fp8     NAME.weight F8_E4M3 or F8_E5M2 [out, in] and NAME.weight_scale_inv or NAME.weight_scale: [1] or [1, 1] for the
+//           tensor, [out, 1] for each row, [⌈out / 128⌉, ⌈in / 128⌉] for each block                        w = q · scale
+//   int8    NAME.weight I8 [out, in], NAME.weight_scale [1], [1, 1], [out, 1] or for each group
+//           [out, in / group], NAME.weight_zero_point I8 like it if asymmetric                     w = (q - zero) · scale
 //   int4    NAME.weight_packed I32 [out, in / 8], NAME.weight_scale [out, in / group],
 //           NAME.weight_shape [2] = (out, in); a word holds eight codes q + 8, the first in its
-//           lowest bits                                                                            w = q · scale
-//   mxfp4   NAME.weight_packed U8 [out, in / 2], NAME.weight_scale U8 [out, in / 32]               w = e2m1 · 2^(scale - 127)
+//           lowest bits; NAME.weight_zero_point I32 [⌈out / 8⌉, in / group] if asymmetric, eight
+//           rows' zero + 8 a word                                                                  w = (q - zero) · scale
+//   mxfp4   NAME.weight_packed U8 [out, in / 2], NAME.weight_scale U8 [out, in / 32]          w = e2m1 · 2^(scale - 127)
 //   nvfp4   NAME.weight_packed U8 [out, in / 2], NAME.weight_scale F8_E4M3 [out, in / 16],
-//           NAME.weight_global_scale [1]; a byte holds two codes, the first low        w = e2m1 · scale / global_scale
+//           NAME.weight_global_scale [1]; a byte holds two codes, the first low             w = e2m1 · scale · (1 / global_scale)
 //
-// Source: fp8 as DeepSeek-V3 stores it; the others as the package compressed-tensors does (formats int-quantized,
-// pack-quantized, mxfp4-pack-quantized, nvfp4-pack-quantized).
+// Source: fp8 as DeepSeek-V3 stores it and as the package compressed-tensors does; the others as that package does (formats
+// float-quantized, int-quantized, pack-quantized, mxfp4-pack-quantized, nvfp4-pack-quantized).
 
 // ---- mote/io/safetensors.hpp
 // safetensors files, memory-mapped, and checkpoints of one or several of them.
@@ -1526,27 +1529,37 @@ T element(const tensor_ref& t, std::size_t i) {
 class matrix_ref {
  public:
   // Throws format_error naming the tensor that is missing or of another type or shape than its layout wants, or a feature
-  // that is not supported: zero points, a group order.
+  // that is not supported: a group order, codes of other widths.
   matrix_ref(const checkpoint& files, const std::string& name, std::size_t out, std::size_t in) : out_(out), in_(in) {
-    for (const char* unsupported : {".weight_zero_point", ".weight_g_idx"}) {
-      if (files.contains(name + unsupported)) files.tensor(name + unsupported).fail("is not supported");
-    }
+    if (files.contains(name + ".weight_g_idx")) files.tensor(name + ".weight_g_idx").fail("is not supported");
     if (files.contains(name + ".weight_packed")) {
-      find_packed(files, name);
+      weight_ = files.tensor(name + ".weight_packed");
+      if (weight_.dtype == dtype::i32) {
+        find_int4(files, name);
+      } else {
+        find_fp4(files, name);
+      }
       return;
     }
     weight_ = files.tensor(name + ".weight", std::vector<std::size_t>{out, in});
+    const std::string inverse = name + ".weight_scale_inv";
     if (weight_.dtype == dtype::i8) {
       layout_ = matrix_layout::int8;
-      scale_ = read_float(files.tensor(name + ".weight_scale", std::vector<std::size_t>{out, 1}));
-      group_ = in;
-    } else if (dtype_size(weight_.dtype) == 1 || files.contains(name + ".weight_scale_inv")) {
+      scaled_.codes = codes_as<std::int8_t>();
+      read_scales(files.tensor(name + ".weight_scale"));
+      if (files.contains(name + ".weight_zero_point")) read_int8_zeros(files.tensor(name + ".weight_zero_point"));
+    } else if (dtype_size(weight_.dtype) == 1 || files.contains(inverse)) {
       layout_ = matrix_layout::fp8;
-      if (!files.contains(name + ".weight_scale_inv")) {
-        weight_.fail("an fp8 tensor needs its scales, " + name + ".weight_scale_inv");
+      const std::string scale = files.contains(inverse) ? inverse : name + ".weight_scale";
+      if (!files.contains(scale)) weight_.fail("an fp8 tensor needs its scales, " + inverse);
+      if (weight_.dtype == dtype::f8_e4m3) {
+        scaled_.codes = codes_as<f8_e4m3>();
+      } else if (weight_.dtype == dtype::f8_e5m2) {
+        scaled_.codes = codes_as<f8_e5m2>();
+      } else {
+        weight_.fail("expected F8_E4M3 or F8_E5M2 beside " + scale);
       }
-      scale_ = read_float(
-          files.tensor(name + ".weight_scale_inv", std::vector<std::size_t>{fp8_blocks(out), fp8_blocks(in)}));
+      read_scales(files.tensor(scale));
     }
   }
 
@@ -1559,17 +1572,12 @@ class matrix_ref {
   void read(std::size_t begin, const view<float, 2>& rows) const {
     check(begin <= out_ && rows.extent(0) <= out_ - begin, "matrix_ref", "read: rows outside the matrix");
     check_view("matrix_ref", "rows", rows, {rows.extent(0), in_});
-    if (layout_ == matrix_layout::plain || layout_ == matrix_layout::fp8) read_floating(begin, rows);
+    if (layout_ == matrix_layout::plain) return read_floating(begin, rows);
     for (std::size_t r = 0; r < rows.extent(0); ++r) {
-      const std::size_t n = begin + r;
-      float* to = rows.row(r);
-      for (std::size_t k = 0; k < in_; ++k) {
-        if (layout_ == matrix_layout::plain) break;
-        if (layout_ == matrix_layout::fp8) {
-          to[k] *= scale_[n / fp8_block * fp8_blocks(in_) + k / fp8_block];
-        } else {
-          to[k] = value(n, k);
-        }
+      if (has_scaled()) {
+        dequantize_row(scaled_, begin + r, rows.row(r));
+      } else {
+        for (std::size_t k = 0; k < in_; ++k) rows(r, k) = fp4_value((begin + r) * in_ + k);
       }
     }
   }
@@ -1579,25 +1587,27 @@ class matrix_ref {
     return values;
   }
 
-  // The codes of an int8 matrix, and its scales. Throws shape_error for another layout.
-  view<const std::int8_t, 2> codes() const {
-    check(layout_ == matrix_layout::int8, "matrix_ref", "codes: expected an int8 matrix");
-    return {reinterpret_cast<const std::int8_t*>(weight_.bytes.data()), out_, in_};
+  // The matrix where its codes lie in the file; its scales and zero points belong to this object. Throws shape_error for
+  // another layout than fp8, int8 and int4.
+  const scaled_matrix& scaled() const {
+    check(has_scaled(), "matrix_ref", "scaled: expected an fp8, int8 or int4 matrix");
+    return scaled_;
   }
-  const buffer<float>& scale() const { return scale_; }
 
-  // The same numbers as blocks, for int4 with scales that float16 holds exactly and groups of whole blocks.
+  // The same numbers as blocks, for symmetric int4 with scales that float16 holds exactly and groups of whole blocks.
   std::optional<buffer<q4_0>> to_q4_0() const {
-    if (layout_ != matrix_layout::int4 || group_ % q4_0::block_size != 0) return std::nullopt;
+    constexpr std::size_t size = q4_0::block_size;
+    if (layout_ != matrix_layout::int4 || !zero_.empty() || scaled_.tile_columns % size != 0) return std::nullopt;
     for (const float s : scale_) {
       if (static_cast<float>(f16(s)) != s) return std::nullopt;
     }
-    buffer<q4_0> blocks(out_ * in_ / q4_0::block_size);
-    for (std::size_t i = 0; i < blocks.size(); ++i) {
-      const std::size_t first = i * q4_0::block_size;
-      blocks[i].d = f16(scale_[first / group_]);
-      for (std::size_t j = 0; j < q4_0::block_size / 2; ++j) {
-        blocks[i].q[j] = static_cast<std::uint8_t>(int4_nibble(first + j) | int4_nibble(first + j + 16) << 4);
+    buffer<q4_0> blocks(out_ * in_ / size);
+    const auto rows = blocks.as(out_, in_ / size);
+    for (std::size_t n = 0; n < out_; ++n) {
+      const auto* pairs = std::get<view<const int4_pair, 2>>(scaled_.codes).row(n);
+      for (std::size_t b = 0; b < in_ / size; ++b) {
+        rows(n, b).d = f16(scaled_.scale(n / scaled_.tile_rows, b * size / scaled_.tile_columns));
+        detail::halves_of_pairs<size>(reinterpret_cast<const std::uint8_t*>(pairs) + b * size / 2, rows(n, b).q);
       }
     }
     return blocks;
@@ -1607,58 +1617,133 @@ class matrix_ref {
   std::optional<buffer<mxfp4>> to_mxfp4() const {
     if (layout_ != matrix_layout::mxfp4) return std::nullopt;
     buffer<mxfp4> blocks(out_ * in_ / mxfp4::block_size);
-    for (std::size_t i = 0; i < blocks.size(); ++i) {
-      const std::size_t first = i * mxfp4::block_size;
-      blocks[i].e = f8_e8m0::from_bits(detail::element<std::uint8_t>(packed_scale_, i));
-      for (std::size_t j = 0; j < mxfp4::block_size / 2; ++j) {
-        blocks[i].q[j] = static_cast<std::uint8_t>(fp4_nibble(first + j) | fp4_nibble(first + j + 16) << 4);
-      }
-    }
+    load_mxfp4(fp4_pairs(), fp4_scales<f8_e8m0>(32), blocks.as(out_, in_ / mxfp4::block_size));
     return blocks;
   }
 
+  // For nvfp4 the same divided by tensor_scale(), where rows are whole blocks and scales are numbers that blocks may have.
+  std::optional<buffer<nvfp4>> to_nvfp4() const {
+    if (layout_ != matrix_layout::nvfp4 || in_ % nvfp4::block_size != 0) return std::nullopt;
+    const auto positive = [](std::byte scale) { return scale < std::byte{0x7F}; };
+    if (!std::all_of(packed_scale_.bytes.begin(), packed_scale_.bytes.end(), positive)) return std::nullopt;
+    buffer<nvfp4> blocks(out_ * in_ / nvfp4::block_size);
+    load_nvfp4(fp4_pairs(), fp4_scales<f8_e4m3>(16), blocks.as(out_, in_ / nvfp4::block_size));
+    return blocks;
+  }
+  float tensor_scale() const { return tensor_scale_; }
+
  private:
-  void find_packed(const checkpoint& files, const std::string& name) {
-    weight_ = files.tensor(name + ".weight_packed");
-    const tensor_ref& scale = files.tensor(name + ".weight_scale");
-    const auto expect = [](const tensor_ref& t, const std::vector<std::size_t>& shape) {
-      if (t.shape != shape) t.fail("expected shape " + shape_text(shape) + ", got " + shape_text(t.shape));
-    };
-    if (weight_.dtype == dtype::i32) {
-      layout_ = matrix_layout::int4;
-      const tensor_ref& stated = files.tensor(name + ".weight_shape", std::vector<std::size_t>{2});
-      if (stated.dtype != dtype::i64 && stated.dtype != dtype::i32) stated.fail("expected I64 or I32");
-      for (std::size_t d = 0; d < 2; ++d) {
-        const std::int64_t extent = stated.dtype == dtype::i64 ? detail::element<std::int64_t>(stated, d)
-                                                               : detail::element<std::int32_t>(stated, d);
-        if (extent != static_cast<std::int64_t>(d == 0 ? out_ : in_)) {
-          stated.fail("expected " + shape_text(std::vector<std::size_t>{out_, in_}));
-        }
+  bool has_scaled() const {
+    return layout_ == matrix_layout::fp8 || layout_ == matrix_layout::int8 || layout_ == matrix_layout::int4;
+  }
+
+  static void expect(const tensor_ref& t, const std::vector<std::size_t>& shape) {
+    if (t.shape != shape) t.fail("expected shape " + shape_text(shape) + ", got " + shape_text(t.shape));
+  }
+
+  template <class Code>
+  view<const Code, 2> codes_as() const {
+    return {reinterpret_cast<const Code*>(weight_.bytes.data()), out_, in_};
+  }
+
+  // Finds out from the scales' shape what each of them is for.
+  void read_scales(const tensor_ref& t) {
+    const std::vector<std::size_t> one = {1}, all = {1, 1}, blocks = {fp8_blocks(out_), fp8_blocks(in_)};
+    scaled_.tile_rows = 1;
+    scaled_.tile_columns = std::max(in_, std::size_t{1});
+    if (t.shape == one || t.shape == all) {
+      scaled_.tile_rows = std::max(out_, std::size_t{1});
+    } else if (layout_ == matrix_layout::fp8 && t.shape == blocks) {
+      scaled_.tile_rows = scaled_.tile_columns = fp8_block;
+    } else if (layout_ == matrix_layout::fp8) {
+      if (t.shape != std::vector<std::size_t>{out_, 1})
+        t.fail("expected shape " + shape_text(blocks) + ", got " + shape_text(t.shape));
+    } else {
+      if (t.shape.size() != 2 || t.shape[0] != out_ || t.shape[1] == 0 || in_ % t.shape[1] != 0) {
+        t.fail("expected a scale for each group of a row, got shape " + shape_text(t.shape));
       }
-      expect(weight_, {out_, (in_ + 7) / 8});
-      if (scale.shape.size() != 2 || scale.shape[0] != out_ || scale.shape[1] == 0 || in_ % scale.shape[1] != 0) {
-        scale.fail("expected a scale for each group of a row");
-      }
-      group_ = in_ / scale.shape[1];
-      scale_ = read_float(scale);
-      return;
+      scaled_.tile_columns = std::max(in_ / t.shape[1], std::size_t{1});
     }
+    scale_ = read_float(t);
+    scaled_.scale = scale_.as(scale_rows(), scale_columns());
+  }
+  std::size_t scale_rows() const { return (out_ + scaled_.tile_rows - 1) / scaled_.tile_rows; }
+  std::size_t scale_columns() const { return (in_ + scaled_.tile_columns - 1) / scaled_.tile_columns; }
+
+  void read_int8_zeros(const tensor_ref& t) {
+    if (t.dtype != dtype::i8 || t.size() != scale_.size()) t.fail("expected I8, one for each scale");
+    zero_ = buffer<std::int8_t>(t.size());
+    for (std::size_t i = 0; i < zero_.size(); ++i) zero_[i] = detail::element<std::int8_t>(t, i);
+    scaled_.zero = zero_.as(scale_rows(), scale_columns());
+  }
+
+  void find_int4(const checkpoint& files, const std::string& name) {
+    layout_ = matrix_layout::int4;
+    const tensor_ref& stated = files.tensor(name + ".weight_shape", std::vector<std::size_t>{2});
+    if (stated.dtype != dtype::i64 && stated.dtype != dtype::i32) stated.fail("expected I64 or I32");
+    for (std::size_t d = 0; d < 2; ++d) {
+      const std::int64_t extent = stated.dtype == dtype::i64 ? detail::element<std::int64_t>(stated, d)
+                                                             : detail::element<std::int32_t>(stated, d);
+      if (extent != static_cast<std::int64_t>(d == 0 ? out_ : in_)) {
+        stated.fail("expected " + shape_text(std::vector<std::size_t>{out_, in_}));
+      }
+    }
+    const std::size_t words = (in_ + 7) / 8;
+    expect(weight_, {out_, words});
+    read_scales(files.tensor(name + ".weight_scale"));
+    if (in_ % 2 != 0 || (scaled_.tile_columns % 2 != 0)) weight_.fail("expected groups of an even number of columns");
+    scaled_.codes = view<const int4_pair, 2>(reinterpret_cast<const int4_pair*>(weight_.bytes.data()), {out_, in_ / 2},
+                                             {words * 4, 1});
+    if (!files.contains(name + ".weight_zero_point")) return;
+    const tensor_ref& zero = files.tensor(name + ".weight_zero_point");
+    const std::size_t rows = scale_rows(), columns = scale_columns();
+    if (zero.dtype != dtype::i32) zero.fail("expected I32");
+    expect(zero, {(rows + 7) / 8, columns});
+    zero_ = buffer<std::int8_t>(rows * columns);
+    for (std::size_t i = 0; i < zero_.size(); ++i) {
+      const std::size_t row = i / columns;
+      const auto word = detail::element<std::uint32_t>(zero, row / 8 * columns + i % columns);
+      zero_[i] = static_cast<std::int8_t>(static_cast<int>(word >> (row % 8 * 4) & 15u) - 8);
+    }
+    scaled_.zero = zero_.as(rows, columns);
+  }
+
+  void find_fp4(const checkpoint& files, const std::string& name) {
     if (weight_.dtype != dtype::u8) weight_.fail("expected I32 or U8");
-    if (in_ % 2 != 0) weight_.fail("expected an even number of columns");
-    expect(weight_, {out_, in_ / 2});
+    if (files.contains(name + ".weight_zero_point")) files.tensor(name + ".weight_zero_point").fail("is not supported");
     layout_ = files.contains(name + ".weight_global_scale") ? matrix_layout::nvfp4 : matrix_layout::mxfp4;
-    group_ = layout_ == matrix_layout::nvfp4 ? 16 : 32;
-    if (in_ % group_ != 0) weight_.fail("expected columns in multiples of " + std::to_string(group_));
-    expect(scale, {out_, in_ / group_});
-    packed_scale_ = scale;
-    if (scale.dtype != (layout_ == matrix_layout::nvfp4 ? dtype::f8_e4m3 : dtype::u8)) {
-      scale.fail(layout_ == matrix_layout::nvfp4 ? "expected F8_E4M3" : "expected U8");
-    }
-    if (layout_ == matrix_layout::nvfp4) {
+    const bool nv = layout_ == matrix_layout::nvfp4;
+    const std::size_t group = nv ? nvfp4::group_size : mxfp4::group_size;
+    if (in_ % group != 0) weight_.fail("expected columns in multiples of " + std::to_string(group));
+    expect(weight_, {out_, in_ / 2});
+    packed_scale_ = files.tensor(name + ".weight_scale");
+    expect(packed_scale_, {out_, in_ / group});
+    if (packed_scale_.dtype != (nv ? dtype::f8_e4m3 : dtype::u8))
+      packed_scale_.fail(nv ? "expected F8_E4M3" : "expected U8");
+    if (nv) {
       const tensor_ref& global = files.tensor(name + ".weight_global_scale", std::vector<std::size_t>{1});
-      global_scale_ = read_float(global)[0];
-      if (!(global_scale_ > 0.0f)) global.fail("expected a positive number");
+      tensor_scale_ = 1.0f / read_float(global)[0];
+      if (!(tensor_scale_ > 0.0f && tensor_scale_ <= std::numeric_limits<float>::max()))
+        global.fail("expected a positive number");
     }
+  }
+
+  view<const std::uint8_t, 2> fp4_pairs() const {
+    return {reinterpret_cast<const std::uint8_t*>(weight_.bytes.data()), out_, in_ / 2};
+  }
+  template <class Scale>
+  view<const Scale, 2> fp4_scales(std::size_t group) const {
+    return {reinterpret_cast<const Scale*>(packed_scale_.bytes.data()), out_, in_ / group};
+  }
+
+  // Element i of an mxfp4 or nvfp4 matrix.
+  float fp4_value(std::size_t i) const {
+    const auto pair = detail::element<std::uint8_t>(weight_, i / 2);
+    const auto code = static_cast<float>(f4_e2m1::from_bits(static_cast<std::uint8_t>(pair >> (i % 2 * 4) & 15)));
+    if (layout_ == matrix_layout::nvfp4) {
+      return code * (static_cast<float>(detail::element<f8_e4m3>(packed_scale_, i / 16)) * tensor_scale_);
+    }
+    return code * static_cast<float>(f8_e8m0::from_bits(detail::element<std::uint8_t>(packed_scale_, i / 32)));
   }
 
   // Rows of elements of any floating-point type, without scales.
@@ -1671,37 +1756,13 @@ class matrix_ref {
     for (std::size_t r = 0; r < rows.extent(0); ++r) std::copy_n(values.data() + r * in_, in_, rows.row(r));
   }
 
-  // Of element i of a matrix whose rows are whole words or bytes.
-  std::uint8_t int4_nibble(std::size_t i) const {
-    return static_cast<std::uint8_t>(detail::element<std::uint32_t>(weight_, i / 8) >> (i % 8 * 4) & 15u);
-  }
-  std::uint8_t fp4_nibble(std::size_t i) const {
-    return static_cast<std::uint8_t>(detail::element<std::uint8_t>(weight_, i / 2) >> (i % 2 * 4) & 15);
-  }
-
-  float value(std::size_t n, std::size_t k) const {
-    const std::size_t i = n * in_ + k;
-    switch (layout_) {
-      case matrix_layout::int8:
-        return static_cast<float>(detail::element<std::int8_t>(weight_, i)) * scale_[n];
-      case matrix_layout::int4: {
-        const std::size_t words = (in_ + 7) / 8;
-        return static_cast<float>(int4_nibble(n * words * 8 + k) - 8) * scale_[n * (in_ / group_) + k / group_];
-      }
-      case matrix_layout::mxfp4:
-        return static_cast<float>(f4_e2m1::from_bits(fp4_nibble(i))) *
-               static_cast<float>(f8_e8m0::from_bits(detail::element<std::uint8_t>(packed_scale_, i / group_)));
-      default:
-        return static_cast<float>(f4_e2m1::from_bits(fp4_nibble(i))) *
-               static_cast<float>(detail::element<f8_e4m3>(packed_scale_, i / group_)) / global_scale_;
-    }
-  }
-
   matrix_layout layout_ = matrix_layout::plain;
-  std::size_t out_, in_, group_ = 0;
+  std::size_t out_, in_;
   tensor_ref weight_, packed_scale_;
+  scaled_matrix scaled_;
   buffer<float> scale_;
-  float global_scale_ = 1.0f;
+  buffer<std::int8_t> zero_;
+  float tensor_scale_ = 1.0f;
 };
 
 MOTE_END_NAMESPACE
@@ -1979,12 +2040,18 @@ inline constexpr std::optional<ggml_type> ggml_type_named(std::string_view name)
   return std::nullopt;
 }
 
+// Whether GGUF has a type for T: an element, or a block format by its name.
+template <class T>
+inline constexpr bool has_ggml_type = true;
+template <block_format F>
+inline constexpr bool has_ggml_type<F> = ggml_type_named(F::name).has_value();
+
 // The type whose blocks are T: a block format, or one element.
 template <class T>
 constexpr ggml_type ggml_type_of() {
   if constexpr (block_format<T>) {
+    static_assert(has_ggml_type<T>, "GGUF has no type for this format");
     constexpr std::optional<ggml_type> type = ggml_type_named(T::name);
-    static_assert(type.has_value(), "GGUF has no type for this format");
     static_assert(info(*type).block_size == T::block_size && info(*type).bytes == sizeof(T));
     return *type;
   } else {
@@ -2391,9 +2458,11 @@ template <class F>
 void visit_type(const gguf_tensor& t, F&& f) {
   bool known = false;
   const auto consider = [&]<class T>() {
-    if (t.type != ggml_type_of<T>()) return;
-    known = true;
-    f.template operator()<T>();
+    if constexpr (has_ggml_type<T>) {
+      if (t.type != ggml_type_of<T>()) return;
+      known = true;
+      f.template operator()<T>();
+    }
   };
   for_each_format(consider, type_list<float, f16, bf16, double>{});
   for_each_format(consider);

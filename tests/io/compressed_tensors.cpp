@@ -75,12 +75,32 @@ TEST_CASE("matrix_ref: plain and int8") {
              2, 3) == std::vector<float>{0.5f, -1.0f, 1.5f, 254.0f, -254.0f, 0.0f});
 }
 
-TEST_CASE("matrix_ref: fp8 with a scale for each block of 128") {
+TEST_CASE("matrix_ref: int8 with a scale for the tensor or for groups, and zero points") {
+  const tensor codes{"w.weight", mote::dtype::i8, {2, 4}, raw<std::int8_t>({1, -2, 3, 127, -128, 0, 5, 6})};
+  CHECK(read({codes, {"w.weight_scale", mote::dtype::bf16, {1}, std::string("\x00\x3F", 2)}}, 2, 4) ==  // 0.5
+        std::vector<float>{0.5f, -1.0f, 1.5f, 63.5f, -64.0f, 0.0f, 2.5f, 3.0f});
+  CHECK(read({codes,
+              {"w.weight_scale", mote::dtype::f32, {2, 1}, raw<float>({1.0f, 2.0f})},
+              {"w.weight_zero_point", mote::dtype::i8, {2, 1}, raw<std::int8_t>({1, -128})}},
+             2, 4) == std::vector<float>{0.0f, -3.0f, 2.0f, 126.0f, 0.0f, 256.0f, 266.0f, 268.0f});
+  CHECK(read({codes,
+              {"w.weight_scale", mote::dtype::f32, {2, 2}, raw<float>({1.0f, 2.0f, 3.0f, 4.0f})},
+              {"w.weight_zero_point", mote::dtype::i8, {2, 2}, raw<std::int8_t>({1, 2, 0, -1})}},
+             2, 4) == std::vector<float>{0.0f, -3.0f, 2.0f, 250.0f, -384.0f, 0.0f, 24.0f, 28.0f});
+}
+
+TEST_CASE("matrix_ref: fp8 with a scale for each block of 128, for each row or for the tensor") {
   const std::size_t out = 130, in = 129;
-  const auto values = read({{"w.weight", mote::dtype::f8_e4m3, {out, in}, std::string(out * in, '\x38')},  // 1
-                            {"w.weight_scale_inv", mote::dtype::f32, {2, 2}, raw<float>({1, 2, 3, 4})}},
-                           out, in);
+  const tensor ones{"w.weight", mote::dtype::f8_e4m3, {out, in}, std::string(out * in, '\x38')};
+  const auto values = read({ones, {"w.weight_scale_inv", mote::dtype::f32, {2, 2}, raw<float>({1, 2, 3, 4})}}, out, in);
   CHECK((values[0] == 1 && values[128] == 2 && values[129 * in] == 3 && values[129 * in + 128] == 4));
+  std::vector<float> each_row(out, 1.0f);
+  each_row[129] = 7.0f;
+  const auto rows = read({ones, {"w.weight_scale", mote::dtype::f32, {out, 1}, raw(each_row)}}, out, in);
+  CHECK((rows[128 * in] == 1 && rows[129 * in] == 7 && rows[129 * in + 128] == 7));
+  const tensor halves{"w.weight", mote::dtype::f8_e5m2, {1, 2}, "\x3C\xB8"};  // 1 and -0.5
+  CHECK(read({halves, {"w.weight_scale", mote::dtype::f32, {1}, raw<float>({3})}}, 1, 2) ==
+        std::vector<float>{3.0f, -1.5f});
 }
 
 TEST_CASE("matrix_ref: int4 in words of eight, exactly as q4_0 blocks where the scales allow") {
@@ -114,6 +134,17 @@ TEST_CASE("matrix_ref: int4 in words of eight, exactly as q4_0 blocks where the 
   CHECK(!mote::matrix_ref(inexact, "w", 2, in).to_q4_0());
 }
 
+TEST_CASE("matrix_ref: int4 with zero points, whose words hold eight rows") {
+  // Codes 7, -8 in every row; zero points 1 in row 0 and -3 in row 8, else 0.
+  const auto values = read({{"w.weight_packed", mote::dtype::i32, {9, 1}, raw(std::vector<std::uint32_t>(9, 0x0Fu))},
+                            {"w.weight_scale", mote::dtype::f32, {9, 1}, raw(std::vector<float>(9, 0.5f))},
+                            {"w.weight_zero_point", mote::dtype::i32, {2, 1}, raw<std::uint32_t>({0x88888889u, 5u})},
+                            {"w.weight_shape", mote::dtype::i64, {2}, raw<std::int64_t>({9, 2})}},
+                           9, 2);
+  CHECK((values[0] == 3.0f && values[1] == -4.5f && values[2] == 3.5f && values[3] == -4.0f));
+  CHECK((values[16] == 5.0f && values[17] == -2.5f));
+}
+
 TEST_CASE("matrix_ref: mxfp4 and nvfp4") {
   const std::vector<tensor> mx = {
       {"w.weight_packed", mote::dtype::u8, {1, 32}, nibbles(64)},
@@ -142,12 +173,47 @@ TEST_CASE("matrix_ref: mxfp4 and nvfp4") {
   }
 }
 
+TEST_CASE("matrix_ref: nvfp4 as blocks times the tensor's scale") {
+  const auto nv = [](const std::string& scales) {
+    return std::vector<tensor>{{"w.weight_packed", mote::dtype::u8, {2, 32}, nibbles(128)},
+                               {"w.weight_scale", mote::dtype::f8_e4m3, {2, 4}, scales},
+                               {"w.weight_global_scale", mote::dtype::f32, {1}, raw<float>({3.0f})}};
+  };
+  const test::temporary_directory directory;
+  write(directory, nv("\x38\x40\x01\x7E\x39\x3A\x3B\x3C"));
+  const mote::checkpoint files(directory.path());
+  const mote::matrix_ref matrix(files, "w", 2, 64);
+  const auto blocks = matrix.to_nvfp4();
+  REQUIRE(blocks);
+  const auto values = matrix.read();
+  float decoded[128];
+  for (std::size_t b = 0; b < 2; ++b) (*blocks)[b].decode(decoded + 64 * b);
+  for (std::size_t i = 0; i < 128; ++i) {
+    CHECK(decoded[i] * matrix.tensor_scale() == Approx(values[i]).epsilon(1e-6));
+    CHECK(values[i] == Approx(decoded[i] / 3.0f).epsilon(1e-6));
+  }
+  const test::temporary_directory other;
+  write(other, nv(std::string("\x38\x40\x81\x7E\x39\x3A\x3B\x3C", 8)));  // blocks have no negative scales
+  const mote::checkpoint negative(other.path());
+  CHECK(!mote::matrix_ref(negative, "w", 2, 64).to_nvfp4());
+}
+
 TEST_CASE("matrix_ref: malformed layers are refused by name") {
   const tensor i8{"w.weight", mote::dtype::i8, {2, 3}, "abcdef"};
   refuses({{"w.weight", mote::dtype::f32, {1}, "abcd"}}, 1, 2, "expected shape [1, 2]");
-  refuses({i8, {"w.weight_scale", mote::dtype::f32, {1, 2}, raw<float>({1, 2})}}, 2, 3, "expected shape [2, 1]");
-  refuses({i8, {"w.weight_zero_point", mote::dtype::i8, {2, 1}, "ab"}}, 2, 3, "is not supported");
+  const std::string groups = "expected a scale for each group of a row";
+  refuses({i8, {"w.weight_scale", mote::dtype::f32, {1, 2}, raw<float>({1, 2})}}, 2, 3, groups);
+  refuses({i8, {"w.weight_scale", mote::dtype::f32, {2, 2}, raw<float>({1, 2, 3, 4})}}, 2, 3, groups);
+  const tensor i8_scale{"w.weight_scale", mote::dtype::f32, {2, 1}, raw<float>({1, 2})};
+  refuses({i8, i8_scale, {"w.weight_zero_point", mote::dtype::i8, {1, 1}, "a"}}, 2, 3, "one for each scale");
+  refuses({i8, i8_scale, {"w.weight_zero_point", mote::dtype::u8, {2, 1}, "ab"}}, 2, 3, "expected I8");
+  refuses({i8, i8_scale, {"w.weight_g_idx", mote::dtype::i32, {3}, std::string(12, 'a')}}, 2, 3, "is not supported");
   refuses({{"w.weight", mote::dtype::f8_e4m3, {1, 2}, "ab"}}, 1, 2, "needs its scales, w.weight_scale_inv");
+  const tensor inverse{"w.weight_scale_inv", mote::dtype::f32, {1, 1}, raw<float>({1})};
+  refuses({{"w.weight", mote::dtype::bf16, {1, 2}, "abcd"}, inverse}, 1, 2, "expected F8_E4M3 or F8_E5M2");
+  refuses({{"w.weight", mote::dtype::f8_e4m3, {1, 2}, "ab"},
+           {"w.weight_scale", mote::dtype::f32, {2, 1}, raw<float>({1, 2})}},
+          1, 2, "expected shape [1, 1], got [2, 1]");
   const tensor packed{"w.weight_packed", mote::dtype::i32, {1, 4}, std::string(16, 'x')};
   const tensor scale{"w.weight_scale", mote::dtype::f32, {1, 1}, raw<float>({1})};
   refuses({packed, scale, {"w.weight_shape", mote::dtype::i64, {2}, raw<std::int64_t>({32, 1})}}, 1, 32,
@@ -158,6 +224,15 @@ TEST_CASE("matrix_ref: malformed layers are refused by name") {
            {"w.weight_scale", mote::dtype::f32, {1, 3}, raw<float>({1, 1, 1})},
            {"w.weight_shape", mote::dtype::i32, {2}, raw<std::int32_t>({1, 32})}},
           1, 32, "expected a scale for each group");
+  refuses({{"w.weight_packed", mote::dtype::i32, {1, 1}, std::string(4, 'x')},
+           scale,
+           {"w.weight_shape", mote::dtype::i32, {2}, raw<std::int32_t>({1, 3})}},
+          1, 3, "even number of columns");
+  refuses({packed,
+           scale,
+           {"w.weight_zero_point", mote::dtype::i32, {1, 2}, std::string(8, 'x')},
+           {"w.weight_shape", mote::dtype::i32, {2}, raw<std::int32_t>({1, 32})}},
+          1, 32, "expected shape [1, 1], got [1, 2]");
   refuses({{"w.weight_packed", mote::dtype::i8, {1, 16}, std::string(16, 'x')}, scale}, 1, 32, "expected I32 or U8");
   const tensor bytes{"w.weight_packed", mote::dtype::u8, {1, 16}, std::string(16, 'x')};
   refuses({bytes, scale}, 1, 32, "expected U8");

@@ -1,21 +1,22 @@
 #include <mote/ops/embedding/embedding.hpp>
 
 #include "support/backends.hpp"
+#include "support/matrices.hpp"
 #include "support/random.hpp"
 
 TEST_CASE("embedding: copies and converts rows in every weight format") {
-  using format = test::random_weights::format;
   const std::vector<std::int32_t> ids = {4, 0, 4, 6};
-  for (const auto f : {format::f32, format::bf16, format::int8}) {
+  test::random_source random(7);
+  for (const auto f : test::weight_formats) {
     for (const std::size_t n : test::awkward_sizes) {
-      test::random_weights weights(7, f);
-      const mote::weight table = weights.matrix(7, n);
+      const test::strided_weight weights(f, 7, n, random.normal(7 * n));
+      const mote::weight& table = weights.get();
       std::vector<float> want(ids.size() * n);
       for (std::size_t t = 0; t < ids.size(); ++t) {
         mote::dequantize_row(table, static_cast<std::size_t>(ids[t]), want.data() + t * n);
       }
       test::for_each_backend([&](auto& be) {
-        CAPTURE(n);
+        CAPTURE(n, test::name(f));
         test::framed y(ids.size(), n);
         mote::embedding(be, ids, table, y.view());
         CHECK(test::same_bits(y.values(), want));

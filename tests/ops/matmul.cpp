@@ -41,11 +41,11 @@ std::vector<float> run(auto& be, const std::vector<float>& x, std::size_t tokens
 
 }  // namespace
 
-TEST_CASE("matmul: f32 and bf16 equal the sum in double precision, strided rows, set and added") {
+TEST_CASE("matmul: forms that are widened equal the sum in double precision, strided rows, set and added") {
   test::random_source random(1);
   for (const auto& s : shapes) {
     const std::size_t tokens = s.tokens, out = s.out, in = s.in;
-    for (const auto format : {weight_format::f32, weight_format::bf16}) {
+    for (const auto format : test::float_formats) {
       CAPTURE(tokens, out, in, test::name(format));
       const auto x = random.normal(tokens * in), before = random.normal(tokens * out);
       const strided_weight w(format, out, in, random.normal(out * in));
@@ -104,16 +104,18 @@ TEST_CASE("matmul: int8 is exact at the largest codes, of zero rows and at ties"
   test::for_each_simd([&](auto& be) { CHECK(test::same_bits(run(be, x, 3, matrix.get()), want)); });
 }
 
-TEST_CASE("matmul: bf16 weights give the bits of the same weights in float32") {
+TEST_CASE("matmul: bf16, f16 and fp8 weights give the bits of the same weights in float32") {
   test::random_source random(3);
   for (const auto& s : shapes) {
     const std::size_t tokens = s.tokens, out = s.out, in = s.in;
-    CAPTURE(tokens, out, in);
     const auto x = random.normal(tokens * in);
-    const strided_weight narrow(weight_format::bf16, out, in, random.normal(out * in), 1);
-    const strided_weight wide(weight_format::f32, out, in, narrow.values());
-    test::for_each_simd(
-        [&](auto& be) { CHECK(test::same_bits(run(be, x, tokens, narrow.get()), run(be, x, tokens, wide.get()))); });
+    for (const auto format : test::float_formats) {
+      CAPTURE(tokens, out, in, test::name(format));
+      const strided_weight narrow(format, out, in, random.normal(out * in), 1);
+      const strided_weight wide(weight_format::f32, out, in, narrow.values());
+      test::for_each_simd(
+          [&](auto& be) { CHECK(test::same_bits(run(be, x, tokens, narrow.get()), run(be, x, tokens, wide.get()))); });
+    }
   }
 }
 

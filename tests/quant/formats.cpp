@@ -1,3 +1,4 @@
+#include <mote/io/gguf/types.hpp>
 #include <mote/quant/formats.hpp>
 #include <mote/quant/quantize.hpp>
 
@@ -77,9 +78,11 @@ static_assert(!mote::two_level_format<mote::q8_0>);
 TEST_CASE("formats: published bytes decode to the published values, to the bit") {
   const test::golden golden("gguf");
   mote::for_each_format([&]<class F>() {
-    INFO(F::name);
-    const auto blocks = blocks_of<F>(golden.unsigned_bytes(upper_name<F>() + ".bytes"));
-    CHECK(test::same_bits(decode(blocks), golden.floats(upper_name<F>() + ".y")));
+    if constexpr (mote::has_ggml_type<F>) {
+      INFO(F::name);
+      const auto blocks = blocks_of<F>(golden.unsigned_bytes(upper_name<F>() + ".bytes"));
+      CHECK(test::same_bits(decode(blocks), golden.floats(upper_name<F>() + ".y")));
+    }
   });
 }
 

@@ -52,18 +52,19 @@ struct two_halves {
   }
 };
 
-// f.template operator()<F>() for every integer format.
-template <class Function>
-void for_each_integer_format(Function&& f) {
-  mote::for_each_format(f);
-  mote::for_each_format(f, mote::type_list<int3>{});
-}
-
-// For every format.
+// f.template operator()<F>() for every format.
 template <class Function>
 void for_each_format(Function&& f) {
-  for_each_integer_format(f);
-  mote::for_each_format(f, mote::type_list<two_halves>{});
+  mote::for_each_format(f);
+  mote::for_each_format(f, mote::type_list<int3, two_halves>{});
+}
+
+// For every integer format.
+template <class Function>
+void for_each_integer_format(Function&& f) {
+  for_each_format([&]<class F>() {
+    if constexpr (mote::integer_format<F>) f.template operator()<F>();
+  });
 }
 
 }  // namespace test

@@ -9,6 +9,7 @@
 #include <variant>
 #include <vector>
 
+#include <mote/quant/fp8.hpp>
 #include <mote/quant/int8.hpp>
 #include <mote/quant/weight.hpp>
 
@@ -16,12 +17,17 @@
 
 namespace test {
 
-enum class weight_format { f32, bf16, int8 };
+enum class weight_format { f32, bf16, f16, fp8, int8 };  // fp8: e4m3 with a scale for each 128×128 block
 
-inline constexpr weight_format weight_formats[] = {weight_format::f32, weight_format::bf16, weight_format::int8};
+inline constexpr weight_format weight_formats[] = {weight_format::f32, weight_format::bf16, weight_format::f16,
+                                                   weight_format::fp8, weight_format::int8};
+// Of those, the ones that are multiplied as float32.
+inline constexpr weight_format float_formats[] = {weight_format::f32, weight_format::bf16, weight_format::f16,
+                                                  weight_format::fp8};
 
 inline std::string name(weight_format f) {
-  return f == weight_format::f32 ? "f32" : f == weight_format::bf16 ? "bf16" : "int8";
+  constexpr const char* names[] = {"f32", "bf16", "f16", "fp8", "int8"};
+  return names[static_cast<std::size_t>(f)];
 }
 
 // Between rows there is NaN, or in codes a number that would be noticed.
@@ -40,6 +46,19 @@ class strided_weight {
       halves_.assign(size, mote::bf16(std::numeric_limits<float>::quiet_NaN()));
       copy(source, halves_);
       weight_ = rows_of<const mote::bf16>(halves_.data());
+    } else if (format == weight_format::f16) {
+      float16s_.assign(size, mote::f16(std::numeric_limits<float>::quiet_NaN()));
+      copy(source, float16s_);
+      weight_ = rows_of<const mote::f16>(float16s_.data());
+    } else if (format == weight_format::fp8) {
+      float8s_.assign(size, mote::f8_e4m3(std::numeric_limits<float>::quiet_NaN()));
+      const std::size_t rows = mote::fp8_blocks(out), columns = mote::fp8_blocks(in);
+      scale_.resize(rows * columns);
+      mote::quantize_fp8(source, rows_of<mote::f8_e4m3>(float8s_.data()), {scale_.data(), rows, columns});
+      weight_ = mote::scaled_matrix{.codes = rows_of<const mote::f8_e4m3>(float8s_.data()),
+                                    .scale = {scale_.data(), rows, columns},
+                                    .tile_rows = mote::fp8_block,
+                                    .tile_columns = mote::fp8_block};
     } else {
       codes_.assign(size, std::int8_t{77});
       scale_.resize(out);
@@ -75,6 +94,8 @@ class strided_weight {
   std::size_t out_, in_, stride_;
   std::vector<float> floats_, scale_;
   std::vector<mote::bf16> halves_;
+  std::vector<mote::f16> float16s_;
+  std::vector<mote::f8_e4m3> float8s_;
   std::vector<std::int8_t> codes_;
   mote::weight weight_;
 };

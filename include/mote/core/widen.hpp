@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -77,6 +78,71 @@ batch<float, Arch> widen(const f16* p) {
   return vector(vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const std::uint16_t*>(p)))));
 #endif
   return widen<Arch, f16>(p);
+}
+
+#if defined(__aarch64__)
+// Four bytes as the upper halves of 16-bit lanes.
+template <class T>
+uint16x4_t upper_bytes(const T* p) {
+  std::uint32_t four = 0;
+  std::memcpy(&four, p, 4);
+  return vshl_n_u16(vget_low_u16(vmovl_u8(vcreate_u8(four))), 8);
+}
+#endif
+
+// fp8 as float16, whose exponent has the range of both: e5m2 is its upper byte; e4m3's bits one place lower are 2^-8 of the
+// number, but that NaN has to be told from 480.
+template <class Arch>
+batch<float, Arch> widen(const f8_e5m2* p) {
+  using vector [[maybe_unused]] = batch<float, Arch>;
+#if defined(__AVX512F__)
+  if constexpr (vector::size == 16) {
+    const __m256i codes = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return vector(_mm512_cvtph_ps(_mm256_slli_epi16(codes, 8)));
+  }
+#endif
+#if defined(__F16C__)
+  if constexpr (vector::size == 8) {
+    const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return vector(_mm256_cvtph_ps(_mm_unpacklo_epi8(_mm_setzero_si128(), codes)));
+  }
+#endif
+#if defined(__aarch64__)
+  return vector(vcvt_f32_f16(vreinterpret_f16_u16(upper_bytes(p))));
+#endif
+  return widen<Arch, f8_e5m2>(p);
+}
+
+template <class Arch>
+batch<float, Arch> widen(const f8_e4m3* p) {
+  using vector [[maybe_unused]] = batch<float, Arch>;
+#if defined(__AVX512F__)
+  if constexpr (vector::size == 16) {
+    const __m256i codes = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    const __m256i half = _mm256_srai_epi16(_mm256_slli_epi16(codes, 8), 1);
+    const __m256i magnitude = _mm256_and_si256(half, _mm256_set1_epi16(0x3FFF));
+    const __m256i nan = _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x3F80));
+    const __m256i bits = _mm256_or_si256(_mm256_and_si256(half, _mm256_set1_epi16(~0x4000)), nan);
+    return vector(_mm512_mul_ps(_mm512_cvtph_ps(bits), _mm512_set1_ps(256.0f)));
+  }
+#endif
+#if defined(__F16C__)
+  if constexpr (vector::size == 8) {
+    const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    const __m128i half = _mm_srai_epi16(_mm_unpacklo_epi8(_mm_setzero_si128(), codes), 1);
+    const __m128i magnitude = _mm_and_si128(half, _mm_set1_epi16(0x3FFF));
+    const __m128i nan = _mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x3F80));
+    const __m128i bits = _mm_or_si128(_mm_and_si128(half, _mm_set1_epi16(~0x4000)), nan);
+    return vector(_mm256_mul_ps(_mm256_cvtph_ps(bits), _mm256_set1_ps(256.0f)));
+  }
+#endif
+#if defined(__aarch64__)
+  const uint16x4_t codes = upper_bytes(p), magnitude = vand_u16(codes, vdup_n_u16(0x7F00));
+  const uint16x4_t nan = vceq_u16(magnitude, vdup_n_u16(0x7F00));
+  const uint16x4_t bits = vorr_u16(vsra_n_u16(vand_u16(codes, vdup_n_u16(0x8000)), magnitude, 1), nan);
+  return vector(vmulq_n_f32(vcvt_f32_f16(vreinterpret_f16_u16(bits)), 256.0f));
+#endif
+  return widen<Arch, f8_e4m3>(p);
 }
 
 template <class Arch>

@@ -83,6 +83,10 @@ concept two_level_format = integer_format<F> && requires(const F block, std::siz
   { block.sub_scale(group) } -> std::same_as<int>;
 };
 
+// Integer formats whose blocks may be meant times a scale of the whole matrix, which is kept beside them, and in packed ones.
+template <class F>
+concept format_with_tensor_scale = integer_format<F> && F::has_tensor_scale;
+
 // The integer q[i] of an element.
 template <integer_format F>
 int integer_value(const F& block, std::size_t i) {

@@ -7,6 +7,7 @@
 //                          codes of at most four bits: for each eight k, the first four low, the next four high
 //                          scale_type scale[32], and float min[32] where there is a minimum;
 //                          two-level formats: int8 sub_scale[32], and int8 sub_min[32]
+//   at the end of the panel, of formats with a tensor scale: float tensor_scale[32]
 //
 // so that one load holds four k of `lanes` rows, a product walks memory once from front to back, and no sum across lanes
 // is needed. Codes wider than four bits are stored as bytes q + code_offset, see below. Elements, padded with zeros to
@@ -99,8 +100,10 @@ struct packed_layout {
   static constexpr std::size_t mins = scales + packed_rows * scale_size;
   static constexpr std::size_t group_bytes = mins + packed_rows * min_size;
   static constexpr std::size_t block_bytes = super_bytes + groups * group_bytes;
+  static constexpr std::size_t tensor_scale_bytes = format_with_tensor_scale<F> ? packed_rows * sizeof(float) : 0;
 
-  static constexpr std::size_t panel_bytes(std::size_t in) { return in / F::block_size * block_bytes; }
+  static constexpr std::size_t tensor_scales(std::size_t in) { return in / F::block_size * block_bytes; }
+  static constexpr std::size_t panel_bytes(std::size_t in) { return tensor_scales(in) + tensor_scale_bytes; }
 
   static_assert(F::group_size == 16 || F::group_size == 32, "integer formats have groups of 16 or 32");
 };
@@ -282,6 +285,9 @@ code_group<F> read_group(const packed_matrix<F>& w, std::size_t row, std::size_t
     if constexpr (layout::has_min) result.min = get(group + layout::mins, 0.0f);
   }
   if constexpr (requires { F::unit; }) result.scale *= F::unit;
+  if constexpr (format_with_tensor_scale<F>) {
+    result.scale *= get(w.panel(row / detail::packed_rows) + layout::tensor_scales(w.in_features()), 0.0f);
+  }
   return result;
 }
 
@@ -349,14 +355,20 @@ void pack_elements(const view<const T, 2>& w, std::size_t first, std::size_t cou
 
 }  // namespace detail
 
-// w [out, in / F::block_size] into `bytes`, packed_matrix<F>::size(out, in) of them, as `be` reads it; the panels are
-// shared out among its threads. Throws shape_error.
+// w [out, in / F::block_size], times `tensor_scale`, into `bytes`, packed_matrix<F>::size(out, in) of them, as `be` reads it;
+// the panels are shared out among its threads. Only formats with a tensor scale take another than 1. Throws shape_error.
 template <integer_format F, class Arch, class Executor>
-packed_matrix<F> pack(simd<Arch, Executor>& be, const view<const F, 2>& w, const view<std::uint8_t, 1>& bytes) {
+packed_matrix<F> pack(simd<Arch, Executor>& be, const view<const F, 2>& w, const view<std::uint8_t, 1>& bytes,
+                      float tensor_scale = 1.0f) {
   check_view("pack", "w", w, {w.extent(0), w.extent(1)});
+  check(format_with_tensor_scale<F> || tensor_scale == 1.0f, "pack", "tensor_scale: the format has none");
   const packed_matrix<F> packed(bytes, w.extent(0), w.extent(1) * F::block_size, packing_of<Arch>);
   return detail::pack_panels(be, packed, bytes, [&](std::uint8_t* panel, std::size_t first, std::size_t count) {
     detail::pack_panel(w, first, count, 0, w.extent(1), packed.order(), panel);
+    if constexpr (format_with_tensor_scale<F>) {
+      std::uint8_t* scales = panel + detail::packed_layout<F>::tensor_scales(packed.in_features());
+      for (std::size_t r = 0; r < count; ++r) std::memcpy(scales + r * sizeof(float), &tensor_scale, sizeof(float));
+    }
   });
 }
 

@@ -1,8 +1,9 @@
 // `weight`: a matrix [out, in] in one of the forms that matmul reads. A model's layers may carry different forms; the
 // variant is visited once for each matmul, never for each element. A weight does not own its memory.
 //
-//   view<const float, 2>, view<const bf16, 2>      rows as checkpoints store them
+//   view<const T, 2>                               rows of float, bf16 or f16 as checkpoints store them
 //   int8_matrix                                    int8 with one scale for each row
+//   scaled_matrix                                  fp8, int8 or int4 with a scale for each tile, and zero points
 //   view<const F, 2>                               blocks of a format F as files store them, [out, in / F::block_size]
 //   packed_matrix<F>                               the same numbers in the order of the vector kernels: faster
 //   packed_matrix<std::int8_t>                     an int8_matrix in that order
@@ -23,6 +24,7 @@
 #include "../core/view.hpp"
 #include "formats.hpp"
 #include "packed.hpp"
+#include "scaled_matrix.hpp"
 
 MOTE_BEGIN_NAMESPACE
 
@@ -35,12 +37,32 @@ struct int8_matrix {
 
 namespace detail {
 
+// The forms of a format's matrices: only integer formats are packed.
+template <class F>
+struct forms_of_format {
+  using type = std::variant<view<const F, 2>>;
+};
+template <integer_format F>
+struct forms_of_format<F> {
+  using type = std::variant<view<const F, 2>, packed_matrix<F>>;
+};
+
+template <class... Lists>
+struct joined;
+template <class... T>
+struct joined<std::variant<T...>> {
+  using type = std::variant<T...>;
+};
+template <class... T, class... U, class... Lists>
+struct joined<std::variant<T...>, std::variant<U...>, Lists...> : joined<std::variant<T..., U...>, Lists...> {};
+
 template <class List>
 struct weight_of;
 template <class... F>
 struct weight_of<type_list<F...>> {
-  using type = std::variant<view<const float, 2>, view<const bf16, 2>, int8_matrix, view<const F, 2>...,
-                            packed_matrix<F>..., packed_matrix<std::int8_t>, packed_matrix<bf16>>;
+  using plain = std::variant<view<const float, 2>, view<const bf16, 2>, view<const f16, 2>, int8_matrix, scaled_matrix,
+                             packed_matrix<std::int8_t>, packed_matrix<bf16>>;
+  using type = typename joined<plain, typename forms_of_format<F>::type...>::type;
 };
 
 // Columns that one element of a row stands for.
@@ -56,7 +78,7 @@ using weight = detail::weight_of<formats>::type;
 namespace detail {
 
 template <class M>
-inline constexpr bool is_matrix = std::is_same_v<M, int8_matrix>;
+inline constexpr bool is_matrix = std::is_same_v<M, int8_matrix> || std::is_same_v<M, scaled_matrix>;
 template <class T>
 inline constexpr bool is_matrix<view<const T, 2>> = true;
 template <class F>

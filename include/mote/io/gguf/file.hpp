@@ -423,9 +423,11 @@ template <class F>
 void visit_type(const gguf_tensor& t, F&& f) {
   bool known = false;
   const auto consider = [&]<class T>() {
-    if (t.type != ggml_type_of<T>()) return;
-    known = true;
-    f.template operator()<T>();
+    if constexpr (has_ggml_type<T>) {
+      if (t.type != ggml_type_of<T>()) return;
+      known = true;
+      f.template operator()<T>();
+    }
   };
   for_each_format(consider, type_list<float, f16, bf16, double>{});
   for_each_format(consider);

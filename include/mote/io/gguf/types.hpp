@@ -114,12 +114,18 @@ inline constexpr std::optional<ggml_type> ggml_type_named(std::string_view name)
   return std::nullopt;
 }
 
+// Whether GGUF has a type for T: an element, or a block format by its name.
+template <class T>
+inline constexpr bool has_ggml_type = true;
+template <block_format F>
+inline constexpr bool has_ggml_type<F> = ggml_type_named(F::name).has_value();
+
 // The type whose blocks are T: a block format, or one element.
 template <class T>
 constexpr ggml_type ggml_type_of() {
   if constexpr (block_format<T>) {
+    static_assert(has_ggml_type<T>, "GGUF has no type for this format");
     constexpr std::optional<ggml_type> type = ggml_type_named(T::name);
-    static_assert(type.has_value(), "GGUF has no type for this format");
     static_assert(info(*type).block_size == T::block_size && info(*type).bytes == sizeof(T));
     return *type;
   } else {

@@ -16,6 +16,7 @@
 #include "int8_kernel.hpp"
 #include "micro_kernel.hpp"
 #include "pair_kernel.hpp"
+#include "scaled_kernel.hpp"
 #include "tile_kernel.hpp"
 
 MOTE_BEGIN_NAMESPACE
@@ -140,23 +141,57 @@ void unit_product(const view<const T, 2>& w, std::size_t first, std::size_t rows
   }
 }
 
-// Formats of which only decode() is known: decoded piece by piece.
-template <class Arch, block_format F>
-void unit_product(const view<const F, 2>& w, std::size_t first, std::size_t rows, const activation* x,
-                  std::size_t tokens, float* out) noexcept {
-  constexpr std::size_t block = (255 / F::block_size + 1) * F::block_size;
-  float decoded[packed_rows][block];
+// Numbers that are decoded piece by piece, `Step` elements of k at a time: decode(row, begin, count, y).
+template <class Arch, std::size_t Step, class Decode>
+void decoded_product(std::size_t rows, std::size_t k, const activation* x, std::size_t tokens, float* out,
+                     Decode&& decode) noexcept {
+  float decoded[packed_rows][Step];
   for (std::size_t t = 0; t < tokens; t += float_tokens) {
-    float_product<Arch, float>(rows, in_features(w), block, x + t, std::min(float_tokens, tokens - t),
-                               out + t * unit_stride, [&](std::size_t begin, std::size_t depth, const float** row) {
+    float_product<Arch, float>(rows, k, Step, x + t, std::min(float_tokens, tokens - t), out + t * unit_stride,
+                               [&](std::size_t begin, std::size_t depth, const float** row) {
                                  for (std::size_t n = 0; n < rows; ++n) {
                                    row[n] = decoded[n];
-                                   for (std::size_t i = 0; i < depth; i += F::block_size) {
-                                     w.row(first + n)[(begin + i) / F::block_size].decode(decoded[n] + i);
-                                   }
+                                   decode(n, begin, depth, decoded[n]);
                                  }
                                });
   }
+}
+
+// Formats of which only decode() is known.
+template <class Arch, block_format F>
+void unit_product(const view<const F, 2>& w, std::size_t first, std::size_t rows, const activation* x,
+                  std::size_t tokens, float* out) noexcept {
+  constexpr std::size_t step = (255 / F::block_size + 1) * F::block_size;
+  decoded_product<Arch, step>(rows, in_features(w), x, tokens, out,
+                              [&](std::size_t n, std::size_t begin, std::size_t count, float* y) {
+                                for (std::size_t i = 0; i < count; i += F::block_size) {
+                                  w.row(first + n)[(begin + i) / F::block_size].decode(y + i);
+                                }
+                              });
+}
+
+template <class Arch>
+void unit_product(const scaled_matrix& w, std::size_t first, std::size_t rows, const activation* x, std::size_t tokens,
+                  float* out) noexcept {
+  if (tokens <= 2 && whole_vectors<Arch>(w)) {
+    const float* token[2] = {};
+    for (std::size_t c = 0; c < tokens; ++c) token[c] = x[c].values;
+    std::visit(
+        [&](const auto& codes) {
+          for (std::size_t n = 0; n < rows; n += tile_rows<Arch>) {
+            (tokens == 1 ? scaled_tile<Arch, 1>(w, codes, first + n, std::min(rows - n, tile_rows<Arch>), token,
+                                                out + n, unit_stride)
+                         : scaled_tile<Arch, 2>(w, codes, first + n, std::min(rows - n, tile_rows<Arch>), token,
+                                                out + n, unit_stride));
+          }
+        },
+        w.codes);
+    return;
+  }
+  decoded_product<Arch, 128>(rows, in_features(w), x, tokens, out,
+                             [&](std::size_t n, std::size_t begin, std::size_t count, float* y) {
+                               decode<Arch>(w, first + n, begin, count, y);
+                             });
 }
 
 // Integer formats: `bytes(begin, count)` provides those blocks of the packed panel, at most `step` of them at a time.
@@ -185,6 +220,17 @@ void unit_product(const packed_matrix<F>& w, std::size_t first, std::size_t, con
   block_product<Arch, F>(blocks, step, x, tokens, out, [&](std::size_t begin, std::size_t) {
     return w.panel(first / packed_rows) + begin * packed_layout<F>::block_bytes;
   });
+  if constexpr (format_with_tensor_scale<F>) {
+    using floats = batch<float, Arch>;
+    const auto* scale =
+        reinterpret_cast<const float*>(w.panel(first / packed_rows) + packed_layout<F>::tensor_scales(w.in_features()));
+    for (std::size_t t = 0; t < tokens; ++t) {
+      for (std::size_t n = 0; n < packed_rows; n += floats::size) {
+        float* to = out + t * unit_stride + n;
+        (floats::load_unaligned(to) * floats::load_unaligned(scale + n)).store_unaligned(to);
+      }
+    }
+  }
 }
 
 // Blocks as files store them are packed on the way.

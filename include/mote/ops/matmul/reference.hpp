@@ -104,15 +104,28 @@ void matmul_impl(reference& be, view<const float, 2> x, const packed_matrix<F>& 
   detail::block_matmul<F>(be, x, w, y, mode);
 }
 
-// Formats of which only decode() is known.
-template <block_format F>
-void matmul_impl(reference& be, view<const float, 2> x, const view<const F, 2>& w, view<float, 2> y, output mode) {
+namespace detail {
+
+// Numbers that are decoded row by row.
+template <class Matrix>
+void decoded_matmul(reference& be, view<const float, 2> x, const Matrix& w, view<float, 2> y, output mode) {
   auto scope = be.scope();
   const auto row = scope.tensor<float>(1, x.extent(1));
-  for (std::size_t n = 0; n < w.extent(0); ++n) {
+  for (std::size_t n = 0; n < y.extent(1); ++n) {
     dequantize_row(w, n, row.data());
     matmul_impl(be, x, view<const float, 2>(row), y.slice(1, n, 1), mode);
   }
+}
+
+}  // namespace detail
+
+// Formats of which only decode() is known.
+template <block_format F>
+void matmul_impl(reference& be, view<const float, 2> x, const view<const F, 2>& w, view<float, 2> y, output mode) {
+  detail::decoded_matmul(be, x, w, y, mode);
+}
+inline void matmul_impl(reference& be, view<const float, 2> x, const scaled_matrix& w, view<float, 2> y, output mode) {
+  detail::decoded_matmul(be, x, w, y, mode);
 }
 
 template <std::same_as<reference> Backend>

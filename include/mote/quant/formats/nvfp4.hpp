@@ -16,6 +16,7 @@ struct nvfp4 {
   static constexpr std::string_view name = "nvfp4";
   static constexpr std::size_t block_size = 64, group_size = 16;
   static constexpr int code_bits = 4;
+  static constexpr bool has_tensor_scale = true;
   static constexpr std::array<std::int8_t, 16> code_values = mxfp4::code_values;  // twice e2m1
   using scale_type = f16;
 
