@@ -94,21 +94,28 @@ inline std::size_t bytes(const scaled_matrix& w) {
 }
 
 inline void check_rows(std::string_view op, std::string_view argument, const scaled_matrix& w) {
-  const std::string name(argument);
+  // Messages are put together for errors only: a decode step allocates nothing.
+  const auto expect = [&](bool condition, const char* what) {
+    if (!condition) raise<shape_error>(std::string(op) + ": " + std::string(argument) + ": " + what);
+  };
   const std::size_t out = out_features(w), in = in_features(w);
-  check(w.tile_rows > 0 && w.tile_columns > 0, op, name + ": tiles must not be empty");
+  expect(w.tile_rows > 0 && w.tile_columns > 0, "tiles must not be empty");
   std::visit(
       [&]<class Code>(const view<const Code, 2>& codes) {
         check_view(op, argument, codes, {out, codes.extent(1)});
-        check(detail::codes_each<Code> == 1 || w.tile_columns % 2 == 0 || w.tile_columns >= in, op,
-              name + ": tiles of int4 must have an even number of columns");
-        check(detail::has_zero<Code> || w.zero.empty(), op, name + ": fp8 has no zero points");
+        expect(detail::codes_each<Code> == 1 || w.tile_columns % 2 == 0 || w.tile_columns >= in,
+               "tiles of int4 must have an even number of columns");
+        expect(detail::has_zero<Code> || w.zero.empty(), "fp8 has no zero points");
       },
       w.codes);
   const std::size_t rows = out == 0 ? 0 : (w.first_row + out - 1) / w.tile_rows + 1,
                     columns = in == 0 ? 0 : (in - 1) / w.tile_columns + 1;
-  check_view(op, name + ": scale", w.scale, {rows, columns});
-  if (!w.zero.empty()) check_view(op, name + ": zero", w.zero, {rows, columns});
+  const auto check_tiles = [&](const char* what, const auto& tiles) {
+    if (tiles.extent(0) == rows && tiles.extent(1) == columns) return;
+    check_view(op, std::string(argument) + ": " + what, tiles, {rows, columns});
+  };
+  check_tiles("scale", w.scale);
+  if (!w.zero.empty()) check_tiles("zero", w.zero);
 }
 
 inline scaled_matrix slice_rows(const scaled_matrix& w, std::size_t begin, std::size_t count) {
