@@ -48,6 +48,9 @@ template <class T>
 const void* address(const mote::view<T, 2>& matrix) {
   return matrix.data();
 }
+const void* address(const mote::scaled_matrix& matrix) {
+  return std::visit([](const auto& codes) -> const void* { return codes.data(); }, matrix.codes);
+}
 const void* address(const auto&) { return nullptr; }  // what a checkpoint that is not quantized does not hold
 
 template <class Matrix>
