@@ -1,7 +1,8 @@
+#include <mote/kernels/extern.hpp>
 #include <mote/ops/grouped_ffn/grouped_ffn.hpp>
 
 #include <array>
-#include <optional>
+#include <memory>
 #include <random>
 #include <set>
 
@@ -40,10 +41,10 @@ struct loaded {
     }
   }
   static loaded& get(const bench::weight_form& f) {
-    static std::optional<loaded> last;
+    static std::unique_ptr<loaded> last;
     if (!last || last->form.name != f.name) {
       last.reset();
-      last.emplace(f);
+      last = std::make_unique<loaded>(f);
     }
     return *last;
   }
@@ -111,7 +112,7 @@ void moe(benchmark::State& state, const std::string& name, const bench::weight_f
   const double bytes = static_cast<double>(mote::bytes(e.gate) + mote::bytes(e.up) + mote::bytes(e.down)) * distinct;
   const double operations = 6.0 * static_cast<double>(tokens * top_k * hidden * intermediate);
   double limit = bytes / bench::read_bandwidth(threads);
-  if (tokens > 8) limit = std::max(limit, operations / bench::rate(form.unit) / static_cast<double>(threads));
+  if (tokens > 8) limit = std::max(limit, operations / bench::rate(form.unit, threads));
   bench::race(state, name, limit, run, others);
   if (threads == 1) bench::vs_peer(state, name);
 }
@@ -123,11 +124,10 @@ const bool registered = [] {
       for (const std::size_t tokens : {1u, 2u, 4u, 8u, 16u, 128u, 512u}) {
         for (const std::size_t threads : {1u, 2u}) {
           if (!balanced && tokens < 16) continue;
-          const std::string name = "moe/" + form.name + (balanced ? "" : "/imbalanced") +
-                                   bench::tokens_and_threads(tokens, threads);
-          benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
-            moe(state, name, form, balanced, tokens, threads);
-          });
+          const std::string name =
+              "moe/" + form.name + (balanced ? "" : "/imbalanced") + bench::tokens_and_threads(tokens, threads);
+          benchmark::RegisterBenchmark(
+              name.c_str(), [=](benchmark::State& state) { moe(state, name, form, balanced, tokens, threads); });
         }
       }
     }

@@ -1,6 +1,7 @@
+#include <mote/kernels/extern.hpp>
 #include <mote/ops/matmul/matmul.hpp>
 
-#include <optional>
+#include <memory>
 
 #include "support/products.hpp"
 
@@ -14,25 +15,22 @@ struct loaded {
   bench::matrices all;
   std::vector<std::pair<std::string, std::unique_ptr<bench::peer_weights>>> peers;
 
-  loaded(const bench::weight_form& f, std::size_t o, std::size_t i) : form(f), out(o), in(i), all(f, o, i, count(f, o, i)) {
+  loaded(const bench::weight_form& f, std::size_t o, std::size_t i) : form(f), out(o), in(i), all(f, o, i) {
     for (const auto& peer : bench::peers()) {
       if (auto weights = peer->load(all.source())) peers.emplace_back(peer->name(), std::move(weights));
     }
   }
-  static std::size_t count(const bench::weight_form& f, std::size_t o, std::size_t i) {
-    return bench::beyond_cache / mote::bytes(bench::matrices(f, o, i, 1)[0]) + 1;
-  }
   static loaded& get(const bench::weight_form& f, std::size_t o, std::size_t i) {
-    static std::optional<loaded> last;
+    static std::unique_ptr<loaded> last;
     if (!last || last->form.name != f.name || last->out != o || last->in != i) {
       last.reset();
-      last.emplace(f, o, i);
+      last = std::make_unique<loaded>(f, o, i);
     }
     return *last;
   }
 };
 
-// The vector kernel where matmul would take matrix tiles.
+// The vector kernel where matmul takes matrix tiles.
 template <class T>
 void vector_matmul(mote::simd<>& be, mote::view<const float, 2> x, const mote::packed_matrix<T>& w,
                    mote::view<float, 2> y) {
@@ -40,8 +38,7 @@ void vector_matmul(mote::simd<>& be, mote::view<const float, 2> x, const mote::p
   using mote::detail::unit_stride, mote::detail::unit_tokens;
   auto scope = be.scope();
   const auto rows = mote::detail::prepare_rows<mote::default_arch>(
-      be, scope, mote::detail::forms_of<mote::packed_matrix<T>>, x.extent(0), x.extent(1),
-      [&](std::size_t t) { return x.row(t); });
+      be, scope, mote::detail::forms(w), x.extent(0), x.extent(1), [&](std::size_t t) { return x.row(t); });
   constexpr std::size_t panels = kernel::rows / mote::detail::packed_rows;
   be.parallel_for(w.out_features() / kernel::rows, 1, [&](std::size_t begin, std::size_t end) {
     alignas(64) float out[unit_stride * unit_tokens];
@@ -52,11 +49,14 @@ void vector_matmul(mote::simd<>& be, mote::view<const float, 2> x, const mote::p
         std::int32_t code_sum[unit_tokens] = {};
         for (std::size_t c = 0; c < count; ++c) {
           const auto& row = rows(t + c);
-          token[c] = reinterpret_cast<const std::uint8_t*>(row.codes ? static_cast<const void*>(row.codes) : row.halves);
+          token[c] =
+              reinterpret_cast<const std::uint8_t*>(row.codes ? static_cast<const void*>(row.codes) : row.halves);
           code_sum[c] = row.code_sum;
         }
         kernel::product(w, u * panels, panels, token, code_sum, count, out, unit_stride);
-        for (std::size_t c = 0; c < count; ++c) std::copy_n(out + c * unit_stride, kernel::rows, y.row(t + c) + u * kernel::rows);
+        for (std::size_t c = 0; c < count; ++c) {
+          std::copy_n(out + c * unit_stride, kernel::rows, y.row(t + c) + u * kernel::rows);
+        }
       }
     }
   });
@@ -66,15 +66,19 @@ void vector_matmul(mote::simd<>& be, mote::view<const float, 2> x, const mote::p
 template <class T>
 void compare_tiles(benchmark::State& state, const loaded& weights, mote::view<const float, 2> x, mote::view<float, 2> y,
                    std::size_t threads, double shortest) {
-  if (bench::tile_rate<T>() == 0.0) return;
-  mote::simd<> be{mote::threads{threads}};
-  std::size_t turn = 0;
-  const double vector = bench::shortest_real(8, [&] {
-    vector_matmul(be, x, std::get<mote::packed_matrix<T>>(weights.all[turn++ % weights.all.size()]), y);
-  });
-  const double operations = 2.0 * static_cast<double>(x.extent(0) * weights.out * weights.in);
-  state.counters["vs_vector"] = vector / shortest;
-  state.counters["of_tile_limit"] = operations / bench::tile_rate<T>() / static_cast<double>(threads) / shortest;
+  const double rate =
+      bench::rate(sizeof(T) == 1 ? bench::arithmetic::int8_tiles : bench::arithmetic::bf16_tiles, threads);
+  if constexpr (mote::detail::has_amx_tiles) {
+    if (rate == 0.0) return;
+    mote::simd<> be{mote::threads{threads}};
+    std::size_t turn = 0;
+    const double vector = bench::shortest_real(8, [&] {
+      vector_matmul(be, x, std::get<mote::packed_matrix<T>>(weights.all[turn++ % weights.all.size()]), y);
+    });
+    state.counters["vs_vector"] = vector / shortest;
+    state.counters["of_tile_limit"] =
+        2.0 * static_cast<double>(x.extent(0) * weights.out * weights.in) / rate / shortest;
+  }
 }
 
 void matmul(benchmark::State& state, const std::string& name, const bench::weight_form& form, std::size_t out,
@@ -105,7 +109,7 @@ void matmul(benchmark::State& state, const std::string& name, const bench::weigh
 
   const double operations = 2.0 * static_cast<double>(tokens * out * in);
   const double limit = std::max(static_cast<double>(mote::bytes(weights.all[0])) / bench::read_bandwidth(threads),
-                                operations / bench::rate(form.unit) / static_cast<double>(threads));
+                                operations / bench::rate(form.unit, threads));
   const double shortest = bench::race(
       state, name, limit,
       [&](std::size_t turn) { mote::matmul(be, rows, weights.all[turn % weights.all.size()], result); }, others);

@@ -64,7 +64,8 @@ ggml_type type_of(const std::string& form) {
 
 // All rows of one matrix as ggml stores them.
 std::vector<std::uint8_t> rows_of(const bench::weight_source& source, ggml_type type) {
-  const std::size_t rows = source.values.extent(0), row_bytes = ggml_row_size(type, static_cast<std::int64_t>(source.in));
+  const std::size_t rows = source.values.extent(0),
+                    row_bytes = ggml_row_size(type, static_cast<std::int64_t>(source.in));
   std::vector<std::uint8_t> few(rows * row_bytes);
   if (source.form == "int8") {
     ggml_quantize_chunk(type, source.values.data(), few.data(), 0, static_cast<std::int64_t>(rows),
@@ -84,8 +85,8 @@ std::vector<std::uint8_t> rows_of(const bench::weight_source& source, ggml_type 
 // The first of ggml's orders for `weights` that `op` works with, or its plain one.
 ggml_backend_buffer_type_t order_for(ggml_backend* backend, ggml_tensor* weights, const ggml_tensor* op) {
   ggml_backend_dev_t device = ggml_backend_get_device(backend);
-  const auto orders = reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(ggml_backend_reg_get_proc_address(
-      ggml_backend_dev_backend_reg(device), "ggml_backend_dev_get_extra_bufts"));
+  const auto orders = reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(
+      ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(device), "ggml_backend_dev_get_extra_bufts"));
   for (auto* order = orders == nullptr ? nullptr : orders(device); order != nullptr && *order != nullptr; ++order) {
     const owner<ggml_backend_buffer> nothing(ggml_backend_buft_alloc_buffer(*order, 0));
     weights->buffer = nothing.get();
@@ -171,8 +172,8 @@ class ggml_experts : public bench::peer_experts {
     ggml_tensor* down = ggml_mul(tensors, ggml_mul_mat_id(tensors, down_.tensor, inner, ids), shares);
     ggml_tensor* y = nullptr;
     for (std::int64_t k = 0; k < top_k; ++k) {
-      ggml_tensor* slot = ggml_view_2d(tensors, down, hidden, tokens, down->nb[2],
-                                       static_cast<std::size_t>(k) * down->nb[1]);
+      ggml_tensor* slot =
+          ggml_view_2d(tensors, down, hidden, tokens, down->nb[2], static_cast<std::size_t>(k) * down->nb[1]);
       y = y == nullptr ? slot : ggml_add(tensors, y, slot);
     }
     s->memory.reset(ggml_backend_alloc_ctx_tensors(tensors, s->cpu.get()));
@@ -203,7 +204,8 @@ class ggml_experts : public bench::peer_experts {
       memory_.reset(ggml_backend_alloc_ctx_tensors_from_buft(owner_.get(), order));
       const auto rows = rows_of(source, type);
       std::vector<std::uint8_t> all(rows.size() * source.count);
-      for (std::size_t e = 0; e < source.count; ++e) std::copy(rows.begin(), rows.end(), all.begin() + static_cast<std::ptrdiff_t>(e * rows.size()));
+      for (std::size_t e = 0; e < source.count; ++e)
+        std::copy(rows.begin(), rows.end(), all.begin() + static_cast<std::ptrdiff_t>(e * rows.size()));
       ggml_backend_tensor_set(tensor, all.data(), 0, all.size());
     }
     ggml_tensor* tensor = nullptr;

@@ -7,8 +7,8 @@
 #include <optional>
 #include <unordered_map>
 
-#include <dnnl.hpp>
 #include <omp.h>
+#include <dnnl.hpp>
 
 #include <mote/quant/int8.hpp>
 
@@ -18,9 +18,7 @@ namespace {
 
 using dnnl::memory;
 
-memory::dims dims(std::size_t a, std::size_t b) {
-  return {static_cast<memory::dim>(a), static_cast<memory::dim>(b)};
-}
+memory::dims dims(std::size_t a, std::size_t b) { return {static_cast<memory::dim>(a), static_cast<memory::dim>(b)}; }
 
 float largest_magnitude(mote::view<const float, 2> x) {
   std::int32_t largest = 0;  // as integers, which compilers find the maximum of by vectors
@@ -42,8 +40,7 @@ class onednn_weights : public bench::peer_weights {
     mote::buffer<std::int8_t> codes(int8() ? source.values.size() : 0);
     mote::buffer<float> scale(int8() ? rows : 0);
     if (int8()) mote::quantize_int8(source.values, codes.as(rows, source.in), scale.as(rows));
-    const std::uint8_t* few =
-        int8() ? reinterpret_cast<const std::uint8_t*>(codes.data()) : source.stored.data();
+    const std::uint8_t* few = int8() ? reinterpret_cast<const std::uint8_t*>(codes.data()) : source.stored.data();
     const std::size_t row_bytes = int8() ? source.in : source.stored.extent(1);
     for (std::size_t n = 0; n < source.out; ++n) {
       std::memcpy(to + n * row_bytes, few + n % rows * row_bytes, row_bytes);

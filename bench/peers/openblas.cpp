@@ -7,7 +7,8 @@ namespace {
 
 class openblas_weights : public bench::peer_weights {
  public:
-  explicit openblas_weights(const bench::weight_source& source) : w_({source.form, bench::arithmetic::float32}, source.out, source.in, source.count) {}
+  explicit openblas_weights(const bench::weight_source& source)
+      : w_({source.form, bench::arithmetic::float32}, source.out, source.in, source.count) {}
 
   bench::peer_product matmul(mote::view<const float, 2> x, std::size_t threads) override {
     const std::size_t out = mote::out_features(w_[0]);

@@ -32,7 +32,8 @@ class table : public benchmark::BenchmarkReporter {
         return found == run.counters.end() ? 0.0 : found->second.value;
       };
       const double own = counter("shortest");
-      const double seconds = own > 0.0 ? own : run.GetAdjustedRealTime() / benchmark::GetTimeUnitMultiplier(run.time_unit);
+      const double seconds =
+          own > 0.0 ? own : run.GetAdjustedRealTime() / benchmark::GetTimeUnitMultiplier(run.time_unit);
       std::printf(" %9s", time(seconds).c_str());
       const double share = counter("of_limit");
       std::printf(" %9s %7.0f%%", time(share * seconds).c_str(), 100.0 * share);
