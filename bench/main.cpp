@@ -4,24 +4,32 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <string>
 #include <vector>
 
 #include "peers/peers.hpp"
 #include "support/bench.hpp"
+#include "support/limits.hpp"
 #include "support/table.hpp"
 
 namespace {
 
-void name_peers() {
-  for (const char* known : {"ggml", "onednn", "openblas"}) {
-    const auto& all = bench::peers();
-    const auto found = std::find_if(all.begin(), all.end(), [&](const auto& peer) { return peer->name() == known; });
+// The peers that this program was built with, and torch where it was measured before.
+std::vector<bench::table::column> contenders() {
+  std::vector<bench::table::column> columns;
+  const auto& all = bench::peers();
+  for (const char* name : {"ggml", "onednn", "openblas"}) {
+    const auto found = std::find_if(all.begin(), all.end(), [&](const auto& peer) { return peer->name() == name; });
     if (found == all.end()) {
-      std::fprintf(stderr, "%s: not installed, so not measured (./dev bench --peers installs it)\n", known);
-    } else {
-      std::fprintf(stderr, "%s: %s\n", known, (*found)->version().c_str());
+      std::fprintf(stderr, "%s: not installed, so not measured (./dev bench --peers installs it)\n", name);
+      continue;
     }
+    std::fprintf(stderr, "%s: %s\n", name, (*found)->version().c_str());
+    columns.push_back({name, std::string("vs_") + name});
   }
+  if (std::getenv("MOTE_PEERS_JSON") != nullptr) columns.push_back({"torch", "vs_peer"});
+  if (bench::rate(bench::arithmetic::int8_tiles, 1) > 0.0) columns.push_back({"vector", "vs_vector"});
+  return columns;
 }
 
 }  // namespace
@@ -39,8 +47,7 @@ int main(int argc, char** argv) {
   arguments.push_back(nullptr);
   benchmark::Initialize(&count, arguments.data());
   if (benchmark::ReportUnrecognizedArguments(count, arguments.data())) return 1;
-  name_peers();
-  bench::table table;
+  bench::table table(contenders());
   benchmark::RunSpecifiedBenchmarks(&table);
   benchmark::Shutdown();
   return table.failures() ? 1 : 0;

@@ -221,6 +221,9 @@ class ggml_experts : public bench::peer_experts {
 class ggml_peer : public bench::peer {
  public:
   std::string name() const override { return "ggml"; }
+  ggml_peer() {
+    ggml_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
+  }
   std::string version() const override { return ggml_version(); }
   std::unique_ptr<bench::peer_weights> load(const bench::weight_source& source) const override {
     const ggml_type type = type_of(source.form);

@@ -1,5 +1,6 @@
 // oneDNN: int8 and, where it has a kernel for this machine, bf16 and float32. Weights are kept in the order that oneDNN
-// chooses. int8 activations are quantized on the way with one scale for all tokens, which is what oneDNN 2 can apply.
+// chooses. int8 activations are quantized on the way with one scale for all tokens, which is what oneDNN 2 can apply; where
+// there is no VNNI its sums saturate, as its manual says, unless weights have seven bits.
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -28,6 +29,12 @@ float largest_magnitude(mote::view<const float, 2> x) {
   return std::bit_cast<float>(largest);
 }
 
+bool has_vnni() {
+  const unsigned bits =
+      (dnnl_cpu_isa_avx512_core_vnni & ~dnnl_cpu_isa_avx512_core) | (dnnl_cpu_isa_avx2_vnni & ~dnnl_cpu_isa_avx2);
+  return (static_cast<unsigned>(dnnl_get_effective_cpu_isa()) & bits) != 0;
+}
+
 class onednn_weights : public bench::peer_weights {
  public:
   onednn_weights(const bench::weight_source& source, memory::data_type type)
@@ -39,7 +46,13 @@ class onednn_weights : public bench::peer_weights {
     auto* to = static_cast<std::uint8_t*>(plain.get_data_handle());
     mote::buffer<std::int8_t> codes(int8() ? source.values.size() : 0);
     mote::buffer<float> scale(int8() ? rows : 0);
-    if (int8()) mote::quantize_int8(source.values, codes.as(rows, source.in), scale.as(rows));
+    if (int8()) {
+      mote::quantize_int8(source.values, codes.as(rows, source.in), scale.as(rows));
+      if (!has_vnni()) {
+        for (auto& code : codes) code = static_cast<std::int8_t>(code / 2);
+        for (auto& step : scale) step *= 2.0f;
+      }
+    }
     const std::uint8_t* few = int8() ? reinterpret_cast<const std::uint8_t*>(codes.data()) : source.stored.data();
     const std::size_t row_bytes = int8() ? source.in : source.stored.extent(1);
     for (std::size_t n = 0; n < source.out; ++n) {

@@ -16,7 +16,7 @@ namespace {
 using int8_dot = mote::detail::int8_dot<mote::default_arch>;
 using bf16_dot = mote::detail::element_dot<mote::default_arch, mote::bf16>;
 
-constexpr int steps = 100000;
+constexpr int steps = 20000;
 constexpr std::size_t chains = 10;
 
 // `steps` dot products in each of several independent chains, their sums in registers until the end. Not inlined, and no
@@ -125,19 +125,26 @@ double read_bandwidth(std::size_t threads) {
   const mote::buffer<float> x(n);
   std::vector<float> totals(n / piece);
   mote::simd<> be{mote::threads{threads}};
-  const double seconds = shortest_real(12, [&] {
-    be.parallel_for(n, piece, [&](std::size_t begin, std::size_t end) {
-      vector total[sums];
-      for (auto& t : total) t = vector(0.0f);
-      for (std::size_t i = begin; i < end; i += sums * vector::size) {
-        for (std::size_t c = 0; c < sums; ++c) total[c] += vector::load_unaligned(x.data() + i + c * vector::size);
-      }
-      for (std::size_t c = 1; c < sums; ++c) total[0] += total[c];
-      totals[begin / piece] = mote::sum<mote::default_arch>(total[0]);
+  // Short stretches, all over the memory and again: the shortest counts, as of products.
+  constexpr std::size_t stretch = std::size_t{1} << 21;
+  double seconds = 1e300;
+  for (std::size_t from = 0; from + stretch <= 8 * n; from += stretch) {
+    const double taken = shortest_real(1, [&] {
+      be.parallel_for(stretch, piece, [&](std::size_t begin, std::size_t end) {
+        const float* const p = x.data() + from % n;
+        vector total[sums];
+        for (auto& t : total) t = vector(0.0f);
+        for (std::size_t i = begin; i < end; i += sums * vector::size) {
+          for (std::size_t c = 0; c < sums; ++c) total[c] += vector::load_unaligned(p + i + c * vector::size);
+        }
+        for (std::size_t c = 1; c < sums; ++c) total[0] += total[c];
+        totals[begin / piece] = mote::sum<mote::default_arch>(total[0]);
+      });
+      benchmark::DoNotOptimize(totals.data());
     });
-    benchmark::DoNotOptimize(totals.data());
-  });
-  return measured[threads] = static_cast<double>(beyond_cache) / seconds;
+    seconds = std::min(seconds, taken);
+  }
+  return measured[threads] = static_cast<double>(stretch * sizeof(float)) / seconds;
 }
 
 double rate(arithmetic unit, std::size_t threads) {
@@ -147,8 +154,8 @@ double rate(arithmetic unit, std::size_t threads) {
   if (const auto known = measured.find({unit, threads}); known != measured.end()) return known->second;
   // Several turns for each thread, as one of them may come late.
   mote::simd<> be{mote::threads{threads}};
-  const std::size_t turns = threads == 1 ? 1 : 8 * threads;
-  const double seconds = shortest_real(30, [&] {
+  const std::size_t turns = threads == 1 ? 1 : 4 * threads;
+  const double seconds = shortest_real(100, [&] {
     be.parallel_for(turns, 1, [&](std::size_t begin, std::size_t end) {
       for (std::size_t i = begin; i < end; ++i) run(unit);
     });

@@ -49,6 +49,7 @@ inline double race(benchmark::State& state, const std::string& benchmark, double
   std::size_t turn = 0;
   const double slice = measuring_time / 3;
   const auto let_others_run = [&] {
+    if (others.empty()) return;
     for (const contender& other : others) {
       other.run(turn++);  // wakes its threads
       double total = 0.0;

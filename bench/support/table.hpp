@@ -5,44 +5,51 @@
 
 #include <cstdio>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace bench {
 
 class table : public benchmark::BenchmarkReporter {
  public:
+  // Another contender: its title, and the counter that is its time / mote's.
+  struct column {
+    std::string title, counter;
+  };
+  explicit table(std::vector<column> columns) : columns_(std::move(columns)) {}
+
   bool ReportContext(const Context& context) override {
     PrintBasicContext(&GetErrorStream(), context);
-    std::printf("%-56s %9s %9s %8s", "", "mote", "limit", "of_limit");
-    for (const auto& peer : columns) std::printf(" %9s %10s", peer.title, peer.counter);
+    std::printf("%-50s %8s %8s %8s", "", "mote", "limit", "of_limit");
+    for (const auto& peer : columns_) std::printf(" %8s %11s", peer.title.c_str(), peer.counter.c_str());
     std::printf("\n");
     return true;
   }
 
   void ReportRuns(const std::vector<Run>& runs) override {
     for (const Run& run : runs) {
-      std::printf("%-56s", run.benchmark_name().c_str());
+      std::printf("%-50s", run.benchmark_name().c_str());
       if (failed(run)) {
         failures_ = true;
         std::printf(" FAILED: %s\n", message(run).c_str());
         continue;
       }
-      const auto counter = [&run](const char* name) {
+      const auto counter = [&run](const std::string& name) {
         const auto found = run.counters.find(name);
         return found == run.counters.end() ? 0.0 : found->second.value;
       };
       const double own = counter("shortest");
       const double seconds =
           own > 0.0 ? own : run.GetAdjustedRealTime() / benchmark::GetTimeUnitMultiplier(run.time_unit);
-      std::printf(" %9s", time(seconds).c_str());
+      std::printf(" %8s", time(seconds).c_str());
       const double share = counter("of_limit");
-      std::printf(" %9s %7.0f%%", time(share * seconds).c_str(), 100.0 * share);
-      for (const auto& peer : columns) {
+      std::printf(" %8s %7.0f%%", time(share * seconds).c_str(), 100.0 * share);
+      for (const auto& peer : columns_) {
         const double ratio = counter(peer.counter);
         if (ratio > 0.0) {
-          std::printf(" %9s %10.2f", time(ratio * seconds).c_str(), ratio);
+          std::printf(" %8s %11.2f", time(ratio * seconds).c_str(), ratio);
         } else {
-          std::printf(" %9s %10s", "-", "-");
+          std::printf(" %8s %11s", "-", "-");
         }
       }
       std::printf("\n");
@@ -53,16 +60,6 @@ class table : public benchmark::BenchmarkReporter {
   bool failures() const { return failures_; }
 
  private:
-  struct column {
-    const char *title, *counter;
-  };
-  // vs_peer: torch. vs_vector: mote's own vector kernel, where matrix tiles are measured.
-  static constexpr column columns[] = {{"ggml", "vs_ggml"},
-                                       {"oneDNN", "vs_onednn"},
-                                       {"OpenBLAS", "vs_openblas"},
-                                       {"torch", "vs_peer"},
-                                       {"vector", "vs_vector"}};
-
   // Google Benchmark 1.8 renamed the field.
   template <class R>
   static bool failed(const R& run) {
@@ -87,6 +84,7 @@ class table : public benchmark::BenchmarkReporter {
     return text;
   }
 
+  std::vector<column> columns_;
   bool failures_ = false;
 };
 
