@@ -1,5 +1,8 @@
+#include <mote/kernels/extern.hpp>
 #include <mote/ops/grouped_ffn/grouped_ffn.hpp>
 
+#include <array>
+#include <memory>
 #include <random>
 #include <set>
 
@@ -8,83 +11,124 @@
 namespace {
 
 // The routed experts of DeepSeek-V2-Lite: 64, of which a token takes 6.
-constexpr std::size_t experts = 64, top_k = 6, hidden = 2048, intermediate = 1408;
+constexpr std::size_t experts = 64, top_k = 6, hidden = 2048, intermediate = 1408, most_tokens = 512;
+constexpr std::array<std::int32_t, top_k> checked_experts = {0, 11, 22, 33, 44, 55};
 
-// Kept from call to call, as a benchmark's function is called several times.
-const std::vector<mote::ffn_weights>& expert_weights(bench::format f) {
-  static bench::format made;
-  static std::vector<bench::random_weight> owned;
-  static std::vector<mote::ffn_weights> all;
-  if (!all.empty() && made == f) return all;
-  all.clear();
-  owned.clear();
-  owned.reserve(3 * experts);
-  for (std::size_t e = 0; e < experts; ++e) {
-    const auto matrix = [&](std::size_t out, std::size_t in) { return owned.emplace_back(f, out, in).get(); };
-    const auto gate = matrix(intermediate, hidden), up = matrix(intermediate, hidden);
-    all.push_back({gate, up, matrix(hidden, intermediate)});
-  }
-  made = f;
-  return all;
+// Where a format's blocks do not divide the rows of `down`, that is Q4_0.
+bench::weight_form down_form(const bench::weight_form& form) {
+  if (intermediate % form.block == 0) return form;
+  return {"q4_0", bench::arithmetic::int8, 32};
 }
 
-void grouped_ffn(benchmark::State& state, bench::format f, std::size_t tokens, std::size_t threads,
-                 const std::string& peer) {
-  const auto& all = expert_weights(f);
+// Kept for the benchmarks that follow.
+struct loaded {
+  bench::weight_form form;
+  bench::matrices gate, up, down;
+  std::vector<mote::ffn_weights> all;
+  std::vector<std::pair<std::string, std::unique_ptr<bench::peer_experts>>> peers;
+  mote::buffer<float> first;  // what the reference makes of the first token, [1, hidden]
+
+  explicit loaded(const bench::weight_form& f)
+      : form(f),
+        gate(f, intermediate, hidden, experts),
+        up(f, intermediate, hidden, experts),
+        down(down_form(f), hidden, intermediate, experts) {
+    for (std::size_t e = 0; e < experts; ++e) all.push_back({gate[e], up[e], down[e]});
+    for (const auto& peer : bench::peers()) {
+      if (auto stacks = peer->load(gate.source(), up.source(), down.source())) {
+        peers.emplace_back(peer->name(), std::move(stacks));
+      }
+    }
+  }
+  static loaded& get(const bench::weight_form& f) {
+    static std::unique_ptr<loaded> last;
+    if (!last || last->form.name != f.name) {
+      last.reset();
+      last = std::make_unique<loaded>(f);
+    }
+    return *last;
+  }
+};
+
+// top_k experts for each token. Balanced: all are as likely. Imbalanced: expert e as likely as 1 / (e + 1), so that a few
+// take most of the tokens.
+std::vector<std::int32_t> routing(std::size_t tokens, bool balanced, std::minstd_rand& random) {
+  std::vector<std::int32_t> indices;
+  for (std::size_t t = 0; t < tokens; ++t) {
+    std::vector<double> shares(experts);
+    for (std::size_t e = 0; e < experts; ++e) shares[e] = balanced ? 1.0 : 1.0 / static_cast<double>(e + 1);
+    for (std::size_t k = 0; k < top_k; ++k) {
+      indices.push_back(std::discrete_distribution<std::int32_t>(shares.begin(), shares.end())(random));
+      shares[static_cast<std::size_t>(indices.back())] = 0.0;
+    }
+  }
+  return indices;
+}
+
+void moe(benchmark::State& state, const std::string& name, const bench::weight_form& form, bool balanced,
+         std::size_t tokens, std::size_t threads) {
+  loaded& weights = loaded::get(form);
   // Another routing in each turn, so that few tokens find their experts in memory and not in a cache.
   std::minstd_rand random(1);
-  const std::size_t turns = 16;
-  std::vector<std::int32_t> indices;
+  constexpr std::size_t turns = 16;
+  std::vector<std::vector<std::int32_t>> drawn;
+  std::vector<mote::view<const std::int32_t, 2>> routings;
   double distinct = 0.0;
   for (std::size_t turn = 0; turn < turns; ++turn) {
-    std::set<std::int32_t> used;
-    for (std::size_t t = 0; t < tokens; ++t) {
-      std::vector<std::int32_t> order(experts);
-      for (std::size_t e = 0; e < experts; ++e) order[e] = static_cast<std::int32_t>(e);
-      std::shuffle(order.begin(), order.end(), random);
-      indices.insert(indices.end(), order.begin(), order.begin() + top_k);
-      used.insert(order.begin(), order.begin() + top_k);
-    }
-    distinct += static_cast<double>(used.size()) / static_cast<double>(turns);
+    drawn.push_back(routing(tokens, balanced, random));
+    if (turn == 0) std::copy_n(checked_experts.begin(), top_k, drawn[0].begin());
+    routings.emplace_back(drawn.back().data(), tokens, top_k);
+    distinct += static_cast<double>(std::set(drawn.back().begin(), drawn.back().end()).size()) / turns;
   }
-  const auto x = bench::random_floats(tokens * hidden), weights = bench::random_floats(tokens * top_k, 0.2f);
-  mote::buffer<float> y(tokens * hidden), want(hidden);
-  const auto rows = x.as(tokens, hidden);
+  const auto x = bench::random_floats(most_tokens * hidden), shares = bench::random_floats(most_tokens * top_k, 0.2f);
+  const auto rows = x.as(most_tokens, hidden).slice(0, 0, tokens);
+  const auto expert_weights = shares.as(most_tokens, top_k).slice(0, 0, tokens);
+  mote::buffer<float> y(tokens * hidden);
   const auto result = y.as(tokens, hidden);
-  const auto routing = weights.as(tokens, top_k);
-  const auto chosen = [&](std::size_t turn) {
-    return mote::view<const std::int32_t, 2>(indices.data() + turn * tokens * top_k, tokens, top_k);
-  };
   mote::simd<> be{mote::threads{threads}};
-  mote::reference reference;
-  mote::grouped_ffn(be, rows, chosen(0), routing, all, result);
-  mote::grouped_ffn(reference, rows.slice(0, tokens - 1, 1), chosen(0).slice(0, tokens - 1, 1),
-                    routing.slice(0, tokens - 1, 1), all, want.as(std::size_t{1}, hidden));
-  if (!bench::same(result.slice(0, tokens - 1, 1), want.as(std::size_t{1}, hidden))) {
+  const auto run = [&](std::size_t turn) {
+    mote::grouped_ffn(be, rows, routings[turn % turns], expert_weights, weights.all, result);
+  };
+  run(0);
+  if (weights.first.empty()) {
+    mote::reference reference;
+    weights.first = mote::buffer<float>(hidden);
+    mote::grouped_ffn(reference, rows.slice(0, 0, 1), routings[0].slice(0, 0, 1), expert_weights.slice(0, 0, 1),
+                      weights.all, weights.first.as(1, hidden));
+  }
+  if (!bench::same(result.slice(0, 0, 1), std::as_const(weights.first).as(1, hidden))) {
     return state.SkipWithError("the result differs from the reference");
   }
-
-  std::size_t turn = 0;
-  for (auto _ : state) {
-    mote::grouped_ffn(be, rows, chosen(turn), routing, all, result);
-    turn = (turn + 1) % turns;
+  std::vector<bench::contender> others;
+  for (const auto& [peer, stacks] : weights.peers) {
+    auto product = stacks->moe(rows, routings, expert_weights, threads);
+    product.run(0);
+    if (!bench::alike(product.y, result)) return state.SkipWithError((peer + "'s result differs").c_str());
+    others.push_back({peer, std::move(product.run)});
   }
-  const auto& e = all[0];
-  const auto bytes = static_cast<double>(mote::bytes(e.gate) + mote::bytes(e.up) + mote::bytes(e.down)) * distinct;
-  bench::of_product_limit(state, f, threads, static_cast<std::size_t>(bytes),
-                          6.0 * static_cast<double>(tokens * top_k * hidden * intermediate));
-  if (threads == 1) bench::vs_peer(state, peer);
+
+  // Few tokens are a matter of memory alone: each distinct expert is read once.
+  const auto& e = weights.all[0];
+  const double bytes = static_cast<double>(mote::bytes(e.gate) + mote::bytes(e.up) + mote::bytes(e.down)) * distinct;
+  const double operations = 6.0 * static_cast<double>(tokens * top_k * hidden * intermediate);
+  double limit = bytes / bench::read_bandwidth(threads);
+  if (tokens > 8) limit = std::max(limit, operations / bench::rate(form.unit, threads));
+  bench::race(state, name, limit, run, others);
+  if (threads == 1) bench::vs_peer(state, name);
 }
 
 const bool registered = [] {
-  for (const auto f : {bench::format::bf16, bench::format::int8}) {
-    for (const std::size_t tokens : {1u, 16u, 128u, 512u}) {
-      for (const std::size_t threads : {1u, 2u}) {
-        const std::string name =
-            std::string("grouped_ffn/") + bench::name(f) + "/64x6/2048x1408/tokens:" + std::to_string(tokens);
-        benchmark::RegisterBenchmark((name + "/threads:" + std::to_string(threads)).c_str(),
-                                     [=](benchmark::State& state) { grouped_ffn(state, f, tokens, threads, name); })
-            ->UseRealTime();
+  for (const auto& form : bench::weight_forms()) {
+    if (form.name == "f32" || form.name == "bf16_rows") continue;
+    for (const bool balanced : {true, false}) {
+      for (const std::size_t tokens : {1u, 2u, 4u, 8u, 16u, 128u, 512u}) {
+        for (const std::size_t threads : {1u, 2u}) {
+          if (!balanced && tokens < 16) continue;
+          const std::string name =
+              "moe/" + form.name + (balanced ? "" : "/imbalanced") + bench::tokens_and_threads(tokens, threads);
+          benchmark::RegisterBenchmark(
+              name.c_str(), [=](benchmark::State& state) { moe(state, name, form, balanced, tokens, threads); });
+        }
       }
     }
   }

@@ -1,85 +1,140 @@
+#include <mote/kernels/extern.hpp>
 #include <mote/ops/matmul/matmul.hpp>
 
-#ifdef MOTE_BENCH_OPENBLAS
-#include <cblas.h>
-#endif
+#include <memory>
 
 #include "support/products.hpp"
 
 namespace {
 
-struct product {
-  bench::format format;
-  std::size_t out, in, tokens, threads;
+// The matrices of one format and shape, as many as no last-level cache holds together, to be used in turn; the same in
+// every peer's memory. The last ones are kept for the benchmarks that follow.
+struct loaded {
+  bench::weight_form form;
+  std::size_t out, in;
+  bench::matrices all;
+  std::vector<std::pair<std::string, std::unique_ptr<bench::peer_weights>>> peers;
+
+  loaded(const bench::weight_form& f, std::size_t o, std::size_t i) : form(f), out(o), in(i), all(f, o, i) {
+    for (const auto& peer : bench::peers()) {
+      if (auto weights = peer->load(all.source())) peers.emplace_back(peer->name(), std::move(weights));
+    }
+  }
+  static loaded& get(const bench::weight_form& f, std::size_t o, std::size_t i) {
+    static std::unique_ptr<loaded> last;
+    if (!last || last->form.name != f.name || last->out != o || last->in != i) {
+      last.reset();
+      last = std::make_unique<loaded>(f, o, i);
+    }
+    return *last;
+  }
 };
 
-#ifdef MOTE_BENCH_OPENBLAS
-double openblas_seconds(const product& p, const mote::buffer<float>& x, const std::vector<bench::random_weight>& all) {
-  mote::buffer<float> y(p.tokens * p.out);
-  openblas_set_num_threads(static_cast<int>(p.threads));
-  const auto tokens = static_cast<int>(p.tokens), out = static_cast<int>(p.out), in = static_cast<int>(p.in);
-  std::size_t turn = 0;
-  return bench::shortest_real(10, [&] {
-    const auto weight = all[turn++ % all.size()].get();
-    const float* w = std::get<mote::view<const float, 2>>(weight).data();
-    if (p.tokens == 1) {
-      cblas_sgemv(CblasRowMajor, CblasNoTrans, out, in, 1.0f, w, in, x.data(), 1, 0.0f, y.data(), 1);
-    } else {
-      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, tokens, out, in, 1.0f, x.data(), in, w, in, 0.0f, y.data(),
-                  out);
+// The vector kernel where matmul takes matrix tiles.
+template <class T>
+void vector_matmul(mote::simd<>& be, mote::view<const float, 2> x, const mote::packed_matrix<T>& w,
+                   mote::view<float, 2> y) {
+  using kernel = mote::detail::element_kernel<mote::default_arch, T>;
+  using mote::detail::unit_stride, mote::detail::unit_tokens;
+  auto scope = be.scope();
+  const auto rows = mote::detail::prepare_rows<mote::default_arch>(
+      be, scope, mote::detail::forms(w), x.extent(0), x.extent(1), [&](std::size_t t) { return x.row(t); });
+  constexpr std::size_t panels = kernel::rows / mote::detail::packed_rows;
+  be.parallel_for(w.out_features() / kernel::rows, 1, [&](std::size_t begin, std::size_t end) {
+    alignas(64) float out[unit_stride * unit_tokens];
+    for (std::size_t u = begin; u < end; ++u) {
+      for (std::size_t t = 0; t < x.extent(0); t += unit_tokens) {
+        const std::size_t count = std::min(unit_tokens, x.extent(0) - t);
+        const std::uint8_t* token[unit_tokens] = {};
+        std::int32_t code_sum[unit_tokens] = {};
+        for (std::size_t c = 0; c < count; ++c) {
+          const auto& row = rows(t + c);
+          token[c] =
+              reinterpret_cast<const std::uint8_t*>(row.codes ? static_cast<const void*>(row.codes) : row.halves);
+          code_sum[c] = row.code_sum;
+        }
+        kernel::product(w, u * panels, panels, token, code_sum, count, out, unit_stride);
+        for (std::size_t c = 0; c < count; ++c) {
+          std::copy_n(out + c * unit_stride, kernel::rows, y.row(t + c) + u * kernel::rows);
+        }
+      }
     }
   });
 }
-#endif
 
-void matmul(benchmark::State& state, const product& p, const std::string& peer) {
-  const auto& all = bench::rotated_weights(p.format, p.out, p.in);
-  const auto x = bench::random_floats(p.tokens * p.in);
-  const auto rows = x.as(p.tokens, p.in);
-  mote::buffer<float> y(p.tokens * p.out), want(8);
-  const auto result = y.as(p.tokens, p.out);
-  mote::simd<> be{mote::threads{p.threads}};
+// AMX is reported beside its own limit: of_tile_limit, and vs_vector for the vector kernel's time / its time.
+template <class T>
+void compare_tiles(benchmark::State& state, const loaded& weights, mote::view<const float, 2> x, mote::view<float, 2> y,
+                   std::size_t threads, double shortest) {
+  const double rate =
+      bench::rate(sizeof(T) == 1 ? bench::arithmetic::int8_tiles : bench::arithmetic::bf16_tiles, threads);
+  if constexpr (mote::detail::has_amx_tiles) {
+    if (rate == 0.0) return;
+    mote::simd<> be{mote::threads{threads}};
+    std::size_t turn = 0;
+    const double vector = bench::shortest_real(8, [&] {
+      vector_matmul(be, x, std::get<mote::packed_matrix<T>>(weights.all[turn++ % weights.all.size()]), y);
+    });
+    state.counters["vs_vector"] = vector / shortest;
+    state.counters["of_tile_limit"] =
+        2.0 * static_cast<double>(x.extent(0) * weights.out * weights.in) / rate / shortest;
+  }
+}
 
+void matmul(benchmark::State& state, const std::string& name, const bench::weight_form& form, std::size_t out,
+            std::size_t in, std::size_t tokens, std::size_t threads) {
+  loaded& weights = loaded::get(form, out, in);
+  const auto x = bench::random_floats(tokens * in);
+  mote::buffer<float> y(tokens * out), want(8);
+  const auto rows = x.as(tokens, in);
+  const auto result = y.as(tokens, out);
+  mote::simd<> be{mote::threads{threads}};
   mote::reference reference;
-  mote::matmul(be, rows, all[0].get(), result);
-  for (const std::size_t t : {std::size_t{0}, p.tokens - 1}) {
-    for (const std::size_t n : {std::size_t{0}, p.out - 8}) {
-      mote::matmul(reference, rows.slice(0, t, 1), mote::slice_rows(all[0].get(), n, 8), want.as(1, 8));
+  mote::matmul(be, rows, weights.all[0], result);
+  for (const std::size_t t : {std::size_t{0}, tokens - 1}) {
+    for (const std::size_t n : {std::size_t{0}, out - 32}) {
+      mote::matmul(reference, rows.slice(0, t, 1), mote::slice_rows(weights.all[0], n, 8), want.as(1, 8));
       if (!bench::same(result.slice(0, t, 1).slice(1, n, 8), want.as(1, 8))) {
         return state.SkipWithError("the result differs from the reference");
       }
     }
   }
+  std::vector<bench::contender> others;
+  for (const auto& [peer, peer_weights] : weights.peers) {
+    auto product = peer_weights->matmul(rows, threads);
+    product.run(0);
+    if (!bench::alike(product.y, result)) return state.SkipWithError((peer + "'s result differs").c_str());
+    others.push_back({peer, std::move(product.run)});
+  }
 
-  std::size_t turn = 0;
-  for (auto _ : state) {
-    mote::matmul(be, rows, all[turn].get(), result);
-    turn = (turn + 1) % all.size();
+  const double operations = 2.0 * static_cast<double>(tokens * out * in);
+  const double limit = std::max(static_cast<double>(mote::bytes(weights.all[0])) / bench::read_bandwidth(threads),
+                                operations / bench::rate(form.unit, threads));
+  const double shortest = bench::race(
+      state, name, limit,
+      [&](std::size_t turn) { mote::matmul(be, rows, weights.all[turn % weights.all.size()], result); }, others);
+  if (tokens > mote::detail::tile_height) {
+    if (form.name == "int8") compare_tiles<std::int8_t>(state, weights, rows, result, threads, shortest);
+    if (form.name == "bf16") compare_tiles<mote::bf16>(state, weights, rows, result, threads, shortest);
   }
-  bench::of_product_limit(state, p.format, p.threads, mote::bytes(all[0].get()),
-                          2.0 * static_cast<double>(p.tokens * p.out * p.in));
-#ifdef MOTE_BENCH_OPENBLAS
-  if (p.format == bench::format::f32) {
-    bench::set_ratio(state, "vs_peer", openblas_seconds(p, x, all));
-    return;
-  }
-#endif
-  if (p.threads == 1) bench::vs_peer(state, peer);
+  if (threads == 1) bench::vs_peer(state, name);
 }
 
 const bool registered = [] {
-  using bench::format;
-  const auto add = [](const product& p) {
-    const std::string name = std::string("matmul/") + bench::name(p.format) + "/" + std::to_string(p.out) + "x" +
-                             std::to_string(p.in) + "/tokens:" + std::to_string(p.tokens);
-    benchmark::RegisterBenchmark((name + "/threads:" + std::to_string(p.threads)).c_str(),
-                                 [p, name](benchmark::State& state) { matmul(state, p, name); })
-        ->UseRealTime();
-  };
-  for (const auto f : {format::f32, format::bf16, format::int8}) {
-    for (const std::size_t threads : {1u, 2u}) add({f, 10944, 2048, 1, threads});
-    for (const std::size_t tokens : {4u, 16u, 64u, 512u}) add({f, 2048, 2048, tokens, 1});
-    add({f, 2048, 2048, 512, 2});
+  const std::pair<std::size_t, std::size_t> shapes[] = {{1408, 2048}, {2048, 1408}, {10944, 2048}, {4096, 7168}};
+  for (const auto& form : bench::weight_forms()) {
+    for (const auto& [out, in] : shapes) {
+      if (in % form.block != 0) continue;
+      for (const std::size_t tokens : {1u, 4u, 16u, 64u, 512u}) {
+        for (const std::size_t threads : {1u, 2u}) {
+          const std::string name = "matmul/" + form.name + "/" + std::to_string(out) + "x" + std::to_string(in) +
+                                   bench::tokens_and_threads(tokens, threads);
+          benchmark::RegisterBenchmark(name.c_str(), [=, out = out, in = in](benchmark::State& state) {
+            matmul(state, name, form, out, in, tokens, threads);
+          });
+        }
+      }
+    }
   }
   return true;
 }();

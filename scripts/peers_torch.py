@@ -89,12 +89,14 @@ def measure():
     torch.set_num_threads(1)
     times = {}
     for name, dtype in (("f32", torch.float32), ("bf16", torch.bfloat16)):
-        for out, features, tokens in [(10944, 2048, 1)] + [(2048, 2048, t) for t in (4, 16, 64, 512)]:
-            times[f"matmul/{name}/{out}x{features}/tokens:{tokens}"] = matmul(dtype, out, features, tokens)
+        for out, features in ((1408, 2048), (2048, 1408), (10944, 2048), (4096, 7168)):
+            for tokens in (1, 4, 16, 64, 512):
+                key = f"matmul/{name}/{out}x{features}/tokens:{tokens}/threads:1"
+                times[key] = matmul(dtype, out, features, tokens)
     for tokens in (1, 512):
         times[f"route/v3/{tokens}"] = route(tokens)
     for tokens in (1, 16, 128, 512):
-        times[f"grouped_ffn/bf16/64x6/2048x1408/tokens:{tokens}"] = grouped_ffn(tokens)
+        times[f"moe/bf16/tokens:{tokens}/threads:1"] = grouped_ffn(tokens)
     x, gain = torch.randn(512, 2048), torch.randn(2048)
     times["rms_norm/512x2048"] = shortest(lambda: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * gain)
     gate, up = torch.randn(512, 1408), torch.randn(512, 1408)

@@ -2,7 +2,7 @@
 // that goes before the clock.
 //
 //   of_limit   the share of the limit that was reached: time at the limit / time taken
-//   vs_peer    the peer's time / time taken, where MOTE_PEERS_JSON names a file {"benchmark": seconds, …}
+//   vs_NAME    that peer's time / time taken; vs_peer where MOTE_PEERS_JSON names a file {"benchmark": seconds, …}
 #pragma once
 
 #include <benchmark/benchmark.h>
@@ -25,6 +25,9 @@
 #include <nlohmann/json.hpp>
 
 namespace bench {
+
+// How long each contender of a benchmark is measured, in seconds; main() sets it.
+inline double measuring_time = 0.2;
 
 // Bytes of a working set that no last-level cache of a desktop or of a server's slice holds.
 inline constexpr std::size_t beyond_cache = std::size_t{1} << 28;

@@ -5,6 +5,9 @@
 //
 // `unsigned_limit` is the largest code that dot_unsigned takes without saturating: 0 where only dot_signed exists, 255
 // where only dot_unsigned does; there flip_signs makes signed codes q + 128.
+//
+// Where a dot product is two instructions, the first of which leaves two sums of 16 bits in each lane, small codes need the
+// second only now and then: narrow_dot starts or adds to such sums, which stay within 2 · 2^7 · Σ w, and widen adds them to acc.
 #pragma once
 
 #include <array>
@@ -115,9 +118,17 @@ struct int8_dot<Arch, 16> {
   static operand flip_signs(operand w) { return _mm512_xor_si512(w, _mm512_set1_epi8(-128)); }
 #else
   static constexpr int unsigned_limit = 127;
-  static ints dot_unsigned(ints acc, operand w, operand x) {
-    return _mm512_add_epi32(acc, _mm512_madd_epi16(_mm512_maddubs_epi16(w, x), _mm512_set1_epi16(1)));
+  static ints narrow_dot(operand w, operand x) { return _mm512_maddubs_epi16(w, x); }
+  static ints narrow_dot(ints sums, operand w, operand x) { return in_order(_mm512_add_epi16(sums, narrow_dot(w, x))); }
+  static ints widen(ints acc, ints sums) {
+    return in_order(_mm512_add_epi32(acc, _mm512_madd_epi16(sums, _mm512_set1_epi16(1))));
   }
+  // Compilers would add integers in another order, for which they lack registers.
+  static ints in_order(ints sums) {
+    asm("" : "+v"(sums));
+    return sums;
+  }
+  static ints dot_unsigned(ints acc, operand w, operand x) { return widen(acc, narrow_dot(w, x)); }
   static ints dot_signed(ints acc, operand w, operand x) {
     const operand signed_x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w), _mm512_setzero_si512(), x);
     return dot_unsigned(acc, _mm512_abs_epi8(w), signed_x);
@@ -162,9 +173,17 @@ struct int8_dot<Arch, 8> {
   static operand flip_signs(operand w) { return _mm256_xor_si256(w, _mm256_set1_epi8(-128)); }
 #else
   static constexpr int unsigned_limit = 127;  // 2 · 127 · 127 fits 16 bits
-  static ints dot_unsigned(ints acc, operand w, operand x) {
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
+  static ints narrow_dot(operand w, operand x) { return _mm256_maddubs_epi16(w, x); }
+  static ints narrow_dot(ints sums, operand w, operand x) { return in_order(_mm256_add_epi16(sums, narrow_dot(w, x))); }
+  static ints widen(ints acc, ints sums) {
+    return in_order(_mm256_add_epi32(acc, _mm256_madd_epi16(sums, _mm256_set1_epi16(1))));
   }
+  // Compilers would add integers in another order, for which they lack registers.
+  static ints in_order(ints sums) {
+    asm("" : "+x"(sums));
+    return sums;
+  }
+  static ints dot_unsigned(ints acc, operand w, operand x) { return widen(acc, narrow_dot(w, x)); }
   static ints dot_signed(ints acc, operand w, operand x) {
     return dot_unsigned(acc, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
   }

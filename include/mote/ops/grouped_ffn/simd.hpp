@@ -1,5 +1,5 @@
-// Work is shared out as (expert, unit of rows): an expert with few tokens is a short item, an expert with many is many,
-// so threads stay busy however uneven the routing is. Each chosen expert's weights are read once for all its tokens.
+// Work is shared out as (expert, unit of rows), from one queue that begins with the experts that have most tokens, so
+// threads stay busy however uneven the routing is. Each chosen expert's weights are read once for all its tokens.
 #pragma once
 
 #include <algorithm>
@@ -56,12 +56,28 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
   const auto inputs =
       detail::prepare_rows<Arch>(be, scope, input_forms, tokens, hidden, [&](std::size_t t) { return x.row(t); });
 
+  // The experts that have tokens, those with most first.
+  const auto tokens_of = [&](std::int32_t e) {
+    return offsets(static_cast<std::size_t>(e) + 1) - offsets(static_cast<std::size_t>(e));
+  };
+  const auto chosen = scope.template tensor<std::int32_t>(experts.size());
+  const auto chosen_count = scope.template tensor<std::size_t>(1);
+  be.parallel_for(1, 1, [&](std::size_t, std::size_t) {
+    std::int32_t* end = chosen.data();
+    for (std::size_t e = 0; e < experts.size(); ++e) {
+      if (offsets(e) != offsets(e + 1)) *end++ = static_cast<std::int32_t>(e);
+    }
+    chosen_count(0) = static_cast<std::size_t>(end - chosen.data());
+    std::sort(chosen.data(), end, [&](std::int32_t a, std::int32_t b) { return tokens_of(a) > tokens_of(b); });
+  });
+
   // Calls f(expert, first row of the unit, rows, its slots) for every unit of every expert that has tokens.
   const auto for_each_unit = [&](std::size_t out, auto&& f) {
     const std::size_t units = (out + unit - 1) / unit;
-    be.parallel_for(experts.size() * units, 1, [&](std::size_t begin, std::size_t end) {
+    be.parallel_for(chosen_count(0) * units, 1, [&](std::size_t begin, std::size_t end) {
       for (std::size_t i = begin; i < end; ++i) {
-        const std::size_t e = i / units, n = i % units * unit;
+        const auto e = static_cast<std::size_t>(chosen(i / units));
+        const std::size_t n = i % units * unit;
         const auto first = static_cast<std::size_t>(offsets(e)), last = static_cast<std::size_t>(offsets(e + 1));
         for (std::size_t s = first; s < last; s += unit_tokens) {
           f(experts[e], n, std::min(unit, out - n), slots.slice(0, s, std::min(unit_tokens, last - s)));

@@ -73,7 +73,6 @@ struct block_kernel {
   using floats = typename dot::floats;
   using operand = typename dot::operand;
 
-  static constexpr std::size_t strips = 2, tokens = many_registers<Arch> ? 6 : 2;
   // Bytes from what is multiplied to what is asked of memory. Zen 5, one thread, Q4_0: with none, four tokens reach 35 %
   // of the read bandwidth, with 4 KiB 76 %, with 8 KiB 89 %.
   static constexpr std::size_t look_ahead = 8192;
@@ -96,6 +95,25 @@ struct block_kernel {
     return differs;
   }();
 
+  // Quads of k whose products sum within 16 bits, where there are such sums; else 1. Activations' codes are -128 at the least.
+  static constexpr std::size_t narrow_quads = [] {
+    if constexpr (unsigned_codes && requires(operand w) { dot::narrow_dot(w, w); }) {
+      int largest = (1 << F::code_bits) - 1;
+      if constexpr (layout::nibbles) largest = *std::max_element(table.begin(), table.end());
+      std::size_t quads = F::group_size / 4;
+      while (quads > 1 && static_cast<int>(quads) * 2 * 128 * largest > 32767) quads /= 2;
+      return quads;
+    } else {
+      return std::size_t{1};
+    }
+  }();
+
+  static constexpr std::size_t tokens = many_registers<Arch> ? 6 : 4;
+  // One token takes all rows of a panel at once, so that they are read from front to back.
+  static constexpr std::size_t strips(std::size_t token_count) {
+    return token_count <= 2 ? std::min(std::size_t{4}, packed_rows / dot::lanes) : 2;
+  }
+
   static operand values(operand codes) {
     if constexpr (looked_up) {
       return dot::lookup(table, codes);
@@ -117,7 +135,7 @@ struct block_kernel {
   template <std::size_t C>
   static void tile(const std::uint8_t* panel, std::size_t strip, std::size_t blocks, const activation_block* const* x,
                    bool resume, float* out, std::size_t stride) noexcept {
-    constexpr std::size_t R = strips, lanes = dot::lanes, strip_bytes = lanes * layout::row_codes;
+    constexpr std::size_t R = strips(C), lanes = dot::lanes, strip_bytes = lanes * layout::row_codes;
     floats total[R][C];
     const activation_block* token[C];
     float* const to = out + strip * lanes;
@@ -144,6 +162,7 @@ struct block_kernel {
           __builtin_prefetch(p + look_ahead + i * 64, 0, 3);
         });
         ints acc[R][C];
+        [[maybe_unused]] ints narrow[R][C];
         unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
           ints start = dot::splat(0);
           if constexpr (offset > 0) {
@@ -156,8 +175,15 @@ struct block_kernel {
         const auto multiply_quad = [&](const operand(&w)[R], std::size_t quad) __attribute__((always_inline)) {
           unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
             const operand four = dot::splat_codes(token[c]->q + half * 16 + quad * 4);
-            unroll<R>([&](std::size_t r)
-                          __attribute__((always_inline)) { acc[r][c] = multiply(acc[r][c], w[r], four); });
+            unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+              if constexpr (narrow_quads == 1) {
+                acc[r][c] = multiply(acc[r][c], w[r], four);
+              } else {
+                const bool first = quad % narrow_quads == 0, last = (quad + 1) % narrow_quads == 0;
+                narrow[r][c] = first ? dot::narrow_dot(w[r], four) : dot::narrow_dot(narrow[r][c], w[r], four);
+                if (last) acc[r][c] = dot::widen(acc[r][c], narrow[r][c]);
+              }
+            });
           });
         };
         unroll<layout::row_codes / 4>([&](std::size_t i) __attribute__((always_inline)) {
@@ -225,8 +251,9 @@ struct block_kernel {
   static void panel(const std::uint8_t* bytes, std::size_t blocks, const activation_block* const* x, std::size_t count,
                     bool resume, float* out, std::size_t stride) noexcept {
     for (std::size_t t = 0; t < count; t += tokens) {
-      const auto run = function(std::min(tokens, count - t));
-      for (std::size_t strip = 0; strip * dot::lanes < packed_rows; strip += strips) {
+      const std::size_t some = std::min(tokens, count - t);
+      const auto run = function(some);
+      for (std::size_t strip = 0; strip * dot::lanes < packed_rows; strip += strips(some)) {
         run(bytes, strip, blocks, x + t, resume, out + t * stride, stride);
       }
     }

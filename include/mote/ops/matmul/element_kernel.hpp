@@ -2,8 +2,8 @@
 //
 //   std::int8_t   exact int32 sums of codes; activations are int8 codes too. x86 multiplies unsigned by signed: weights are
 //                 read as q + 128, and 128 · Σ x is taken off before
-//   bf16          activations are bf16 too, sums in float32; with AVX-512 BF16 as vdpbf16ps adds them, elsewhere one
-//                 multiply-add after the other
+//   bf16          activations are rounded to bf16, sums in float32; with AVX-512 BF16 as vdpbf16ps adds them, elsewhere
+//                 one multiply-add after the other, for which activations are float32 again
 //
 // A token's result has the same bits alone and in a batch.
 #pragma once
@@ -34,6 +34,7 @@ struct element_dot<Arch, std::int8_t> {
   using operand = typename dot::operand;
   static constexpr std::size_t lanes = dot::lanes;
   static constexpr bool unsigned_weights = dot::unsigned_limit == 255;
+  static constexpr std::size_t x_bytes = 4;  // a quad of activations
 
   // 128 · Σ x is beyond int32 for rows of more than 131072; sums wrap, and so come out right.
   static sums start(std::int32_t code_sum) {
@@ -66,6 +67,7 @@ struct element_dot<Arch, bf16> {
 #else
   static constexpr bool dot_products = false;
 #endif
+  static constexpr std::size_t x_bytes = dot_products ? 4 : 8;
   using sums = floats;
   // The two elements of every row: as they are, or widened.
   struct widened {
@@ -74,20 +76,24 @@ struct element_dot<Arch, bf16> {
   using operand = std::conditional_t<dot_products, batch<std::uint32_t, Arch>, widened>;
 
   static sums start(std::int32_t) { return sums(0.0f); }
-  static operand split(const batch<std::uint32_t, Arch>& pairs) {
+  static operand load(const std::uint8_t* w) {
+    const auto pairs = batch<std::uint32_t, Arch>::load_unaligned(reinterpret_cast<const std::uint32_t*>(w));
     if constexpr (dot_products) {
       return pairs;
     } else {
       return {bits_as<float>(pairs << 16), bits_as<float>(pairs & batch<std::uint32_t, Arch>(0xFFFF0000u))};
     }
   }
-  static operand load(const std::uint8_t* w) {
-    return split(batch<std::uint32_t, Arch>::load_unaligned(reinterpret_cast<const std::uint32_t*>(w)));
-  }
   static operand splat(const std::uint8_t* x) {
-    std::uint32_t pair = 0;
-    std::memcpy(&pair, x, 4);
-    return split(batch<std::uint32_t, Arch>(pair));
+    if constexpr (dot_products) {
+      std::uint32_t pair = 0;
+      std::memcpy(&pair, x, 4);
+      return operand(pair);
+    } else {
+      float two[2];
+      std::memcpy(two, x, sizeof two);
+      return {floats(two[0]), floats(two[1])};
+    }
   }
   static sums add(const sums& acc, const operand& w, const operand& x) {
     if constexpr (dot_products) {
@@ -113,7 +119,9 @@ struct element_kernel {
   using sums = typename dot::sums;
   using operand = typename dot::operand;
 
-  static constexpr std::size_t lanes = dot::lanes, strips = many_registers<Arch> ? 4 : 2;
+  // Vectors of rows. One or two tokens take four, so that with AVX2 a panel is read from front to back.
+  static constexpr std::size_t lanes = dot::lanes, strips = many_registers<Arch> ? 4 : 2, few_tokens = 2,
+                               few_strips = 4;
   static constexpr std::size_t tokens = many_registers<Arch> ? 6 : 4;
   // Rows that a tile covers, and that are shared out together: of two panels with AVX-512.
   static constexpr std::size_t rows = std::max(strips * lanes, packed_rows);
@@ -142,7 +150,7 @@ struct element_kernel {
         if (r * lanes * 4 % 64 == 0) __builtin_prefetch(from + look_ahead, 0, 3);
       });
       unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
-        const operand quad = dot::splat(token[c] + q * 4);
+        const operand quad = dot::splat(token[c] + q * dot::x_bytes);
         unroll<R>([&](std::size_t r)
                       __attribute__((always_inline)) { acc[r][c] = dot::add(acc[r][c], weights[r], quad); });
       });
@@ -154,12 +162,12 @@ struct element_kernel {
     });
   }
 
-  template <std::size_t R>
+  template <std::size_t R, std::size_t Most = tokens>
   static auto function(std::size_t count) {
     constexpr auto tiles = []<std::size_t... I>(std::index_sequence<I...>) {
       return std::array{&element_kernel::template tile<R, I + 1>...};
     }
-    (std::make_index_sequence<tokens>{});
+    (std::make_index_sequence<Most>{});
     return tiles[count - 1];
   }
 
@@ -168,32 +176,34 @@ struct element_kernel {
   static void product(const packed_matrix<T>& w, std::size_t first, std::size_t panels, const std::uint8_t* const* x,
                       const std::int32_t* code_sum, std::size_t count, float* out, std::size_t stride) noexcept {
     constexpr std::size_t in_panel = packed_rows / lanes;
-    // Quads at a time: what `rows` rows and a tile's tokens have of them stays in the second-level cache.
-    constexpr std::size_t depth = 1024;
-    const std::size_t quads = layout::quads(w.in_features()),
-                      step = count <= tokens ? std::max(quads, std::size_t{1}) : depth,
-                      apart = quads == 0 ? 0 : lanes * 4;  // an empty matrix has no memory to step in
+    // Quads at a time: what a tile's rows have of them stays in a cache while tokens pass by. Where a tile has not all the
+    // rows of a panel, those of few tokens must not lag far behind each other, or memory is read in pieces: Zen 3, four
+    // tokens, went from 12 to 17 GB/s.
+    constexpr bool whole_panels = strips * lanes >= packed_rows;
+    const std::size_t quads = layout::quads(w.in_features());
+    const std::size_t step = count > tokens                        ? (whole_panels ? 1024 : 128)
+                             : count > few_tokens && !whole_panels ? 32
+                                                                   : std::max(quads, std::size_t{1});
+    const std::size_t apart = quads == 0 ? 0 : lanes * 4;  // an empty matrix has no memory to step in
     for (std::size_t begin = 0; begin == 0 || begin < quads; begin += step) {
       const std::size_t part = std::min(step, quads - begin);
-      for (std::size_t t = 0; t < count; t += tokens) {
-        const std::size_t some = std::min(tokens, count - t);
-        const std::uint8_t* token[tokens] = {};
-        for (std::size_t c = 0; c < some; ++c) token[c] = x[t + c] + begin * 4;
-        for (std::size_t s = 0; s < panels * in_panel;) {
-          const std::uint8_t* strip[strips] = {};
-          const std::size_t available = panels * in_panel - s;
-          for (std::size_t r = 0; r < std::min(strips, available); ++r) {
-            strip[r] = w.panel(first + (s + r) / in_panel) + begin * layout::quad_bytes + (s + r) % in_panel * apart;
-          }
-          float* to = out + t * stride + s * lanes;
-          if (available >= strips) {
-            function<strips>(some)(strip, token, part, code_sum + t, begin != 0, to, stride);
-            s += strips;
-          } else {
-            function<std::min(strips, in_panel)>(some)(strip, token, part, code_sum + t, begin != 0, to, stride);
-            s += in_panel;
-          }
+      for (std::size_t s = 0; s < panels * in_panel;) {
+        const std::size_t available = panels * in_panel - s, wanted = count <= few_tokens ? few_strips : strips;
+        const std::size_t taken = available >= wanted ? wanted : std::min(strips, in_panel);
+        const std::uint8_t* strip[std::max(strips, few_strips)] = {};
+        for (std::size_t r = 0; r < taken; ++r) {
+          strip[r] = w.panel(first + (s + r) / in_panel) + begin * layout::quad_bytes + (s + r) % in_panel * apart;
         }
+        for (std::size_t t = 0; t < count; t += tokens) {
+          const std::size_t some = std::min(tokens, count - t);
+          const std::uint8_t* token[tokens] = {};
+          for (std::size_t c = 0; c < some; ++c) token[c] = x[t + c] + begin * dot::x_bytes;
+          const auto run = taken == strips                              ? function<strips>(some)
+                           : taken == few_strips && count <= few_tokens ? function<few_strips, few_tokens>(some)
+                                                                        : function<std::min(strips, in_panel)>(some);
+          run(strip, token, part, code_sum + t, begin != 0, out + t * stride + s * lanes, stride);
+        }
+        s += taken;
       }
     }
   }

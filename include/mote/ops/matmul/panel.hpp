@@ -34,16 +34,21 @@ inline constexpr std::size_t unit_rows = packed_rows;
 template <class Arch, packable_element T>
 inline constexpr std::size_t unit_rows<Arch, packed_matrix<T>> = element_kernel<Arch, T>::rows;
 
-// A row of activations, in the forms that the weights at hand multiply: float32, int8 codes with one scale, bf16, int8
-// blocks.
+// A row of activations, in the forms that the weights at hand multiply: float32, int8 codes with one scale, bf16 or
+// rounded to it, int8 blocks.
 struct activation {
   const float* values = nullptr;
   const std::int8_t* codes = nullptr;
   std::int32_t code_sum = 0;
   float scale = 1.0f;
   const bf16* halves = nullptr;
+  const float* rounded = nullptr;
   const activation_block* blocks = nullptr;
 };
+
+// Whether packed bf16 is multiplied as such, not as float32.
+template <class Arch>
+inline constexpr bool bf16_products = element_dot<Arch, bf16>::dot_products;
 
 // Kernel::tile<r, c> for every r <= Kernel::rows and c <= Kernel::tokens, to be chosen at run time.
 template <class Kernel>
@@ -207,16 +212,25 @@ void block_product(std::size_t blocks, std::size_t step, const activation* x, st
   }
 }
 
-// Blocks a step: whole blocks of activations, and of k about float_depth.
+// Blocks of about k columns: whole blocks of activations.
 template <integer_format F>
-inline constexpr std::size_t block_step = std::max(std::size_t{2}, float_depth / F::block_size / 2 * 2);
+constexpr std::size_t blocks_of(std::size_t k) {
+  return std::max(std::size_t{2}, k / F::block_size / 2 * 2);
+}
+template <integer_format F>
+inline constexpr std::size_t block_step = blocks_of<F>(float_depth);
 
 template <class Arch, integer_format F>
 void unit_product(const packed_matrix<F>& w, std::size_t first, std::size_t, const activation* x, std::size_t tokens,
                   float* out) noexcept {
+  using kernel = block_kernel<Arch, F>;
   const std::size_t blocks = w.in_features() / F::block_size;
-  // What one tile's tokens use at once is read from front to back.
-  const std::size_t step = tokens <= block_kernel<Arch, F>::tokens ? blocks : block_step<F>;
+  // One tile's tokens read a panel from front to back; where they take several passes, a short piece at a time, so that
+  // memory is read once and in order.
+  std::size_t step = block_step<F>;
+  if (tokens <= kernel::tokens) {
+    step = kernel::strips(tokens) * kernel::dot::lanes < packed_rows ? blocks_of<F>(256) : blocks;
+  }
   block_product<Arch, F>(blocks, step, x, tokens, out, [&](std::size_t begin, std::size_t) {
     return w.panel(first / packed_rows) + begin * packed_layout<F>::block_bytes;
   });
@@ -276,7 +290,8 @@ void unit_product(const packed_matrix<T>& w, std::size_t first, std::size_t rows
   const std::uint8_t* token[unit_tokens] = {};
   std::int32_t code_sum[unit_tokens] = {};
   for (std::size_t t = 0; t < tokens; ++t) {
-    token[t] = reinterpret_cast<const std::uint8_t*>(int8 ? static_cast<const void*>(x[t].codes) : x[t].halves);
+    const void* row = bf16_products<Arch> ? static_cast<const void*>(x[t].halves) : x[t].rounded;
+    token[t] = static_cast<const std::uint8_t*>(int8 ? x[t].codes : row);
     code_sum[t] = x[t].code_sum;
   }
   // int8 sums are the same any way, and a few tokens leave tiles empty; bf16 sums are not, so all tokens go one way.
@@ -359,14 +374,15 @@ inline activation_forms forms(const weight& w) {
 }
 
 // Rows i < count of n values at row(i) in the wanted forms, made once for all the units that read them; they live in
-// `scope`, codes and halves padded with zeros to whole quads.
+// `scope`, codes, halves and rounded padded with zeros to whole quads.
 template <class Arch, class Backend, class Scope, class Row>
 view<activation, 1> prepare_rows(Backend& be, Scope& scope, const activation_forms& wanted, std::size_t count,
                                  std::size_t n, Row&& row) {
   const std::size_t blocks_each = activation_block::count(n), padded = (n + 3) / 4 * 4;
   const auto rows = scope.template tensor<activation>(count);
   const auto codes = scope.template tensor<std::int8_t>(wanted.codes ? count : 0, padded);
-  const auto halves = scope.template tensor<bf16>(wanted.halves ? count : 0, padded);
+  const auto halves = scope.template tensor<bf16>(wanted.halves && bf16_products<Arch> ? count : 0, padded);
+  const auto rounded = scope.template tensor<float>(wanted.halves && !bf16_products<Arch> ? count : 0, padded);
   const auto blocks = scope.template tensor<activation_block>(wanted.blocks ? count : 0, blocks_each);
   const bool converts = wanted.codes || wanted.halves || wanted.blocks;
   be.parallel_for(count, converts ? 1 + 4096 / (n + 1) : 4096, [&](std::size_t begin, std::size_t end) {
@@ -377,10 +393,14 @@ view<activation, 1> prepare_rows(Backend& be, Scope& scope, const activation_for
         std::fill(codes.row(i) + n, codes.row(i) + padded, std::int8_t{0});
         x.codes = codes.row(i);
       }
-      if (wanted.halves) {
+      if (wanted.halves && bf16_products<Arch>) {
         std::transform(x.values, x.values + n, halves.row(i), [](float v) { return bf16(v); });
         std::fill(halves.row(i) + n, halves.row(i) + padded, bf16(0.0f));
         x.halves = halves.row(i);
+      } else if (wanted.halves) {
+        std::transform(x.values, x.values + n, rounded.row(i), [](float v) { return static_cast<float>(bf16(v)); });
+        std::fill(rounded.row(i) + n, rounded.row(i) + padded, 0.0f);
+        x.rounded = rounded.row(i);
       }
       if (wanted.blocks) {
         quantize_blocks<Arch>(x.values, n, blocks.row(i));

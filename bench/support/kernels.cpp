@@ -1,0 +1,2 @@
+// Every kernel of matrix products, compiled once.
+#include <mote/kernels/instantiate.hpp>

@@ -1,0 +1,166 @@
+#include "support/limits.hpp"
+
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <mote/core/amx.hpp>
+#include <mote/core/int8_dot.hpp>
+#include <mote/ops/matmul/element_kernel.hpp>
+
+namespace {
+
+using int8_dot = mote::detail::int8_dot<mote::default_arch>;
+using bf16_dot = mote::detail::element_dot<mote::default_arch, mote::bf16>;
+
+constexpr int steps = 20000;
+constexpr std::size_t chains = 10;
+
+// `steps` dot products in each of several independent chains, their sums in registers until the end. Not inlined, and no
+// lambda: every sum stays in a register.
+template <std::size_t... Chain>
+[[gnu::noinline]] void int8_chains(std::index_sequence<Chain...>) {
+  const std::uint8_t codes[int8_dot::lanes * 4] = {1, 2, 3};
+  const std::int8_t four[4] = {4, 5, 6, 7};
+  auto w = int8_dot::load(codes);
+  const auto x = int8_dot::splat_codes(four);
+  typename int8_dot::ints sums[] = {int8_dot::splat(static_cast<std::int32_t>(Chain))...};
+  for (int i = 0; i < steps; ++i) {
+    if constexpr (int8_dot::unsigned_limit > 0) {
+      ((sums[Chain] = int8_dot::dot_unsigned(sums[Chain], w, x)), ...);
+    } else {
+      ((sums[Chain] = int8_dot::dot_signed(sums[Chain], w, x)), ...);
+    }
+    benchmark::DoNotOptimize(w);
+  }
+  (benchmark::DoNotOptimize(sums[Chain]), ...);
+}
+
+template <std::size_t... Chain>
+[[gnu::noinline]] void bf16_chains(std::index_sequence<Chain...>) {
+  const std::uint8_t pairs[bf16_dot::lanes * 4] = {0, 0x3F};
+  const auto w = bf16_dot::load(pairs), x = bf16_dot::splat(pairs);
+  typename bf16_dot::sums sums[] = {typename bf16_dot::sums(static_cast<float>(Chain))...};
+  for (int i = 0; i < steps; ++i) {
+    ((sums[Chain] = bf16_dot::add(sums[Chain], w, x), mote::detail::keep_in_register<mote::default_arch>(sums[Chain])),
+     ...);
+  }
+  (benchmark::DoNotOptimize(sums[Chain]), ...);
+}
+
+template <class T>
+void tile_chains() {
+  mote::detail::amx_tiles tiles({16, 16, 16, 16, 16, 16, 16, 16});
+  const std::uint8_t zeros[1024] = {};
+  tiles.load<4>(zeros, 64);
+  tiles.load<5>(zeros, 64);
+  tiles.load<6>(zeros, 64);
+  tiles.load<7>(zeros, 64);
+  for (int i = 0; i < steps; ++i) {
+    if constexpr (std::is_same_v<T, std::int8_t>) {
+      tiles.dot_int8<0, 4, 6>();
+      tiles.dot_int8<1, 4, 7>();
+      tiles.dot_int8<2, 5, 6>();
+      tiles.dot_int8<3, 5, 7>();
+    } else {
+      tiles.dot_bf16<0, 4, 6>();
+      tiles.dot_bf16<1, 4, 7>();
+      tiles.dot_bf16<2, 5, 6>();
+      tiles.dot_bf16<3, 5, 7>();
+    }
+  }
+}
+
+// `steps` steps of one thread, and the operations in each.
+void run(bench::arithmetic unit) {
+  constexpr auto all = std::make_index_sequence<chains>{};
+  switch (unit) {
+    case bench::arithmetic::int8:
+      return int8_chains(all);
+    case bench::arithmetic::bf16:
+      if (bf16_dot::dot_products) return bf16_chains(all);
+      [[fallthrough]];
+    case bench::arithmetic::float32: {
+      float total = bench::multiply_add_chains(steps, all);
+      benchmark::DoNotOptimize(total);
+      return;
+    }
+    case bench::arithmetic::int8_tiles:
+      return tile_chains<std::int8_t>();
+    case bench::arithmetic::bf16_tiles:
+      return tile_chains<mote::bf16>();
+  }
+}
+
+double operations_of_step(bench::arithmetic unit) {
+  constexpr double lanes = chains * int8_dot::lanes, tile = 4.0 * 2.0 * 16 * 16;
+  switch (unit) {
+    case bench::arithmetic::int8:
+      return 8.0 * lanes;
+    case bench::arithmetic::bf16:
+      return (bf16_dot::dot_products ? 4.0 : 2.0) * lanes;
+    case bench::arithmetic::float32:
+      return 2.0 * lanes;
+    case bench::arithmetic::int8_tiles:
+      return tile * 64;
+    case bench::arithmetic::bf16_tiles:
+      return tile * 32;
+  }
+  return 0.0;
+}
+
+}  // namespace
+
+namespace bench {
+
+double read_bandwidth(std::size_t threads) {
+  static std::map<std::size_t, double> measured;
+  if (const auto known = measured.find(threads); known != measured.end()) return known->second;
+  using vector = mote::batch<float, mote::default_arch>;
+  constexpr std::size_t sums = 8;
+  const std::size_t n = beyond_cache / sizeof(float), piece = std::size_t{1} << 16;
+  const mote::buffer<float> x(n);
+  std::vector<float> totals(n / piece);
+  mote::simd<> be{mote::threads{threads}};
+  // Short stretches, all over the memory and again: the shortest counts, as of products.
+  constexpr std::size_t stretch = std::size_t{1} << 21;
+  double seconds = 1e300;
+  for (std::size_t from = 0; from + stretch <= 8 * n; from += stretch) {
+    const double taken = shortest_real(1, [&] {
+      be.parallel_for(stretch, piece, [&](std::size_t begin, std::size_t end) {
+        const float* const p = x.data() + from % n;
+        vector total[sums];
+        for (auto& t : total) t = vector(0.0f);
+        for (std::size_t i = begin; i < end; i += sums * vector::size) {
+          for (std::size_t c = 0; c < sums; ++c) total[c] += vector::load_unaligned(p + i + c * vector::size);
+        }
+        for (std::size_t c = 1; c < sums; ++c) total[0] += total[c];
+        totals[begin / piece] = mote::sum<mote::default_arch>(total[0]);
+      });
+      benchmark::DoNotOptimize(totals.data());
+    });
+    seconds = std::min(seconds, taken);
+  }
+  return measured[threads] = static_cast<double>(stretch * sizeof(float)) / seconds;
+}
+
+double rate(arithmetic unit, std::size_t threads) {
+  static std::map<std::pair<arithmetic, std::size_t>, double> measured;
+  const bool tiles = unit == arithmetic::int8_tiles || unit == arithmetic::bf16_tiles;
+  if (tiles && !mote::detail::amx_tiles::available()) return 0.0;
+  if (const auto known = measured.find({unit, threads}); known != measured.end()) return known->second;
+  // Several turns for each thread, as one of them may come late.
+  mote::simd<> be{mote::threads{threads}};
+  const std::size_t turns = threads == 1 ? 1 : 4 * threads;
+  const double seconds = shortest_real(100, [&] {
+    be.parallel_for(turns, 1, [&](std::size_t begin, std::size_t end) {
+      for (std::size_t i = begin; i < end; ++i) run(unit);
+    });
+  });
+  return measured[{unit, threads}] = static_cast<double>(turns) * steps * operations_of_step(unit) / seconds;
+}
+
+}  // namespace bench
