@@ -66,10 +66,21 @@ class recorder : public mote::simd<> {
   std::map<const void*, mote::activation_statistics*> watched_;
 };
 
-void matmul_impl(recorder& be, mote::view<const float, 2> x, const mote::view<const float, 2>& w,
-                 mote::view<float, 2> y, mote::output mode) {
-  be.see(w.data(), x);
-  mote::matmul_impl(be.plain(), x, w, y, mode);
+const mote::view<const float, 2>& floats(const mote::weight& w) { return std::get<mote::view<const float, 2>>(w); }
+
+// All matrices are float32 here: no other form's kernels are compiled.
+void matmul_impl(recorder& be, mote::view<const float, 2> x, const mote::weight& w, mote::view<float, 2> y,
+                 mote::output mode) {
+  be.see(floats(w).data(), x);
+  mote::matmul_impl(be.plain(), x, floats(w), y, mode);
+}
+void batched_matmul_impl(recorder& be, mote::view<const float, 3> x, const mote::weight& w, mote::view<float, 3> y) {
+  const std::size_t out = y.extent(2);
+  for (std::size_t b = 0; b < x.extent(0); ++b) {
+    const mote::view<const float, 2> from(&x(b, 0, 0), {x.extent(1), x.extent(2)}, {x.stride(1), 1});
+    const mote::view<float, 2> to(&y(b, 0, 0), {y.extent(1), out}, {y.stride(1), 1});
+    mote::matmul(be.plain(), from, floats(w).slice(0, b * out, out), to);
+  }
 }
 
 // What kv_b_proj multiplies is the normalized latent, in two parts.
@@ -78,8 +89,6 @@ void rms_norm_impl(recorder& be, mote::view<const float, 2> x, mote::view<const 
   mote::rms_norm_impl(be.plain(), x, gain, eps, y);
   be.see(gain.data(), y);
 }
-
-const mote::view<const float, 2>& floats(const mote::weight& w) { return std::get<mote::view<const float, 2>>(w); }
 
 // Reads matrices and vectors and holds them while a layer is run.
 class layer_reader {
@@ -232,8 +241,8 @@ class calibration::run {
   // Layers that read the same inputs have one source: the one whose matrix is watched.
   std::string source_of(const std::string& module) const {
     const std::string query = c_.q_lora_rank > 0 ? "q_a_proj" : "q_proj";
-    for (const auto& [same, source] : {std::pair<std::string, std::string>{"up_proj", "gate_proj"},
-                                       {"kv_a_proj_with_mqa", query}}) {
+    for (const auto& [same, source] :
+         {std::pair<std::string, std::string>{"up_proj", "gate_proj"}, {"kv_a_proj_with_mqa", query}}) {
       if (module.ends_with(same)) return module.substr(0, module.size() - same.size()) + source;
     }
     return module;
@@ -314,7 +323,7 @@ class calibration::run {
       const auto both = scratch.tensor<float>(count, 2 * hidden);
       mote::rms_norm(be_.plain(), next.slice(0, begin, count), enorm, eps, both.slice(1, 0, hidden));
       mote::rms_norm(be_.plain(), x.slice(0, begin, count), hnorm, eps, both.slice(1, hidden, hidden));
-      mote::matmul(be_, both, eh_proj, x.slice(0, begin, count));
+      mote::matmul(be_, both, mote::weight(eh_proj), x.slice(0, begin, count));
     });
     be_.unwatch();
   }
@@ -389,8 +398,9 @@ class calibration::run {
       const auto part = x.slice(0, begin, count);
       mote::rms_norm(be_.plain(), part, norm, c_.decoder.rms_norm_eps, normed);
       cache_.resize(sequence_, count);
-      mote::mla(be_, a, w, normed, cos_.as(context_, half).slice(0, 0, count), sin_.as(context_, half).slice(0, 0, count),
-                cache_.rows(sequence_, 0), 0, part, mote::output::accumulate);
+      mote::mla(be_, a, w, normed, cos_.as(context_, half).slice(0, 0, count),
+                sin_.as(context_, half).slice(0, 0, count), cache_.rows(sequence_, 0), 0, part,
+                mote::output::accumulate);
       cache_.resize(sequence_, 0);
     });
     be_.unwatch();
@@ -462,7 +472,7 @@ class calibration::run {
     for_each_piece_of(e, normed, routes, [&](const auto& x, std::span<const std::size_t> slots) {
       auto scratch = be_.scope();
       const auto out = scratch.template tensor<float>(slots.size(), c_.hidden_size);
-      mote::ffn(be_.plain(), x, w, out);
+      mote::ffn(be_, x, w, out);
       for (std::size_t i = 0; i < slots.size(); ++i) {
         float* to = y.row(slots[i] / top_k);
         for (std::size_t h = 0; h < c_.hidden_size; ++h) to[h] += routes.weights[slots[i]] * out(i, h);
@@ -541,13 +551,13 @@ class calibration::run {
   mote::buffer<float> cos_, sin_;
 
   bool started_ = false;
-  std::size_t next_ = 0;              // the layer to be run next
-  mote::buffer<float> hidden_;        // what enters it
-  bool recorded_ = false;             // whether the layer before it was recorded. Of that one:
-  mote::buffer<float> normed_;        // what enters its experts
-  expert_tokens routes_;              // and where each token goes
+  std::size_t next_ = 0;        // the layer to be run next
+  mote::buffer<float> hidden_;  // what enters it
+  bool recorded_ = false;       // whether the layer before it was recorded. Of that one:
+  mote::buffer<float> normed_;  // what enters its experts
+  expert_tokens routes_;        // and where each token goes
   bool keeps_input_ = false;
-  mote::buffer<float> input_;         // what entered it
+  mote::buffer<float> input_;                                  // what entered it
   std::map<std::size_t, std::vector<std::size_t>> unreached_;  // experts, by layer
 
   std::string source_;  // what the next two belong to

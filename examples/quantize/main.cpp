@@ -75,20 +75,21 @@ int main(int argc, char** argv) {
                   "Text file to run the model on: rounding and errors are then those of the layers' outputs")
       ->type_name("FILE");
   std::optional<quantize::rounding> how;
-  program
-      .add_option("--rounding", how, "gptq (default with --calibration) or nearest (default without)")
-      ->transform(CLI::CheckedTransformer(std::map<std::string, quantize::rounding>{{"nearest", quantize::rounding::nearest},
-                                                                                     {"gptq", quantize::rounding::gptq}})
-                      .description(""))
+  program.add_option("--rounding", how, "gptq (default with --calibration) or nearest (default without)")
+      ->transform(
+          CLI::CheckedTransformer(std::map<std::string, quantize::rounding>{{"nearest", quantize::rounding::nearest},
+                                                                            {"gptq", quantize::rounding::gptq}})
+              .description(""))
       ->type_name("NAME");
   program
       .add_option("--adaptive_layers", o.adaptive_layers,
                   "true: layers that the precision would hurt most get more bits or stay bf16, within a budget")
       ->type_name("true|false");
   program
-      .add_option("--sensitivity", o.by,
-                  "What --adaptive_layers goes by: error of a layer's output (default), or perplexity of the calibration "
-                  "text with that layer alone quantized")
+      .add_option(
+          "--sensitivity", o.by,
+          "What --adaptive_layers goes by: error of a layer's output (default), or perplexity of the calibration "
+          "text with that layer alone quantized")
       ->transform(CLI::CheckedTransformer(
                       std::map<std::string, quantize::sensitivity>{{"error", quantize::sensitivity::error},
                                                                    {"perplexity", quantize::sensitivity::perplexity}})
