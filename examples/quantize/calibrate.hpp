@@ -1,20 +1,60 @@
-// Runs the model on a text and keeps what enters its linear layers.
+// Runs the model on a text, a decoder layer at a time, and tells what enters its linear layers. Of the model, one layer's
+// matrices outside its experts and one expert are in memory; of the text, the hidden states between two layers.
 #pragma once
 
 #include <cstddef>
+#include <functional>
+#include <memory>
 #include <string>
+#include <vector>
 
-#include <mote/compress/calibration.hpp>
+#include <mote/compress/gptq.hpp>
+#include <mote/compress/statistics.hpp>
+#include <mote/core/view.hpp>
+#include <mote/io/safetensors.hpp>
+
+#include "encoder.hpp"
+#include "lm/config.hpp"
 
 namespace quantize {
 
-struct calibration_run {
-  mote::calibration inputs;  // Σ x_c² of every linear layer of the main model, by its name in the checkpoint
-  std::size_t tokens = 0;
+// What entered a linear layer; null where the text says nothing of it. Without a token the second moment is the identity.
+struct layer_inputs {
+  const mote::activation_statistics* statistics = nullptr;
+  const mote::inverse_hessian* inverse = nullptr;  // null also where rounding is to nearest
 };
 
-// The text is read in windows of 512 tokens, at most 64 of them. Throws format_error when model or text cannot be read or
-// the text is empty.
-calibration_run calibrate(const std::string& model, const std::string& text_file, std::size_t threads);
+enum class rounding { nearest, gptq };
+
+class calibration {
+ public:
+  // The text is read in windows of 512 tokens, at most 64 of them. `files` must outlive the object. Throws format_error when
+  // the text cannot be read or has fewer than two tokens.
+  calibration(const mote::checkpoint& files, const lm::model_config& config, const std::string& text_file, rounding how,
+              std::size_t threads);
+  ~calibration();
+
+  std::size_t tokens() const;
+
+  // By the layer's name in the checkpoint. Valid until the next call. Asking in the order of the model's layers runs the
+  // model once; asking for an earlier layer runs it again from the first.
+  layer_inputs of(const std::string& module);
+
+  // Whether `module` is part of what predicts the text: a linear layer of the main model.
+  bool predicts(const std::string& module) const;
+
+  // -ln p of the text, the mean over its tokens. In the decoder layer that `module` belongs to, replace(module, w) may
+  // change the values w [out, in] of each matrix first; without `replace`, of the model as it is.
+  using replacement = std::function<void(const std::string& module, const mote::view<float, 2>& w)>;
+  double loss();
+  double loss(const std::string& module, const replacement& replace);
+
+  // The experts that no token of the text entered, in the order of the layers.
+  std::vector<std::string> unreached();
+
+ private:
+  class run;
+  std::unique_ptr<run> run_;
+};
 
 }  // namespace quantize

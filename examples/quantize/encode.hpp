@@ -4,14 +4,16 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <span>
 #include <string>
-#include <vector>
 
-#include <mote/compress/calibration.hpp>
+#include <mote/compress/output_error.hpp>
+#include <mote/compress/statistics.hpp>
 #include <mote/core/buffer.hpp>
 #include <mote/core/error.hpp>
 #include <mote/core/view.hpp>
 
+#include "calibrate.hpp"
 #include "encoder.hpp"
 #include "model.hpp"
 
@@ -29,65 +31,71 @@ struct squared_error {
   }
 };
 
-// Calls f(begin, rows) for pieces of the matrix of about 8 MB.
+// The matrices that a tensor consists of.
+inline std::size_t parts(const output_tensor& t) { return std::max(t.modules.size(), std::size_t{1}); }
+
+// Calls f(rows, begin) for pieces of about 8 MB of part `part`, `begin` counted from its first row.
 template <class Function>
-void for_each_piece(const output_tensor& t, Function&& f) {
-  const std::size_t multiple = matrix_encoder::rows_multiple, rows = t.rows(), columns = t.columns();
+void for_each_piece(const output_tensor& t, std::size_t part, Function&& f) {
+  const std::size_t multiple = matrix_encoder::rows_multiple, rows = t.rows() / parts(t), columns = t.columns();
   const std::size_t most = std::max(multiple, (std::size_t{1} << 21) / columns / multiple * multiple);
   mote::buffer<float> values(std::min(most, rows) * columns);
   for (std::size_t begin = 0; begin < rows; begin += most) {
     const mote::view<float, 2> piece(values.data(), std::min(most, rows - begin), columns);
-    t.read(begin, piece);
+    t.read(part * rows + begin, piece);
     for (std::size_t i = 0; i < piece.size(); ++i) {
       if (!std::isfinite(piece.data()[i])) {
-        mote::raise<mote::format_error>(t.name + ": row " + std::to_string(begin + i / columns) +
+        mote::raise<mote::format_error>(t.name + ": row " + std::to_string(part * rows + begin + i / columns) +
                                         ": holds a value that is not finite");
       }
     }
-    f(mote::view<const float, 2>(piece));
+    f(mote::view<const float, 2>(piece), begin);
   }
 }
 
-// The mean of x_c² over the tokens that entered a layer, or nothing when calibration did not see it.
-inline std::vector<double> input_energy(const mote::calibration* inputs, const std::string& module) {
-  if (inputs == nullptr || !inputs->contains(module) || inputs->of(module).tokens() == 0) return {};
-  const mote::activation_statistics& seen = inputs->of(module);
-  std::vector<double> energy(seen.in_features());
-  for (std::size_t c = 0; c < energy.size(); ++c) {
-    energy[c] = static_cast<double>(seen.moment(c)(0, 0)) / static_cast<double>(seen.tokens());
-  }
-  return energy;
+// What calibration knows of the inputs of a part; `text` may be null.
+inline layer_inputs inputs_of(calibration* text, const output_tensor& t, std::size_t part) {
+  if (text == nullptr || part >= t.modules.size() || !t.reads_inputs) return {};
+  return text->of(t.modules[part]);
 }
 
-// Encodes a matrix; write(bytes) receives the pieces of the first of its tensors. `inputs` may be null.
-template <class Write>
-squared_error encode(backend& be, matrix_encoder& encoder, const output_tensor& t, const mote::calibration* inputs,
-                     Write&& write) {
-  if (encoder.looks_first()) for_each_piece(t, [&](const auto& rows) { encoder.look(rows); });
-  const std::size_t parts = std::max(t.modules.size(), std::size_t{1}), part_rows = t.rows() / parts;
-  std::vector<double> energy;
-  squared_error total{0.0, parts};
-  double error = 0.0, signal = 0.0;  // of one of the matrices
-  std::size_t row = 0;
-  mote::buffer<float> decoded;
-  for_each_piece(t, [&](const mote::view<const float, 2>& rows) {
-    if (decoded.size() < rows.size()) decoded = mote::buffer<float>(rows.size());
-    const mote::view<float, 2> values(decoded.data(), rows.extent(0), rows.extent(1));
-    write(encoder.encode(be, rows, values));
-    for (std::size_t r = 0; r < rows.extent(0); ++r, ++row) {
-      if (row % part_rows == 0) {
-        energy = t.modules.empty() ? std::vector<double>() : input_energy(inputs, t.modules[row / part_rows]);
-        error = signal = 0.0;
-      }
-      for (std::size_t c = 0; c < rows.extent(1); ++c) {
-        const double weight = energy.empty() ? 1.0 : energy[c];
-        const double w = static_cast<double>(rows(r, c)), d = w - static_cast<double>(values(r, c));
-        error += weight * d * d;
-        signal += weight * w * w;
-      }
-      if ((row + 1) % part_rows == 0 && error > 0.0) total.sum += error / std::max(signal, error);
-    }
+// Encodes one part; sink(bytes, decoded, begin) receives each piece. Gives its error.
+template <class Sink>
+squared_error encode_part(backend& be, matrix_encoder& encoder, const output_tensor& t, std::size_t part,
+                          const layer_inputs& inputs, Sink&& sink) {
+  const mote::activation_statistics identity(t.columns(), 1);
+  const mote::activation_statistics& statistics = inputs.statistics ? *inputs.statistics : identity;
+  mote::buffer<float> values;
+  double error = 0.0, signal = 0.0;
+  for_each_piece(t, part, [&](const mote::view<const float, 2>& rows, std::size_t begin) {
+    if (values.size() < rows.size()) values = mote::buffer<float>(rows.size());
+    const mote::view<float, 2> decoded(values.data(), rows.extent(0), rows.extent(1));
+    const auto bytes = encoder.encode(be, rows, inputs.inverse, decoded);
+    sink(bytes, mote::view<const float, 2>(decoded), begin);
+    const mote::output_error e = mote::measure_output_error(be, rows, mote::view<const float, 2>(decoded), statistics);
+    error += e.error;
+    signal += e.signal;
   });
+  return {error > 0.0 ? error / std::max(signal, error) : 0.0, 1};
+}
+
+// Shows a tensor to an encoder that wants to see it first.
+inline void look_first(matrix_encoder& encoder, const output_tensor& t) {
+  if (!encoder.looks_first()) return;
+  for (std::size_t part = 0; part < parts(t); ++part) {
+    for_each_piece(t, part, [&](const auto& rows, std::size_t) { encoder.look(rows); });
+  }
+}
+
+// Encodes a matrix; write(bytes) receives the pieces of the first of its tensors. `text` may be null.
+template <class Write>
+squared_error encode(backend& be, matrix_encoder& encoder, const output_tensor& t, calibration* text, Write&& write) {
+  look_first(encoder, t);
+  squared_error total;
+  for (std::size_t part = 0; part < parts(t); ++part) {
+    total += encode_part(be, encoder, t, part, inputs_of(text, t, part),
+                         [&](std::span<const std::byte> bytes, const auto&, std::size_t) { write(bytes); });
+  }
   return total;
 }
 

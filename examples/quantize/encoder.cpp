@@ -1,17 +1,17 @@
 #include "encoder.hpp"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 
+#include <mote/compress/block_grid.hpp>
+#include <mote/compress/grid.hpp>
+#include <mote/compress/integer_grids.hpp>
 #include <mote/compress/range.hpp>
 #include <mote/core/buffer.hpp>
 #include <mote/io/gguf/types.hpp>
 #include <mote/quant/formats.hpp>
 #include <mote/quant/fp8.hpp>
-#include <mote/quant/int8.hpp>
 #include <mote/quant/microscaling.hpp>
 #include <mote/quant/quantize.hpp>
 
@@ -25,9 +25,19 @@ std::span<const std::byte> bytes_of(const std::vector<T>& values) {
   return std::as_bytes(std::span<const T>(values));
 }
 
+template <mote::rounding_grid Grid>
+void round(backend& be, const mote::view<const float, 2>& rows, const mote::inverse_hessian* inverse, Grid& grid,
+           const mote::view<float, 2>& decoded) {
+  if (inverse == nullptr) {
+    mote::round_to_nearest(be, rows, grid, decoded);
+  } else {
+    mote::gptq(be, rows, *inverse, grid, decoded);
+  }
+}
+
 class bf16_encoder : public matrix_encoder {
  public:
-  std::span<const std::byte> encode(backend&, const mote::view<const float, 2>& rows,
+  std::span<const std::byte> encode(backend&, const mote::view<const float, 2>& rows, const mote::inverse_hessian*,
                                     const mote::view<float, 2>& decoded) override {
     halves_.resize(rows.size());
     for (std::size_t i = 0; i < rows.size(); ++i) {
@@ -46,12 +56,18 @@ template <class F>
 class block_encoder : public matrix_encoder {
  public:
   std::span<const std::byte> encode(backend& be, const mote::view<const float, 2>& rows,
+                                    const mote::inverse_hessian* inverse,
                                     const mote::view<float, 2>& decoded) override {
     const std::size_t across = rows.extent(1) / F::block_size;
     if (blocks_.size() != rows.extent(0) * across) blocks_ = mote::buffer<F>(rows.extent(0) * across);
     const auto blocks = blocks_.as(rows.extent(0), across);
-    mote::quantize<F>(be, rows, blocks);
-    mote::dequantize<F>(be, mote::view<const F, 2>(blocks), decoded);
+    if (inverse == nullptr || inverse->identity()) {
+      mote::quantize<F>(be, rows, blocks);
+      mote::dequantize<F>(be, mote::view<const F, 2>(blocks), decoded);
+    } else {
+      mote::block_grid grid(blocks);
+      mote::gptq(be, rows, *inverse, grid, decoded);
+    }
     return std::as_bytes(std::span<const F>(blocks_.data(), blocks_.size()));
   }
 
@@ -62,17 +78,13 @@ class block_encoder : public matrix_encoder {
 class int8_encoder : public matrix_encoder {
  public:
   std::span<const std::byte> encode(backend& be, const mote::view<const float, 2>& rows,
+                                    const mote::inverse_hessian* inverse,
                                     const mote::view<float, 2>& decoded) override {
-    const std::size_t columns = rows.extent(1), first = scale_.size();
+    const std::size_t count = rows.extent(0), first = scale_.size();
     codes_.resize(rows.size());
-    scale_.resize(first + rows.extent(0));
-    be.parallel_for(rows.extent(0), 8, [&](std::size_t begin, std::size_t end) {
-      for (std::size_t n = begin; n < end; ++n) {
-        std::int8_t* codes = codes_.data() + n * columns;
-        const float scale = scale_[first + n] = mote::quantize_int8_row(rows.row(n), columns, codes);
-        for (std::size_t k = 0; k < columns; ++k) decoded(n, k) = scale * static_cast<float>(codes[k]);
-      }
-    });
+    scale_.resize(first + count);
+    mote::int8_grid grid({codes_.data(), count, rows.extent(1)}, {scale_.data() + first, count});
+    round(be, rows, inverse, grid, decoded);
     return bytes_of(codes_);
   }
   std::vector<std::span<const std::byte>> rest() const override { return {bytes_of(scale_)}; }
@@ -82,26 +94,50 @@ class int8_encoder : public matrix_encoder {
   std::vector<float> scale_;
 };
 
-// Scales of least squared error, in bf16.
+// Eight codes a word, each group of a row with a scale of least squared error, in bf16.
+class packed_int4_grid {
+ public:
+  packed_int4_grid(const mote::view<std::uint32_t, 2>& words, const mote::view<mote::bf16, 2>& scale)
+      : words_(words), scale_(scale) {}
+
+  std::size_t rows() const { return words_.extent(0); }
+  std::size_t columns() const { return words_.extent(1) * 8; }
+  static constexpr std::size_t group() { return int4_group; }
+
+  void fit(std::size_t row, std::size_t column, const float* x) const {
+    const mote::range r =
+        mote::estimate_range(std::span(x, int4_group), {.method = mote::range_method::mse, .bits = 4});
+    const float wanted = mote::integer_grid(r, 4, true).scale();
+    // A model in bf16 is read with scales in bf16; one that float16 cannot hold, too, would cost exactness there.
+    scale_(row, column / int4_group) = mote::bf16(std::clamp(wanted, 0x1p-14f, 65024.0f));
+  }
+  float round(std::size_t row, std::size_t column, float x) const {
+    const auto s = static_cast<float>(scale_(row, column / int4_group));
+    const float code = std::clamp(std::nearbyint(x / s), -8.0f, 7.0f);
+    const std::size_t shift = column % 8 * 4;
+    std::uint32_t& word = words_(row, column / 8);
+    word = (word & ~(15u << shift)) | static_cast<std::uint32_t>(static_cast<int>(code) + 8) << shift;
+    return s * code;
+  }
+
+ private:
+  mote::view<std::uint32_t, 2> words_;
+  mote::view<mote::bf16, 2> scale_;
+};
+
 class int4_encoder : public matrix_encoder {
  public:
   int4_encoder(std::size_t rows, std::size_t columns)
       : shape_{static_cast<std::int64_t>(rows), static_cast<std::int64_t>(columns)} {}
 
   std::span<const std::byte> encode(backend& be, const mote::view<const float, 2>& rows,
+                                    const mote::inverse_hessian* inverse,
                                     const mote::view<float, 2>& decoded) override {
-    const std::size_t columns = rows.extent(1), groups = columns / int4_group, first = scale_.size();
-    words_.resize(rows.extent(0) * columns / 8);
-    scale_.resize(first + rows.extent(0) * groups);
-    be.parallel_for(rows.extent(0), 1, [&](std::size_t begin, std::size_t end) {
-      for (std::size_t n = begin; n < end; ++n) {
-        for (std::size_t g = 0; g < groups; ++g) {
-          scale_[first + n * groups + g] =
-              encode_group(rows.row(n) + g * int4_group, words_.data() + (n * groups + g) * int4_group / 8,
-                           decoded.row(n) + g * int4_group);
-        }
-      }
-    });
+    const std::size_t count = rows.extent(0), groups = rows.extent(1) / int4_group, first = scale_.size();
+    words_.resize(rows.size() / 8);
+    scale_.resize(first + count * groups);
+    packed_int4_grid grid({words_.data(), count, rows.extent(1) / 8}, {scale_.data() + first, count, groups});
+    round(be, rows, inverse, grid, decoded);
     return bytes_of(words_);
   }
   std::vector<std::span<const std::byte>> rest() const override {
@@ -109,22 +145,6 @@ class int4_encoder : public matrix_encoder {
   }
 
  private:
-  static mote::bf16 encode_group(const float* x, std::uint32_t* words, float* decoded) {
-    const mote::range r =
-        mote::estimate_range(std::span(x, int4_group), {.method = mote::range_method::mse, .bits = 4});
-    const float wanted = mote::integer_grid(r, 4, true).scale();
-    // A model in bf16 is read with scales in bf16; one that float16 cannot hold, too, would cost exactness there.
-    mote::bf16 scale(std::clamp(wanted, 0x1p-14f, 65024.0f));
-    const float s = static_cast<float>(scale);
-    std::fill_n(words, int4_group / 8, 0u);
-    for (std::size_t i = 0; i < int4_group; ++i) {
-      const int code = static_cast<int>(std::clamp(std::nearbyint(x[i] / s), -8.0f, 7.0f));
-      words[i / 8] |= static_cast<std::uint32_t>(code + 8) << (i % 8 * 4);
-      decoded[i] = s * static_cast<float>(code);
-    }
-    return scale;
-  }
-
   std::vector<std::uint32_t> words_;
   std::vector<mote::bf16> scale_;
   std::int64_t shape_[2];
@@ -133,20 +153,14 @@ class int4_encoder : public matrix_encoder {
 class fp8_encoder : public matrix_encoder {
  public:
   std::span<const std::byte> encode(backend& be, const mote::view<const float, 2>& rows,
+                                    const mote::inverse_hessian* inverse,
                                     const mote::view<float, 2>& decoded) override {
-    const std::size_t columns = rows.extent(1), across = mote::fp8_blocks(columns), first = scale_.size();
-    const std::size_t down = mote::fp8_blocks(rows.extent(0));
+    const std::size_t count = rows.extent(0), across = mote::fp8_blocks(rows.extent(1)), first = scale_.size();
+    const std::size_t down = mote::fp8_blocks(count);
     codes_.resize(rows.size());
     scale_.resize(first + down * across);
-    be.parallel_for(down, 1, [&](std::size_t begin, std::size_t end) {
-      for (std::size_t b = begin; b < end; ++b) {
-        const std::size_t n = b * mote::fp8_block, count = std::min(mote::fp8_block, rows.extent(0) - n);
-        const mote::view<mote::f8_e4m3, 2> codes(codes_.data() + n * columns, count, columns);
-        const mote::view<float, 2> scale(scale_.data() + first + b * across, 1, across);
-        mote::quantize_fp8(rows.slice(0, n, count), codes, scale);
-        mote::dequantize_fp8(codes, scale, decoded.slice(0, n, count));
-      }
-    });
+    mote::fp8_grid grid(rows, {codes_.data(), count, rows.extent(1)}, {scale_.data() + first, down, across});
+    round(be, rows, inverse, grid, decoded);
     return bytes_of(codes_);
   }
   std::vector<std::span<const std::byte>> rest() const override { return {bytes_of(scale_)}; }
@@ -156,70 +170,88 @@ class fp8_encoder : public matrix_encoder {
   std::vector<float> scale_;
 };
 
-// e2m1 codes, two a byte, with a scale byte for each Group columns: mxfp4 and nvfp4 as safetensors stores them.
-template <std::size_t Group>
+// e2m1 codes, two a byte, with a scale byte for each Group columns: mxfp4 and nvfp4 as safetensors stores them. `Scale`
+// gives a group's scale as it is stored, and what a code of 1 stands for.
+template <std::size_t Group, class Scale>
+class fp4_grid {
+ public:
+  fp4_grid(const mote::view<std::uint8_t, 2>& codes, const mote::view<std::uint8_t, 2>& scale, const Scale& scales)
+      : codes_(codes), scale_(scale), scales_(scales) {}
+
+  std::size_t rows() const { return codes_.extent(0); }
+  std::size_t columns() const { return codes_.extent(1) * 2; }
+  static constexpr std::size_t group() { return Group; }
+
+  void fit(std::size_t row, std::size_t column, const float* x) const {
+    scale_(row, column / Group) = scales_.stored(x);
+  }
+  float round(std::size_t row, std::size_t column, float x) const {
+    const float unit = scales_.unit(scale_(row, column / Group));
+    const mote::f4_e2m1 code(unit > 0.0f ? x / unit : 0.0f);
+    const std::size_t shift = column % 2 * 4;
+    std::uint8_t& byte = codes_(row, column / 2);
+    byte = static_cast<std::uint8_t>((byte & (0xF0u >> shift)) | static_cast<unsigned>(code.bits) << shift);
+    return static_cast<float>(code) * unit;
+  }
+
+ private:
+  mote::view<std::uint8_t, 2> codes_, scale_;
+  const Scale& scales_;
+};
+
+template <std::size_t Group, class Scale>
 class fp4_encoder : public matrix_encoder {
  public:
   std::span<const std::byte> encode(backend& be, const mote::view<const float, 2>& rows,
+                                    const mote::inverse_hessian* inverse,
                                     const mote::view<float, 2>& decoded) override {
-    const std::size_t columns = rows.extent(1), groups = columns / Group, first = scale_.size();
-    codes_.assign(rows.size() / 2, 0);
-    scale_.resize(first + rows.extent(0) * groups);
-    be.parallel_for(rows.extent(0), 1, [&](std::size_t begin, std::size_t end) {
-      for (std::size_t n = begin; n < end; ++n) {
-        for (std::size_t g = 0; g < groups; ++g) {
-          const float* x = rows.row(n) + g * Group;
-          const float unit = fit(x, scale_[first + n * groups + g]);
-          for (std::size_t i = 0; i < Group; ++i) {
-            const mote::f4_e2m1 code(unit > 0.0f ? x[i] / unit : 0.0f);
-            codes_[(n * columns + g * Group + i) / 2] |= static_cast<std::uint8_t>(code.bits << (i % 2 * 4));
-            decoded(n, g * Group + i) = static_cast<float>(code) * unit;
-          }
-        }
-      }
-    });
+    const std::size_t count = rows.extent(0), columns = rows.extent(1), first = scale_.size();
+    codes_.resize(rows.size() / 2);
+    scale_.resize(first + count * (columns / Group));
+    fp4_grid<Group, Scale> grid({codes_.data(), count, columns / 2}, {scale_.data() + first, count, columns / Group},
+                                scales_);
+    round(be, rows, inverse, grid, decoded);
     return bytes_of(codes_);
   }
   std::vector<std::span<const std::byte>> rest() const override { return {bytes_of(scale_)}; }
 
  protected:
-  // The group's scale as it is stored, and what a code of 1 stands for.
-  virtual float fit(const float* x, std::uint8_t& stored) const = 0;
-
   std::vector<std::uint8_t> codes_, scale_;
+  Scale scales_;
 };
 
-class mxfp4_encoder : public fp4_encoder<32> {
-  float fit(const float* x, std::uint8_t& stored) const override {
-    const mote::f8_e8m0 scale = mote::encode_mx(x).e;
-    stored = scale.bits;
-    return static_cast<float>(scale);
+struct mxfp4_scale {
+  std::uint8_t stored(const float* x) const { return mote::encode_mx(x).e.bits; }
+  float unit(std::uint8_t stored) const { return static_cast<float>(mote::f8_e8m0::from_bits(stored)); }
+};
+using mxfp4_encoder = fp4_encoder<32, mxfp4_scale>;
+
+struct nvfp4_scale {
+  std::uint8_t stored(const float* x) const {
+    float amax = 0.0f;
+    for (std::size_t i = 0; i < 16; ++i) amax = std::max(amax, std::fabs(x[i]));
+    return mote::f8_e4m3(std::min(amax / 6.0f * global, 448.0f)).bits;
   }
+  float unit(std::uint8_t stored) const { return static_cast<float>(mote::f8_e4m3::from_bits(stored)) / global; }
+
+  float global = 1.0f;
 };
 
 // The tensor's scale is a power of two, so that bf16 holds every number that is encoded.
-class nvfp4_encoder : public fp4_encoder<16> {
+class nvfp4_encoder : public fp4_encoder<16, nvfp4_scale> {
  public:
   bool looks_first() const override { return true; }
   void look(const mote::view<const float, 2>& rows) override {
     for (std::size_t i = 0; i < rows.size(); ++i) amax_ = std::max(amax_, std::fabs(rows.data()[i]));
     const float least = std::max(amax_ / (448.0f * 6.0f), 0x1p-100f);
-    global_ = 1.0f / std::ldexp(1.0f, static_cast<int>(std::ceil(std::log2(least))));
+    scales_.global = 1.0f / std::ldexp(1.0f, static_cast<int>(std::ceil(std::log2(least))));
   }
   std::vector<std::span<const std::byte>> rest() const override {
-    return {bytes_of(scale_), std::as_bytes(std::span(&global_, 1))};
+    return {bytes_of(scale_), std::as_bytes(std::span(&scales_.global, 1))};
   }
 
  private:
-  float fit(const float* x, std::uint8_t& stored) const override {
-    float amax = 0.0f;
-    for (std::size_t i = 0; i < 16; ++i) amax = std::max(amax, std::fabs(x[i]));
-    const mote::f8_e4m3 scale(std::min(amax / 6.0f * global_, 448.0f));
-    stored = scale.bits;
-    return static_cast<float>(scale) / global_;
-  }
-
-  float amax_ = 0.0f, global_ = 1.0f;
+  float amax_ = 0.0f;
 };
 
 // Calls f.operator()<F>() for the block format of that name; gives whether there is one.

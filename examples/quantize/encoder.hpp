@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include <mote/compress/gptq.hpp>
 #include <mote/core/simd.hpp>
 #include <mote/core/view.hpp>
 
@@ -35,8 +36,10 @@ class matrix_encoder {
   virtual bool looks_first() const { return false; }
   virtual void look(const mote::view<const float, 2>&) {}
 
-  // The bytes of `rows` in the file's first tensor, valid until the next call; what they stand for to `decoded`.
+  // The bytes of `rows` in the file's first tensor, valid until the next call; what they stand for to `decoded`. Rounded to
+  // nearest, or with `inverse` by GPTQ.
   virtual std::span<const std::byte> encode(backend& be, const mote::view<const float, 2>& rows,
+                                            const mote::inverse_hessian* inverse,
                                             const mote::view<float, 2>& decoded) = 0;
 
   // The bytes of the tensors after the first, when all rows were encoded.

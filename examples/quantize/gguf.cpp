@@ -17,7 +17,8 @@ using matrix = std::shared_ptr<mote::matrix_ref>;
 
 class gguf_plan {
  public:
-  gguf_plan(const mote::checkpoint& files, const lm::model_config& config) : files_(files), c_(config) {}
+  gguf_plan(const mote::checkpoint& files, const lm::model_config& config)
+      : files_(files), c_(config), pages_(std::make_shared<mapped_pages>(files)) {}
 
   std::vector<output_tensor> tensors() && {
     const auto& a = c_.decoder.attention;
@@ -119,6 +120,14 @@ class gguf_plan {
             for (std::size_t k = 0; k < nope; ++k) rows(r, k) = last->values[k * rank + column];
           }
         });
+    all_.back().modules = {from};
+    all_.back().reads_inputs = false;  // it is transposed
+    all_.back().put = [rank, nope, v](std::size_t begin, const auto& rows, const mote::view<float, 2>& w) {
+      for (std::size_t r = 0; r < rows.extent(0); ++r) {
+        const std::size_t head = (begin + r) / rank, column = (begin + r) % rank;
+        for (std::size_t k = 0; k < nope; ++k) w(head * (nope + v) + k, column) = rows(r, k);
+      }
+    };
     add(to + "attn_v_b.weight", {heads, v, rank},
         [kv_b, rank, nope, v](std::size_t begin, const mote::view<float, 2>& rows) {
           for (std::size_t r = 0; r < rows.extent(0); ++r) {
@@ -127,6 +136,12 @@ class gguf_plan {
           }
         });
     all_.back().modules = {from};
+    all_.back().put = [nope, v](std::size_t begin, const auto& rows, const mote::view<float, 2>& w) {
+      for (std::size_t r = 0; r < rows.extent(0); ++r) {
+        const std::size_t head = (begin + r) / v, row = (begin + r) % v;
+        std::copy_n(rows.row(r), rows.extent(1), w.row(head * (nope + v) + nope + row));
+      }
+    };
   }
 
   matrix find(const std::string& name, std::size_t out, std::size_t in) const {
@@ -151,7 +166,10 @@ class gguf_plan {
     t.name = name;
     t.layer = name.substr(0, name.size() - std::string(".weight").size());
     t.shape = shape;
-    t.read = std::forward<Read>(read);
+    t.read = [read = std::forward<Read>(read), pages = pages_](std::size_t begin, const mote::view<float, 2>& rows) {
+      read(begin, rows);
+      pages->used(rows.size() * sizeof(float));
+    };
   }
 
   void floats(const std::string& to, const std::string& from, const std::vector<std::size_t>& shape) {
@@ -168,6 +186,7 @@ class gguf_plan {
 
   const mote::checkpoint& files_;
   const lm::model_config& c_;
+  std::shared_ptr<mapped_pages> pages_;
   std::vector<output_tensor> all_;
 };
 

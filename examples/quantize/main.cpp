@@ -72,17 +72,39 @@ int main(int argc, char** argv) {
       ->type_name("NAME");
   program
       .add_option("--calibration", o.calibration,
-                  "Text file: errors are those of the layers' outputs on it, not of the weights")
+                  "Text file to run the model on: rounding and errors are then those of the layers' outputs")
       ->type_name("FILE");
+  std::optional<quantize::rounding> how;
+  program.add_option("--rounding", how, "gptq (default with --calibration) or nearest (default without)")
+      ->transform(
+          CLI::CheckedTransformer(std::map<std::string, quantize::rounding>{{"nearest", quantize::rounding::nearest},
+                                                                            {"gptq", quantize::rounding::gptq}})
+              .description(""))
+      ->type_name("NAME");
   program
       .add_option("--adaptive_layers", o.adaptive_layers,
-                  "true: layers that the precision would hurt most get 8 bits or stay bf16, within --size_budget")
+                  "true: layers that the precision would hurt most get more bits or stay bf16, within a budget")
       ->type_name("true|false");
+  program
+      .add_option(
+          "--sensitivity", o.by,
+          "What --adaptive_layers goes by: error of a layer's output (default), or perplexity of the calibration "
+          "text with that layer alone quantized")
+      ->transform(CLI::CheckedTransformer(
+                      std::map<std::string, quantize::sensitivity>{{"error", quantize::sensitivity::error},
+                                                                   {"perplexity", quantize::sensitivity::perplexity}})
+                      .description(""))
+      ->type_name("NAME");
   program
       .add_option("--size_budget", o.size_budget,
                   "Most bytes of all tensors with --adaptive_layers, e.g. 3GB (default: 10 % above --precision alone)")
       ->transform(CLI::AsSizeValue(false).description(""))
       ->type_name("SIZE");
+  program
+      .add_option("--quality_budget", o.quality_budget,
+                  "Most percent by which perplexity may rise, instead of a size; needs --sensitivity perplexity")
+      ->type_name("PERCENT")
+      ->check(CLI::PositiveNumber.description(""));
   program.add_option("--max_shard_size", o.max_shard_size, "Most bytes of one safetensors file (default: 4GB)")
       ->transform(CLI::AsSizeValue(false).description(""))
       ->type_name("SIZE")
@@ -102,9 +124,17 @@ int main(int argc, char** argv) {
       const auto known = joined(names(o.kind)) + (format ? "" : ", " + joined(names(container::gguf)));
       throw CLI::ValidationError("--precision", "expected one of " + known + ", got " + o.precision);
     }
-    if (o.size_budget > 0 && !o.adaptive_layers) {
-      throw CLI::ValidationError("--size_budget", "needs --adaptive_layers true");
-    }
+    const auto needs = [](bool given, const char* option, bool met, const char* what) {
+      if (given && !met) throw CLI::ValidationError(option, what);
+    };
+    const bool calibrated = !o.calibration.empty(), by_perplexity = o.by == quantize::sensitivity::perplexity;
+    o.how = how.value_or(calibrated ? quantize::rounding::gptq : quantize::rounding::nearest);
+    needs(o.how == quantize::rounding::gptq, "--rounding", calibrated, "gptq needs --calibration");
+    needs(o.size_budget > 0, "--size_budget", o.adaptive_layers, "needs --adaptive_layers true");
+    needs(by_perplexity, "--sensitivity", o.adaptive_layers, "needs --adaptive_layers true");
+    needs(by_perplexity, "--sensitivity", calibrated, "perplexity needs --calibration");
+    needs(o.quality_budget > 0.0, "--quality_budget", by_perplexity, "needs --sensitivity perplexity");
+    needs(o.quality_budget > 0.0, "--quality_budget", o.size_budget == 0, "and --size_budget exclude each other");
     quantize::run(o);
   } catch (const CLI::ParseError& e) {
     if (e.get_exit_code() == 0) return program.exit(e);

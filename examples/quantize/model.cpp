@@ -1,5 +1,10 @@
 #include "model.hpp"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
 #include <memory>
 #include <regex>
 #include <utility>
@@ -17,12 +22,49 @@ std::string layer_of(const std::string& name) {
 
 }  // namespace
 
+mapped_pages::mapped_pages(const mote::checkpoint& files) {
+  const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
+  for (const mote::tensor_ref& t : files.tensors()) {
+    const auto begin = reinterpret_cast<std::uintptr_t>(t.bytes.data());
+    ranges_.emplace_back(begin / page * page, (begin + t.bytes.size() + page - 1) / page * page);
+  }
+  std::sort(ranges_.begin(), ranges_.end());
+  std::size_t last = 0;
+  for (const auto& range : ranges_) {
+    if (range.first <= ranges_[last].second) {
+      ranges_[last].second = std::max(ranges_[last].second, range.second);
+    } else {
+      ranges_[++last] = range;
+    }
+  }
+  ranges_.resize(std::min(ranges_.size(), last + 1));
+}
+
+void mapped_pages::used(std::size_t bytes) {
+  constexpr std::size_t most = std::size_t{1} << 26;
+  used_ += bytes;
+  if (used_ < most) return;
+  used_ = 0;
+  for (const auto& [begin, end] : ranges_) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
+std::optional<std::size_t> decoder_layer(const std::string& name) {
+  const std::string_view prefix = "model.layers.";
+  if (!name.starts_with(prefix)) return std::nullopt;
+  std::size_t layer = 0;
+  const char* end = name.data() + name.size();
+  const auto [rest, error] = std::from_chars(name.data() + prefix.size(), end, layer);
+  if (error != std::errc() || rest == end || *rest != '.') return std::nullopt;
+  return layer;
+}
+
 bool is_linear_layer(const std::string& tensor) {
   return tensor.ends_with("_proj.weight") || tensor.ends_with("_proj_with_mqa.weight");
 }
 
 std::vector<output_tensor> plan_safetensors(const mote::checkpoint& files) {
   std::vector<output_tensor> all;
+  const auto pages = std::make_shared<mapped_pages>(files);
   for (const mote::tensor_ref& tensor : files.tensors()) {
     const mote::tensor_ref& t = files.tensor(tensor.name);  // lives as long as `files`
     if (t.name.find(".weight_") != std::string::npos && !t.name.ends_with(".weight_scale_inv")) {
@@ -37,15 +79,29 @@ std::vector<output_tensor> plan_safetensors(const mote::checkpoint& files) {
       out.layer = layer_of(out.name);
       out.modules = {out.name};
       const auto matrix = std::make_shared<mote::matrix_ref>(files, out.name, t.shape[0], t.shape[1]);
-      out.read = [matrix](std::size_t begin, const mote::view<float, 2>& rows) { matrix->read(begin, rows); };
+      const std::size_t bytes = mote::dtype_size(t.dtype);
+      out.read = [matrix, pages, bytes](std::size_t begin, const mote::view<float, 2>& rows) {
+        matrix->read(begin, rows);
+        pages->used(rows.size() * bytes);
+      };
     } else {
       if (mote::dtype_size(t.dtype) == 1) t.fail("expected float32, float16 or bfloat16");
       out.name = t.name;
       out.type = mote::dtype_name(t.dtype);
-      out.copy = [&t](const auto& write) { write(t.bytes); };
+      out.copy = [&t, pages](const auto& write) {
+        constexpr std::size_t piece = std::size_t{1} << 23;
+        for (std::size_t begin = 0; begin < t.bytes.size(); begin += piece) {
+          const auto bytes = t.bytes.subspan(begin, std::min(piece, t.bytes.size() - begin));
+          write(bytes);
+          pages->used(bytes.size());
+        }
+      };
     }
     all.push_back(std::move(out));
   }
+  std::stable_sort(all.begin(), all.end(), [](const output_tensor& a, const output_tensor& b) {
+    return decoder_layer(a.name) < decoder_layer(b.name);
+  });
   return all;
 }
 

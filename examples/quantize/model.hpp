@@ -2,10 +2,13 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <mote/core/view.hpp>
@@ -15,6 +18,22 @@
 
 namespace quantize {
 
+// The pages of a mapped checkpoint that have been read, let go from time to time so that what is resident stays bounded.
+class mapped_pages {
+ public:
+  explicit mapped_pages(const mote::checkpoint& files);
+
+  // Says that so many bytes were read.
+  void used(std::size_t bytes);
+
+ private:
+  std::vector<std::pair<std::uintptr_t, std::uintptr_t>> ranges_;
+  std::size_t used_ = 0;
+};
+
+// The N of "model.layers.N." that a name begins with.
+std::optional<std::size_t> decoder_layer(const std::string& name);
+
 // A tensor of the output: the matrix or matrices of a layer, or something that is not quantized.
 struct output_tensor {
   std::string name;   // in the output; of a safetensors matrix without ".weight"
@@ -23,8 +42,11 @@ struct output_tensor {
 
   // Of a matrix: rows [begin, begin + rows.extent(0)) of all its matrices.
   std::function<void(std::size_t begin, const mote::view<float, 2>& rows)> read;
-  std::vector<std::string>
-      modules;             // the checkpoint's layers whose inputs the rows multiply, an equal part each; or none
+  // The checkpoint's layers that the rows come from, an equal part of the rows from each.
+  std::vector<std::string> modules;
+  bool reads_inputs = true;  // whether the rows multiply what enters those layers, as they are there
+  // Rows [begin, …) of a part into the module's matrix, where that has them in another order; or none.
+  std::function<void(std::size_t begin, const mote::view<const float, 2>& rows, const mote::view<float, 2>& w)> put;
   std::string_view least;  // the precision that it has where fewer bits are asked for, or ""
   // Of something that is not quantized: its type, and its data as they will stand in the file, piece by piece.
   std::string_view type;
@@ -43,7 +65,7 @@ struct output_tensor {
 // are not.
 bool is_linear_layer(const std::string& tensor);
 
-// The tensors of a safetensors checkpoint with the same tensors. Throws format_error.
+// The tensors of a safetensors checkpoint with the same tensors, in the order of the decoder layers. Throws format_error.
 std::vector<output_tensor> plan_safetensors(const mote::checkpoint& files);
 
 }  // namespace quantize

@@ -1,14 +1,18 @@
 #include "planner.hpp"
 
 #include <algorithm>
+#include <cmath>
+#include <memory>
 
 #include <fmt/core.h>
 
+#include <mote/compress/sensitivity.hpp>
 #include <mote/core/error.hpp>
 #include <mote/io/dtype.hpp>
 #include <mote/io/gguf/types.hpp>
 
 #include "encode.hpp"
+#include "progress.hpp"
 
 namespace quantize {
 namespace {
@@ -32,11 +36,16 @@ const precision_info& info(container kind, std::string_view name) {
   return *std::find_if(all.begin(), all.end(), [&](const auto& p) { return p.name == name; });
 }
 
-// What a layer may become: the wanted precision where it divides the columns, then what costs more: 8 bits and bf16.
+// What a layer may become: the wanted precision where it divides the columns, then what costs more.
 std::vector<std::string_view> ladder(const options& o, std::size_t columns) {
+  std::vector<std::string_view> wanted = {o.precision};
+  for (const std::string_view more : o.kind == container::gguf ? std::vector<std::string_view>{"q5_0", "q6_k", "q8_0"}
+                                                               : std::vector<std::string_view>{"int8"}) {
+    wanted.push_back(more);
+  }
+  wanted.push_back("bf16");
   std::vector<std::string_view> steps;
-  const std::string_view eight = o.kind == container::gguf ? "q8_0" : "int8";
-  for (const std::string_view step : {std::string_view(o.precision), eight, std::string_view("bf16")}) {
+  for (const std::string_view step : wanted) {
     const precision_info& p = info(o.kind, step);
     // Other programs read fp8 beside bf16 only.
     if (o.precision == "fp8" && step == "int8") continue;
@@ -72,17 +81,49 @@ planner::planner(const options& o, const std::vector<output_tensor>& tensors) : 
   }
 }
 
-std::map<std::string, layer_plan> planner::plan(backend& be, const mote::calibration* inputs) const {
-  std::map<std::string, layer_plan> result;
+model_plan planner::plan(backend& be, calibration* text) const {
+  model_plan result;
   if (!o_.adaptive_layers) {
-    for (const std::string& name : order_) result[name] = planned(name, 0);
+    for (const std::string& name : order_) result.layers[name] = planned(name, 0);
     return result;
   }
-  std::vector<std::vector<mote::layer_option>> options_of_layers;
-  std::size_t plain = 0;
+  const bool by_loss = o_.by == sensitivity::perplexity;
+  const double baseline = by_loss ? text->loss() : 0.0;
+  std::vector<std::vector<mote::layer_option>> layers;
+  progress_bar bar(order_.size());
   for (const std::string& name : order_) {
-    options_of_layers.push_back(measure(be, name, inputs));
-    plain += options_of_layers.back()[0].bytes;
+    const layer& l = layers_.at(name);
+    const auto errors = by_loss ? added_losses(be, l, *text, baseline) : output_errors(be, l, text);
+    auto& ways = layers.emplace_back();
+    for (std::size_t c = 0; c < errors.size(); ++c) ways.push_back({planned(name, c).bytes, errors[c]});
+    bar.advance(1, name);
+  }
+  const mote::assignment chosen = assign(layers);
+  for (std::size_t l = 0; l < order_.size(); ++l) {
+    result.layers[order_[l]] = planned(order_[l], chosen.choice[l]);
+    const double error = layers[l][chosen.choice[l]].error;
+    result.sensitivity[order_[l]] = by_loss ? error : std::sqrt(error);
+  }
+  return result;
+}
+
+mote::assignment planner::assign(const std::vector<std::vector<mote::layer_option>>& layers) const {
+  std::size_t plain = 0;
+  double least = 0.0;
+  for (const auto& ways : layers) {
+    plain += ways[0].bytes;
+    least += std::min_element(ways.begin(), ways.end(), [](const auto& a, const auto& b) {
+               return a.error < b.error;
+             })->error;
+  }
+  if (o_.quality_budget > 0.0) {
+    const double budget = std::log1p(o_.quality_budget / 100.0);
+    if (least > budget) {
+      mote::raise<mote::format_error>(
+          fmt::format("--quality_budget: expected at least {:.3f} percent, what the most precise choices lose, got {}",
+                      100.0 * std::expm1(least), o_.quality_budget));
+    }
+    return mote::assign_within_error(layers, budget);
   }
   // Without a budget a tenth more than the wanted precision alone takes.
   std::size_t budget = plain + plain / 10;
@@ -94,9 +135,7 @@ std::map<std::string, layer_plan> planner::plan(backend& be, const mote::calibra
     }
     budget = o_.size_budget - fixed_;
   }
-  const mote::assignment chosen = mote::assign_within_bytes(options_of_layers, budget);
-  for (std::size_t l = 0; l < order_.size(); ++l) result[order_[l]] = planned(order_[l], chosen.choice[l]);
-  return result;
+  return mote::assign_within_bytes(layers, budget);
 }
 
 std::vector<std::string_view> planner::choices_of(const layer& l) const {
@@ -109,28 +148,57 @@ layer_plan planner::planned(const std::string& name, std::size_t choice) const {
   const layer& l = layers_.at(name);
   layer_plan plan;
   plan.precision = choices_of(l)[choice];
-  plan.tensors = l.tensors.size();
   for (const output_tensor* t : l.tensors) plan.bytes += bytes_of(o_.kind, *t, plan.precision);
   return plan;
 }
 
 // Relative squared errors: every layer counts alike.
-std::vector<mote::layer_option> planner::measure(backend& be, const std::string& name,
-                                                 const mote::calibration* inputs) const {
-  const layer& l = layers_.at(name);
-  std::vector<mote::layer_option> result;
-  for (const std::string_view precision : choices_of(l)) {
-    mote::layer_option option;
-    squared_error total;
-    for (const output_tensor* t : l.tensors) {
-      const auto encoder = make_encoder(o_.kind, precision, t->rows(), t->columns());
-      total += encode(be, *encoder, *t, inputs, [](auto&&) {});
-      option.bytes += bytes_of(o_.kind, *t, precision);
+std::vector<double> planner::output_errors(backend& be, const layer& l, calibration* text) const {
+  const auto choices = choices_of(l);
+  std::vector<squared_error> totals(choices.size());
+  for (const output_tensor* t : l.tensors) {
+    std::vector<std::unique_ptr<matrix_encoder>> encoders;
+    for (const std::string_view precision : choices) {
+      encoders.push_back(make_encoder(o_.kind, precision, t->rows(), t->columns()));
+      look_first(*encoders.back(), *t);
     }
-    option.error = total.mean();
-    result.push_back(option);
+    for (std::size_t part = 0; part < parts(*t); ++part) {
+      const layer_inputs inputs = inputs_of(text, *t, part);
+      for (std::size_t c = 0; c < choices.size(); ++c) {
+        totals[c] += encode_part(be, *encoders[c], *t, part, inputs, [](auto&&...) {});
+      }
+    }
   }
-  return result;
+  std::vector<double> errors;
+  for (const squared_error& total : totals) errors.push_back(total.mean());
+  return errors;
+}
+
+// In nats a token, when this layer alone is quantized. Layers that do not predict the text add none.
+std::vector<double> planner::added_losses(backend& be, const layer& l, calibration& text, double baseline) const {
+  const auto choices = choices_of(l);
+  const std::vector<std::string>& modules = l.tensors[0]->modules;
+  if (modules.empty() || !text.predicts(modules[0])) return std::vector<double>(choices.size());
+  const auto quantized = [&](std::string_view precision, const std::string& module, const mote::view<float, 2>& w) {
+    for (const output_tensor* t : l.tensors) {
+      const auto found = std::find(t->modules.begin(), t->modules.end(), module);
+      if (found == t->modules.end()) continue;
+      const auto part = static_cast<std::size_t>(found - t->modules.begin());
+      const auto encoder = make_encoder(o_.kind, precision, t->rows(), t->columns());
+      look_first(*encoder, *t);
+      encode_part(be, *encoder, *t, part, inputs_of(&text, *t, part),
+                  [&](const auto&, const mote::view<const float, 2>& decoded, std::size_t begin) {
+                    if (t->put) return t->put(begin, decoded, w);
+                    std::copy_n(decoded.data(), decoded.size(), w.row(begin));
+                  });
+    }
+  };
+  const auto perplexity = [&](std::size_t, std::size_t c) {
+    return std::exp(text.loss(modules[0], [&](const std::string& module, const mote::view<float, 2>& w) {
+      quantized(choices[c], module, w);
+    }));
+  };
+  return mote::perplexity_sensitivity(1, choices.size(), std::exp(baseline), perplexity)[0];
 }
 
 }  // namespace quantize

@@ -7,9 +7,9 @@
 #include <string_view>
 #include <vector>
 
-#include <mote/compress/calibration.hpp>
 #include <mote/compress/mixed_precision.hpp>
 
+#include "calibrate.hpp"
 #include "encoder.hpp"
 #include "model.hpp"
 #include "run.hpp"
@@ -24,7 +24,12 @@ std::size_t bytes_of(container kind, const output_tensor& t, std::string_view pr
 
 struct layer_plan {
   std::string_view precision;
-  std::size_t tensors = 0, bytes = 0;
+  std::size_t bytes = 0;
+};
+
+struct model_plan {
+  std::map<std::string, layer_plan> layers;
+  std::map<std::string, double> sensitivity;  // of each layer at its precision, where that was measured
 };
 
 class planner {
@@ -39,8 +44,9 @@ class planner {
   std::size_t fixed_bytes() const { return fixed_; }
 
   // Without --adaptive_layers every layer gets the first choice. With it, every layer is encoded in every way it may take;
-  // then the choice of least error within the budget is made. `inputs` may be null. Throws format_error when the budget is too small.
-  std::map<std::string, layer_plan> plan(backend& be, const mote::calibration* inputs) const;
+  // then the choice of least error within the size budget, or of least size within the quality budget, is made. `text` may
+  // be null. Throws format_error when the budget is too small.
+  model_plan plan(backend& be, calibration* text) const;
 
  private:
   struct layer {
@@ -49,7 +55,9 @@ class planner {
 
   std::vector<std::string_view> choices_of(const layer& l) const;
   layer_plan planned(const std::string& name, std::size_t choice) const;
-  std::vector<mote::layer_option> measure(backend& be, const std::string& name, const mote::calibration* inputs) const;
+  std::vector<double> output_errors(backend& be, const layer& l, calibration* text) const;
+  std::vector<double> added_losses(backend& be, const layer& l, calibration& text, double baseline) const;
+  mote::assignment assign(const std::vector<std::vector<mote::layer_option>>& layers) const;
 
   const options& o_;
   std::map<std::string, layer> layers_;

@@ -1,11 +1,9 @@
 #include "run.hpp"
 
-#include <sys/mman.h>
 #include <sys/resource.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cstdint>
+#include <cmath>
 #include <filesystem>
 #include <map>
 #include <optional>
@@ -26,6 +24,7 @@
 #include "model.hpp"
 #include "output.hpp"
 #include "planner.hpp"
+#include "progress.hpp"
 #include "report.hpp"
 
 namespace quantize {
@@ -33,11 +32,18 @@ namespace {
 
 namespace fs = std::filesystem;
 
+// When a file was changed last.
+auto changed(const std::string& path) { return fs::last_write_time(path).time_since_epoch().count(); }
+
 nlohmann::ordered_json task_of(const options& o, const mote::checkpoint& files,
                                const std::map<std::string, layer_plan>& plan) {
   nlohmann::ordered_json task;
   task["model"] = fs::weakly_canonical(o.model).string();
-  task["calibration"] = o.calibration;
+  if (!o.calibration.empty()) {
+    task["calibration"] = fs::weakly_canonical(o.calibration).string();
+    task["calibration_changed"] = changed(o.calibration);
+    task["rounding"] = o.how == rounding::gptq ? "gptq" : "nearest";
+  }
   task["format"] = o.kind == container::gguf ? "gguf" : "safetensors";
   task["max_shard_size"] = o.max_shard_size;
   std::size_t bytes = 0, tensors = 0;
@@ -47,19 +53,9 @@ nlohmann::ordered_json task_of(const options& o, const mote::checkpoint& files,
   }
   task["tensors"] = tensors;
   task["bytes"] = bytes;
-  task["changed"] = fs::last_write_time(files.tensors().at(0).file->c_str()).time_since_epoch().count();
+  task["changed"] = changed(*files.tensors().at(0).file);
   for (const auto& [name, layer] : plan) task["precision"][name] = layer.precision;
   return task;
-}
-
-// Lets the pages of a mapped file go, so that only what is worked on is resident.
-void release(const mote::checkpoint& files) {
-  const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
-  for (const mote::tensor_ref& t : files.tensors()) {
-    const auto begin = (reinterpret_cast<std::uintptr_t>(t.bytes.data()) + page - 1) / page * page;
-    const auto end = reinterpret_cast<std::uintptr_t>(t.bytes.data() + t.bytes.size()) / page * page;
-    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
-  }
 }
 
 void make_directory(const std::string& path) {
@@ -76,7 +72,7 @@ void run(const options& o) {
   if (files.tensors().empty()) mote::raise<mote::format_error>(o.model + ": holds no tensors");
   const bool gguf = o.kind == container::gguf;
   lm::model_config sizes;
-  if (gguf) sizes = lm::parse_config(config.root());
+  if (gguf || !o.calibration.empty()) sizes = lm::parse_config(config.root());
   const std::vector<output_tensor> tensors = gguf ? plan_gguf(files, sizes) : plan_safetensors(files);
   const auto is_matrix = [](const output_tensor& t) { return t.is_matrix(); };
   if (std::none_of(tensors.begin(), tensors.end(), is_matrix)) {
@@ -86,14 +82,16 @@ void run(const options& o) {
   if (!o.dry_run && fs::exists(output)) mote::raise<mote::format_error>(output + ": exists already");
 
   backend be{mote::threads{o.threads}};
-  std::optional<calibration_run> calibrated;
-  if (!o.calibration.empty()) calibrated = calibrate(o.model, o.calibration, o.threads);
-  const mote::calibration* inputs = calibrated ? &calibrated->inputs : nullptr;
+  std::optional<calibration> calibrated;
+  if (!o.calibration.empty()) calibrated.emplace(files, sizes, o.calibration, o.how, o.threads);
+  calibration* text = calibrated ? &*calibrated : nullptr;
   const planner planning(o, tensors);
-  const auto plan = planning.plan(be, inputs);
+  const model_plan decided = planning.plan(be, text);
+  const auto& plan = decided.layers;
   if (o.dry_run) {
-    print_table(planning.order(), plan, {}, planning.fixed_bytes());
-    if (calibrated) print_unreached(*calibrated);
+    print_table(planning.order(), plan, o.by == sensitivity::error ? "error" : "added loss", decided.sensitivity,
+                planning.fixed_bytes());
+    if (text) print_unreached(*text);
     return;
   }
   const auto precision_of = [&](const output_tensor& t) {
@@ -116,7 +114,6 @@ void run(const options& o) {
 
   std::map<std::string, squared_error> errors;
   progress_bar bar(total);
-  std::size_t since_release = 0;
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     const output_tensor& t = tensors[i];
     const std::string_view precision = precision_of(t);
@@ -128,7 +125,7 @@ void run(const options& o) {
     } else {
       const auto parts = stored(o.kind, t, precision);
       const auto encoder = make_encoder(o.kind, precision, t.rows(), t.columns());
-      e = encode(be, *encoder, t, inputs, [&](std::span<const std::byte> bytes) { out->write(parts[0].name, bytes); });
+      e = encode(be, *encoder, t, text, [&](std::span<const std::byte> bytes) { out->write(parts[0].name, bytes); });
       const auto rest = encoder->rest();
       for (std::size_t p = 0; p < rest.size(); ++p) out->write(parts[p + 1].name, rest[p]);
     }
@@ -137,13 +134,7 @@ void run(const options& o) {
       progress.add(t.name, e);
     }
     if (t.is_matrix()) errors[t.layer] += e;
-    const std::size_t bytes = bytes_of(o.kind, t, precision);
-    bar.advance(bytes, t.name);
-    since_release += bytes;
-    if (since_release > std::size_t{1} << 26) {
-      release(files);
-      since_release = 0;
-    }
+    bar.advance(bytes_of(o.kind, t, precision), t.name);
   }
   out->finish();
   if (!gguf) {
@@ -153,8 +144,10 @@ void run(const options& o) {
   progress.remove();
   fs::rename(partial, output);
 
-  print_table(planning.order(), plan, errors, planning.fixed_bytes());
-  if (calibrated) print_unreached(*calibrated);
+  std::map<std::string, double> relative;
+  for (const auto& [layer, e] : errors) relative[layer] = std::sqrt(e.mean());
+  print_table(planning.order(), plan, "error", relative, planning.fixed_bytes());
+  if (text) print_unreached(*text);
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
   fmt::print("{} written; peak memory {:.1f} MB\n", output, static_cast<double>(usage.ru_maxrss) / 1024.0);

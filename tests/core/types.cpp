@@ -92,6 +92,63 @@ TEST_CASE("types: bf16 decodes to the float with the same upper half") {
   }
 }
 
+namespace {
+
+// Every code of a small type against its neighbours: `largest` is the code of the largest number, `special` what stands
+// for what lies beyond it when it does not saturate.
+template <class T, class Encode>
+void check_neighbours(unsigned largest, unsigned special, unsigned sign, const Encode& encode) {
+  constexpr float infinity = std::numeric_limits<float>::infinity();
+  const auto value = [](unsigned code) { return static_cast<float>(T::from_bits(static_cast<std::uint8_t>(code))); };
+  const auto expect = [&](float x, bool saturate, unsigned code) {
+    CAPTURE(x, saturate);
+    CHECK(+encode(x, saturate).bits == code);
+    CHECK(+encode(-x, saturate).bits == (code | sign));
+  };
+  for (const bool saturate : {true, false}) {
+    for (unsigned code = 0; code < largest; ++code) {
+      const float below = value(code), above = value(code + 1), middle = (below + above) / 2.0f;
+      expect(below, saturate, code);
+      expect(std::nextafter(middle, 0.0f), saturate, code);
+      expect(middle, saturate, code + code % 2);
+      expect(std::nextafter(middle, infinity), saturate, code + 1);
+    }
+    // As if a number followed the largest one, as far from it as the one before.
+    const float last = value(largest), middle = last + (last - value(largest - 1)) / 2.0f;
+    const unsigned beyond = saturate ? largest : special;
+    expect(last, saturate, largest);
+    expect(std::nextafter(middle, 0.0f), saturate, largest);
+    expect(middle, saturate, largest % 2 == 0 ? largest : beyond);
+    for (const float x : {std::nextafter(middle, infinity), 2.0f * last, std::numeric_limits<float>::max(), infinity}) {
+      expect(x, saturate, beyond);
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("types: fp8 and fp4 round to the nearer of two codes, of a tie to the even one, and saturate or not") {
+  const auto mode = [](bool saturate) { return saturate ? mote::overflow::saturate : mote::overflow::to_special; };
+  check_neighbours<mote::f8_e4m3>(0x7E, 0x7F, 0x80, [&](float x, bool s) { return mote::f8_e4m3(x, mode(s)); });
+  check_neighbours<mote::f8_e5m2>(0x7B, 0x7C, 0x80, [&](float x, bool s) { return mote::f8_e5m2(x, mode(s)); });
+  check_neighbours<mote::f4_e2m1>(0x7, 0x7, 0x8, [](float x, bool) { return mote::f4_e2m1(x); });
+}
+
+TEST_CASE("types: NaN of any sign and payload stays NaN where the type has one") {
+  for (const std::uint32_t bits : {0x7FC00000u, 0xFFC00000u, 0x7F800001u, 0xFF800001u, 0x7FFFFFFFu, 0xFFFFFFFFu}) {
+    const auto nan = std::bit_cast<float>(bits);
+    CAPTURE(bits);
+    for (const auto mode : {mote::overflow::saturate, mote::overflow::to_special}) {
+      CHECK(std::isnan(static_cast<float>(mote::f8_e4m3(nan, mode))));
+      CHECK(std::isnan(static_cast<float>(mote::f8_e5m2(nan, mode))));
+    }
+    CHECK(std::isnan(static_cast<float>(mote::bf16(nan))));
+    CHECK(std::isnan(static_cast<float>(mote::f16(nan))));
+    CHECK(std::isnan(static_cast<float>(mote::f8_e8m0(nan))));
+    CHECK(std::fabs(static_cast<float>(mote::f4_e2m1(nan))) == 6.0f);
+  }
+}
+
 TEST_CASE("types: encoding rounds as the golden data says") {
   const auto x = load<float>("x");
   REQUIRE(x.size() > 1000);
