@@ -9,6 +9,7 @@
 
 #include "../../core/output.hpp"
 #include "../matmul/panel.hpp"
+#include "residency.hpp"
 
 MOTE_BEGIN_NAMESPACE
 
@@ -33,12 +34,12 @@ void swiglu_unit(const float* gate, const float* up, std::size_t rows, std::size
 template <class Arch, class Executor>
 void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<const float, 2> weights,
                       std::span<const ffn_weights> experts, view<const std::int32_t, 1> offsets,
-                      view<const std::int32_t, 1> slots, view<float, 2> y, output mode) {
+                      view<const std::int32_t, 1> slots, view<float, 2> y, output mode, expert_residency* residency) {
   using detail::activation, detail::unit_stride, detail::unit_tokens;
   const std::size_t tokens = x.extent(0), hidden = x.extent(1), top_k = weights.extent(1);
   const std::size_t intermediate = out_features(experts[0].gate);
   auto scope = be.scope();
-  const auto inner = scope.template tensor<float>(slots.size(), intermediate);  // silu(gate) · up, a row a slot
+  const auto inner = scope.template tensor<float>(slots.size(), intermediate);  // silu(gate) · up, a row a place
   const auto outer = scope.template tensor<float>(slots.size(), hidden);        // down, a row a slot
 
   detail::activation_forms input_forms, inner_forms;
@@ -56,41 +57,51 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
   const auto inputs =
       detail::prepare_rows<Arch>(be, scope, input_forms, tokens, hidden, [&](std::size_t t) { return x.row(t); });
 
-  // Calls f(expert, first row of the unit, rows, its slots) for every unit of every expert that has tokens.
-  const auto for_each_unit = [&](std::size_t out, auto&& f) {
+  // Calls f(expert, first row of the unit, rows, first place in `slots`, places) for every unit of the experts
+  // [begin, end) that have tokens.
+  const auto for_each_unit = [&](std::size_t first_expert, std::size_t last_expert, std::size_t out, auto&& f) {
     const std::size_t units = (out + unit - 1) / unit;
-    be.parallel_for(experts.size() * units, 1, [&](std::size_t begin, std::size_t end) {
+    be.parallel_for((last_expert - first_expert) * units, 1, [&](std::size_t begin, std::size_t end) {
       for (std::size_t i = begin; i < end; ++i) {
-        const std::size_t e = i / units, n = i % units * unit;
+        const std::size_t e = first_expert + i / units, n = i % units * unit;
         const auto first = static_cast<std::size_t>(offsets(e)), last = static_cast<std::size_t>(offsets(e + 1));
         for (std::size_t s = first; s < last; s += unit_tokens) {
-          f(experts[e], n, std::min(unit, out - n), slots.slice(0, s, std::min(unit_tokens, last - s)));
+          f(experts[e], n, std::min(unit, out - n), s, std::min(unit_tokens, last - s));
         }
       }
     });
   };
 
-  for_each_unit(intermediate, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, auto group) {
-    activation in[unit_tokens];
-    alignas(64) float gate[unit_stride * unit_tokens], up[unit_stride * unit_tokens];
-    const auto slot = [&](std::size_t i) { return static_cast<std::size_t>(group(i)); };
-    for (std::size_t i = 0; i < group.size(); ++i) in[i] = inputs(slot(i) / top_k);
-    detail::unit_product<Arch>(expert.gate, n, rows, in, group.size(), gate);
-    detail::unit_product<Arch>(expert.up, n, rows, in, group.size(), up);
-    detail::swiglu_unit<Arch>(gate, up, rows, group.size(), [&](std::size_t i) { return inner.row(slot(i)) + n; });
-  });
+  const auto slot = [&](std::size_t place) { return static_cast<std::size_t>(slots(place)); };
 
-  const auto between = detail::prepare_rows<Arch>(be, scope, inner_forms, slots.size(), intermediate,
-                                                  [&](std::size_t i) { return inner.row(i); });
+  detail::for_each_expert_group(residency, offsets, [&](std::size_t begin, std::size_t end) {
+    const auto first = static_cast<std::size_t>(offsets(begin)), last = static_cast<std::size_t>(offsets(end));
+    for_each_unit(
+        begin, end, intermediate,
+        [&](const ffn_weights& expert, std::size_t n, std::size_t rows, std::size_t place, std::size_t count) {
+          activation in[unit_tokens];
+          alignas(64) float gate[unit_stride * unit_tokens], up[unit_stride * unit_tokens];
+          for (std::size_t i = 0; i < count; ++i) in[i] = inputs(slot(place + i) / top_k);
+          detail::unit_product<Arch>(expert.gate, n, rows, in, count, gate);
+          detail::unit_product<Arch>(expert.up, n, rows, in, count, up);
+          detail::swiglu_unit<Arch>(gate, up, rows, count, [&](std::size_t i) { return inner.row(place + i) + n; });
+        });
 
-  for_each_unit(hidden, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, auto group) {
-    activation in[unit_tokens];
-    alignas(64) float down[unit_stride * unit_tokens];
-    for (std::size_t i = 0; i < group.size(); ++i) in[i] = between(static_cast<std::size_t>(group(i)));
-    detail::unit_product<Arch>(expert.down, n, rows, in, group.size(), down);
-    for (std::size_t i = 0; i < group.size(); ++i) {
-      std::copy_n(down + i * unit_stride, rows, outer.row(static_cast<std::size_t>(group(i))) + n);
-    }
+    auto group_scope = be.scope();
+    const auto between = detail::prepare_rows<Arch>(be, group_scope, inner_forms, last - first, intermediate,
+                                                    [&](std::size_t i) { return inner.row(first + i); });
+
+    for_each_unit(
+        begin, end, hidden,
+        [&](const ffn_weights& expert, std::size_t n, std::size_t rows, std::size_t place, std::size_t count) {
+          activation in[unit_tokens];
+          alignas(64) float down[unit_stride * unit_tokens];
+          for (std::size_t i = 0; i < count; ++i) in[i] = between(place + i - first);
+          detail::unit_product<Arch>(expert.down, n, rows, in, count, down);
+          for (std::size_t i = 0; i < count; ++i) {
+            std::copy_n(down + i * unit_stride, rows, outer.row(slot(place + i)) + n);
+          }
+        });
   });
 
   be.parallel_for(tokens, 1 + 4096 / (hidden * top_k + 1), [&](std::size_t begin, std::size_t end) {
