@@ -52,6 +52,7 @@ void run(const chat_options& o) {
     messages.push_back({"assistant", reply});
   }
   fmt::print("\n");
+  finish_experts(*engine, o.engine);
 }
 
 }  // namespace

@@ -1,11 +1,15 @@
 #include "engine.hpp"
 
 #include <algorithm>
+#include <memory>
+#include <string>
 #include <utility>
 
 #include <mote/core/simd.hpp>
 
+#include "memory_limit.hpp"
 #include "model.hpp"
+#include "packed_cache.hpp"
 
 namespace lm {
 namespace {
@@ -17,16 +21,21 @@ class backend_engine final : public engine {
   explicit backend_engine(const engine_options& o, model_config config, Args&&... args)
       : config_(std::move(config)),
         backend_(std::forward<Args>(args)...),
-        weights_(load_weights(backend_, config_, o.weights, model_files(o.model))),
+        weights_(load(backend_, config_, o)),
         model_(backend_, config_, weights_, o.context, o.chunk, o.cache),
         speculative_(o.speculative),
         pending_(config_.hidden_size) {
     mote::check(!speculative_ || model_.has_mtp(), "speculative",
                 "the checkpoint has no multi-token-prediction module");
+    if (o.memory_limit > 0) {
+      mote::check(weights_.packed.has_value(), "memory_limit", "needs packed_cache: the experts stay in that file");
+      experts_ = limit_memory(backend_, config_, weights_, chunk(), o.memory_limit, o.expert_profile);
+    }
   }
 
   const model_config& config() const override { return config_; }
   const model_weights& weights() const override { return weights_; }
+  const mote::mapped_experts* experts() const override { return experts_.get(); }
   std::size_t context() const override { return model_.context(); }
   std::size_t chunk() const override { return model_.max_tokens(); }
   std::size_t length() const override { return model_.length(); }
@@ -70,6 +79,14 @@ class backend_engine final : public engine {
   }
 
  private:
+  static model_weights load(Backend& be, const model_config& config, const engine_options& o) {
+    if (!o.packed_cache) return load_weights(be, config, o.weights, model_files(o.model));
+    const std::string path =
+        o.packed_cache_path.empty() ? packed_cache_path<Backend>(o.model, o.weights) : o.packed_cache_path;
+    mote::weight_file packed = open_packed_cache(be, config, o.weights, o.model, path, o.note);
+    return weight_loader<Backend>(be, config, o.weights, model_files(o.model)).load(std::move(packed));
+  }
+
   // Gives the module the rows whose next token is now known: the one before `tokens`, unless a draft did, and all of
   // `tokens` but the last.
   void follow(std::span<const std::int32_t> tokens, mote::view<const float, 2> hidden) {
@@ -88,6 +105,7 @@ class backend_engine final : public engine {
   model_config config_;
   Backend backend_;
   model_weights weights_;
+  std::unique_ptr<mote::mapped_experts> experts_;
   language_model<Backend> model_;
   bool speculative_;
   mote::buffer<float> pending_;  // state of the sequence's last token

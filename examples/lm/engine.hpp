@@ -3,12 +3,14 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
 
 #include <mote/blocks/mla.hpp>
 #include <mote/core/view.hpp>
+#include <mote/io/mapped_experts.hpp>
 #include <mote/quant/rows.hpp>
 
 #include "config.hpp"
@@ -28,6 +30,12 @@ struct engine_options {
   mote::row_format cache = {};  // of the latent cache
   mote::mla_form attention = mote::mla_form::absorbed;
   bool speculative = false;  // run the multi-token-prediction module along
+
+  bool packed_cache = false;           // keep the packed weights in a file of their own
+  std::string packed_cache_path = {};  // empty: beside the model
+  std::size_t memory_limit = 0;        // most bytes of the process, by leaving experts in that file; 0: all in memory
+  std::string expert_profile = {};     // file with the experts' uses of earlier runs; empty: none
+  std::function<void(const std::string&)> note = [](const std::string&) {};  // gets lines about the start
 };
 
 inline constexpr std::size_t default_context = 4096;
@@ -40,6 +48,9 @@ class engine {
   virtual const model_weights& weights() const = 0;
   virtual std::size_t context() const = 0;
   virtual std::size_t chunk() const = 0;
+
+  // With `memory_limit`: the experts; else null.
+  virtual const mote::mapped_experts* experts() const = 0;
 
   // Tokens of the sequence so far; `truncate` forgets all but the first `length`.
   virtual std::size_t length() const = 0;

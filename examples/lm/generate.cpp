@@ -56,6 +56,7 @@ void run(generate_options o) {
   });
   fmt::print("\n");
   report(result, *engine, o.engine);
+  finish_experts(*engine, o.engine);
 }
 
 }  // namespace

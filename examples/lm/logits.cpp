@@ -28,6 +28,7 @@ void run(const logits_options& o) {
     out.append(engine->forward(std::span(tokens).subspan(done, count), count));
   }
   out.finish();
+  finish_experts(*engine, o.engine);
 }
 
 }  // namespace

@@ -29,6 +29,9 @@ class matrix_store {
   // Where packed matrices of any format may be cut.
   static constexpr std::size_t panel_rows = mote::packed_matrix<std::int8_t>::panel_rows;
 
+  // Forgets all matrices.
+  void clear() { *this = {}; }
+
   mote::view<const float, 1> keep(mote::buffer<float> values) {
     const mote::buffer<float>& kept = floats_.emplace_back(std::move(values));
     return kept.as(kept.size());

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -15,6 +16,7 @@
 #include <mote/io/compressed_tensors.hpp>
 #include <mote/io/gguf.hpp>
 #include <mote/io/gguf/tokenizer.hpp>
+#include <mote/io/resident.hpp>
 #include <mote/io/safetensors.hpp>
 #include <mote/io/tokenizer.hpp>
 
@@ -28,6 +30,11 @@ inline bool is_gguf(const std::string& path) { return path.ends_with(".gguf"); }
 
 // A matrix as its file has it.
 using stored_matrix = std::variant<mote::matrix_ref, mote::gguf_tensor>;
+
+inline std::span<const std::byte> bytes_of(const stored_matrix& stored) {
+  if (const auto* tensor = std::get_if<mote::gguf_tensor>(&stored)) return tensor->bytes;
+  return std::get<mote::matrix_ref>(stored).weight().bytes;
+}
 
 // Tensors by the names of published checkpoints, whichever files they lie in. What is missing or has another shape throws
 // format_error naming file and tensor.
@@ -45,11 +52,15 @@ class model_files {
     return place && gguf().contains(place->name);
   }
 
+  // A copy, in memory alone: the pages of the file are given back.
   mote::buffer<float> read(const std::string& name, const std::vector<std::size_t>& shape) const {
-    if (const auto* published = std::get_if<mote::checkpoint>(&files_)) {
-      return mote::read_float(published->tensor(name, shape));
-    }
-    return mote::read_float(gguf().tensor(place_of(name).name, shape));
+    const auto copy = [](const auto& tensor) {
+      mote::buffer<float> values = mote::read_float(tensor);
+      mote::release_pages(tensor.bytes);
+      return values;
+    };
+    if (const auto* published = std::get_if<mote::checkpoint>(&files_)) return copy(published->tensor(name, shape));
+    return copy(gguf().tensor(place_of(name).name, shape));
   }
 
   // The matrix NAME.weight [rows, columns].

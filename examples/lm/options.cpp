@@ -7,7 +7,10 @@
 #include <map>
 #include <sstream>
 
+#include <fmt/core.h>
 #include <mote/core/executors/thread_pool.hpp>
+
+#include "memory_limit.hpp"
 
 namespace lm {
 
@@ -64,6 +67,44 @@ void add_engine_options(CLI::App& command, engine_options& options) {
       ->check(CLI::Range(std::size_t{1}, std::size_t{1} << 24));
   command.add_option("--chunk", options.chunk, "Most tokens of one prefill step (default: 512)")
       ->check(CLI::Range(std::size_t{1}, std::size_t{1} << 16));
+
+  CLI::Option* packed = command
+                            .add_option_function<std::string>(
+                                "--packed_cache",
+                                [&options](const std::string& path) {
+                                  options.packed_cache = true;
+                                  options.packed_cache_path = path;
+                                },
+                                "Keep the weights, ready to compute with, in a file, and map it at the next start "
+                                "(default: beside the model)")
+                            ->expected(0, 1)
+                            ->type_name("[FILE]");
+  CLI::Option* limit = command
+                           .add_option("--memory_limit", options.memory_limit,
+                                       "Most memory of the process, e.g. 2GB: experts stay in the --packed_cache file, "
+                                       "those used most in memory too")
+                           ->transform(CLI::AsSizeValue(false).description(""))
+                           ->check(CLI::PositiveNumber.description(""))
+                           ->needs(packed)
+                           ->type_name("SIZE");
+  command
+      .add_option("--expert_profile", options.expert_profile,
+                  "How often experts were used: read at the start where it exists, written at the end")
+      ->needs(limit)
+      ->type_name("FILE");
+  options.note = [](const std::string& line) { fmt::print(stderr, "{}\n", line); };
+}
+
+void finish_experts(const engine& e, const engine_options& options) {
+  const mote::mapped_experts* experts = e.experts();
+  if (experts == nullptr) return;
+  const mote::expert_cache& cache = experts->cache();
+  const mote::expert_cache_statistics& s = cache.statistics();
+  const std::size_t uses = s.hits + s.misses;
+  fmt::print(stderr, "experts      {} of {} uses in memory ({:.1f} %), {:.1f} MB read, {:.1f} MB resident\n", s.hits,
+             uses, uses == 0 ? 100.0 : 100.0 * static_cast<double>(s.hits) / static_cast<double>(uses),
+             static_cast<double>(s.bytes_brought) * 1e-6, static_cast<double>(cache.resident_bytes()) * 1e-6);
+  if (!options.expert_profile.empty()) write_expert_profile(options.expert_profile, cache);
 }
 
 std::vector<std::int32_t> parse_ids(const std::string& text, const std::string& where) {

@@ -74,6 +74,7 @@ void run(const perplexity_options& o) {
   const double mean = nll / static_cast<double>(scored);
   fmt::print("sequences  {}\ntokens     {}\nnats/token {:.6f}\nperplexity {:.6f}\n", sequences.size(), scored, mean,
              std::exp(mean));
+  finish_experts(*engine, o.engine);
 }
 
 }  // namespace

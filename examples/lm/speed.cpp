@@ -59,6 +59,7 @@ void run(const speed_options& o) {
   fmt::print("read         {:.2f} MB a token, {:.1f} % of the measured {:.1f} GB/s\n", static_cast<double>(read) * 1e-6,
              100.0 * static_cast<double>(read) * rate / bandwidth, bandwidth * 1e-9);
   fmt::print("peak memory  {:.1f} MB\n", static_cast<double>(peak_memory()) * 1e-6);
+  finish_experts(*e, o.engine);
 }
 
 }  // namespace

@@ -51,4 +51,11 @@ inline std::map<std::string, weight_format> weight_format_names() {
   return names;
 }
 
+inline std::string name_of(weight_format format) {
+  for (const auto& [name, value] : weight_format_names()) {
+    if (value == format) return name;
+  }
+  return "stored";
+}
+
 }  // namespace lm

@@ -12,6 +12,9 @@
 #include <mote/blocks/decoder_layer.hpp>
 #include <mote/blocks/mtp.hpp>
 #include <mote/core/buffer.hpp>
+#include <mote/io/mapped_experts.hpp>
+#include <mote/io/resident.hpp>
+#include <mote/io/weight_file.hpp>
 
 #include "config.hpp"
 #include "matrix_store.hpp"
@@ -19,7 +22,7 @@
 
 namespace lm {
 
-// Everything a model reads. The views point into `files` (memory-mapped) or into `matrices`.
+// Everything a model reads. The views point into `files` (memory-mapped) or into `matrices`, or all into `packed`.
 struct model_weights {
   mote::weight embed_tokens;  // [vocab, hidden]
   std::vector<mote::decoder_layer_weights> layers;
@@ -30,6 +33,9 @@ struct model_weights {
   model_files files;
   std::vector<std::vector<mote::ffn_weights>> experts;
   matrix_store matrices;
+
+  std::optional<mote::weight_file> packed;
+  std::vector<std::vector<mote::mapped_experts::region>> expert_regions;  // of `packed`, as `experts`
 
   explicit model_weights(model_files from) : files(std::move(from)) {}
 };
@@ -43,6 +49,25 @@ class weight_loader {
 
   // Throws format_error naming file and tensor when one is missing or has another shape or type.
   model_weights load() && {
+    load_all();
+    return std::move(out_);
+  }
+
+  // The same from a file that write() has filled.
+  model_weights load(mote::weight_file packed) && {
+    out_.packed.emplace(std::move(packed));
+    load_all();
+    return std::move(out_);
+  }
+
+  // Writes each weight as soon as it is made and forgets it: memory holds one at a time.
+  void write(mote::weight_file_writer& file) && {
+    writer_ = &file;
+    load_all();
+  }
+
+ private:
+  void load_all() {
     out_.embed_tokens = embedding("model.embed_tokens.weight");
     for (std::size_t i = 0; i < c_.num_hidden_layers; ++i) out_.layers.push_back(layer(i));
     out_.norm = vector("model.norm.weight", c_.hidden_size);
@@ -50,10 +75,8 @@ class weight_loader {
     if (c_.num_nextn_predict_layers > 0 && out_.files.contains(prefix(c_.num_hidden_layers) + "eh_proj.weight")) {
       out_.mtp = mtp();
     }
-    return std::move(out_);
   }
 
- private:
   static std::string prefix(std::size_t i) { return "model.layers." + std::to_string(i) + "."; }
 
   mote::decoder_layer_weights layer(std::size_t i) {
@@ -100,23 +123,28 @@ class weight_loader {
     const mote::mla_config& a = c_.decoder.attention;
     const std::size_t heads = a.num_attention_heads, rank = a.kv_lora_rank;
     const std::size_t nope = a.qk_nope_head_dim, v_dim = a.v_head_dim;
-    const mote::buffer<float> kv_b = read(out_.files.matrix(name, heads * (nope + v_dim), rank));
-    mote::buffer<float> k_up(heads * nope * rank), k_up_transposed(heads * rank * nope), v_up(heads * v_dim * rank);
-    for (std::size_t h = 0; h < heads; ++h) {
-      const float* head = kv_b.data() + h * (nope + v_dim) * rank;
-      std::copy(head, head + nope * rank, k_up.data() + h * nope * rank);
-      std::copy(head + nope * rank, head + (nope + v_dim) * rank, v_up.data() + h * v_dim * rank);
-      for (std::size_t i = 0; i < nope; ++i) {
-        for (std::size_t j = 0; j < rank; ++j) k_up_transposed[(h * rank + j) * nope + i] = head[i * rank + j];
-      }
+    mote::buffer<float> kv_b;
+    bool exact_bf16 = false;
+    if (!out_.packed) {
+      kv_b = read(out_.files.matrix(name, heads * (nope + v_dim), rank));
+      exact_bf16 = fits_bf16(kv_b);
     }
-    const bool exact_bf16 = fits_bf16(kv_b);
-    const auto store = [&](mote::buffer<float>& values, std::size_t rows, std::size_t columns) {
-      return out_.matrices.make(be_, std::move(values), heads * rows, columns, format_, exact_bf16, rows);
+    // fill(a head's rows in kv_b, its part of the matrix [heads * rows, columns])
+    const auto part = [&](const char* what, std::size_t rows, std::size_t columns, auto&& fill) {
+      return kept(name + what, heads * rows, columns, [&] {
+        mote::buffer<float> values(heads * rows * columns);
+        for (std::size_t h = 0; h < heads; ++h) {
+          fill(kv_b.data() + h * (nope + v_dim) * rank, values.data() + h * rows * columns);
+        }
+        return out_.matrices.make(be_, std::move(values), heads * rows, columns, format_, exact_bf16, rows);
+      });
     };
-    w.k_up = store(k_up, nope, rank);
-    w.k_up_transposed = store(k_up_transposed, rank, nope);
-    w.v_up = store(v_up, v_dim, rank);
+    w.k_up = part("/k_up", nope, rank, [&](const float* head, float* to) { std::copy(head, head + nope * rank, to); });
+    w.k_up_transposed =
+        part("/k_up_transposed", rank, nope, [&](const float* head, float* to) { transpose(head, nope, rank, to); });
+    w.v_up = part("/v_up", v_dim, rank, [&](const float* head, float* to) {
+      std::copy(head + nope * rank, head + (nope + v_dim) * rank, to);
+    });
   }
 
   // The two halves of kv_b_proj by themselves, the first transposed.
@@ -125,17 +153,22 @@ class weight_loader {
     const std::size_t heads = a.num_attention_heads, rank = a.kv_lora_rank, nope = a.qk_nope_head_dim;
     w.k_up_transposed = matrix(p + "k_b_proj.weight", heads * rank, nope, format_, rank);
     w.v_up = matrix(p + "v_b_proj.weight", heads * a.v_head_dim, rank, format_, a.v_head_dim);
-    const mote::buffer<float> transposed = read(out_.files.matrix(p + "k_b_proj.weight", heads * rank, nope));
-    mote::buffer<float> k_up(heads * nope * rank);
-    for (std::size_t h = 0; h < heads; ++h) {
-      for (std::size_t i = 0; i < nope; ++i) {
-        for (std::size_t j = 0; j < rank; ++j) {
-          k_up[(h * nope + i) * rank + j] = transposed[(h * rank + j) * nope + i];
-        }
+    w.k_up = kept(p + "k_b_proj.weight/k_up", heads * nope, rank, [&] {
+      const mote::buffer<float> transposed = read(out_.files.matrix(p + "k_b_proj.weight", heads * rank, nope));
+      mote::buffer<float> k_up(heads * nope * rank);
+      for (std::size_t h = 0; h < heads; ++h) {
+        transpose(transposed.data() + h * rank * nope, rank, nope, k_up.data() + h * nope * rank);
       }
+      const bool exact_bf16 = fits_bf16(k_up);
+      return out_.matrices.make(be_, std::move(k_up), heads * nope, rank, format_, exact_bf16, nope);
+    });
+  }
+
+  // from [rows, columns] to [columns, rows]
+  static void transpose(const float* from, std::size_t rows, std::size_t columns, float* to) {
+    for (std::size_t i = 0; i < rows; ++i) {
+      for (std::size_t j = 0; j < columns; ++j) to[j * rows + i] = from[i * columns + j];
     }
-    const bool exact_bf16 = fits_bf16(k_up);
-    w.k_up = out_.matrices.make(be_, std::move(k_up), heads * nope, rank, format_, exact_bf16, nope);
   }
 
   mote::ffn_weights ffn(const std::string& p, std::size_t intermediate) {
@@ -146,15 +179,20 @@ class weight_loader {
 
   mote::moe_weights moe(const std::string& p) {
     mote::moe_weights w;
-    w.gate =
-        floats(p + "gate.weight", {c_.n_routed_experts, c_.hidden_size}).reshaped(c_.n_routed_experts, c_.hidden_size);
+    w.gate = float_matrix(p + "gate.weight", c_.n_routed_experts, c_.hidden_size);
     if (c_.decoder.router.method == mote::topk_method::noaux_tc) {
       w.bias = vector(p + "gate.e_score_correction_bias", c_.n_routed_experts);
     }
     std::vector<mote::ffn_weights> experts;
+    std::vector<mote::mapped_experts::region> regions;
     for (std::size_t e = 0; e < c_.n_routed_experts; ++e) {
-      experts.push_back(ffn(p + "experts." + std::to_string(e) + ".", c_.moe_intermediate_size));
+      const std::string name = p + "experts." + std::to_string(e) + ".";
+      begin_region();
+      experts.push_back(ffn(name, c_.moe_intermediate_size));
+      if (out_.packed) regions.push_back(region(name));
     }
+    begin_region();
+    out_.expert_regions.push_back(std::move(regions));
     out_.experts.push_back(std::move(experts));
     w.experts = out_.experts.back();
     if (c_.n_shared_experts > 0) w.shared = ffn(p + "shared_experts.", c_.n_shared_experts * c_.moe_intermediate_size);
@@ -177,11 +215,42 @@ class weight_loader {
     return w;
   }
 
-  mote::view<const float, 1> floats(const std::string& name, const std::vector<std::size_t>& shape) {
-    return out_.matrices.keep(out_.files.read(name, shape));
+  void begin_region() {
+    if (writer_ != nullptr) writer_->begin_region();
   }
 
-  mote::view<const float, 1> vector(const std::string& name, std::size_t size) { return floats(name, {size}); }
+  mote::mapped_experts::region region(const std::string& expert) const {
+    const auto entry = [&](const char* name) { return out_.packed->weights().find(expert + name)->second; };
+    return out_.packed->region(entry("gate_proj.weight"), entry("down_proj.weight"));
+  }
+
+  // The weight `name` from the packed file, or made.
+  template <class Make>
+  mote::weight kept(const std::string& name, std::size_t rows, std::size_t columns, Make&& make) {
+    if (out_.packed) return out_.packed->at(name, rows, columns).weight;
+    const mote::weight made = make();
+    if (writer_ == nullptr) return made;
+    writer_->write(name, made);
+    out_.matrices.clear();
+    return {};
+  }
+
+  mote::view<const float, 2> floats(const std::string& name, const std::vector<std::size_t>& shape, std::size_t rows,
+                                    std::size_t columns) {
+    const mote::weight w = kept(name, rows, columns, [&]() -> mote::weight {
+      return out_.matrices.keep(out_.files.read(name, shape)).reshaped(rows, columns);
+    });
+    if (const auto* values = std::get_if<mote::view<const float, 2>>(&w)) return *values;
+    mote::raise<mote::format_error>(out_.packed->path() + ": weight " + name + ": expected form f32");
+  }
+
+  mote::view<const float, 2> float_matrix(const std::string& name, std::size_t rows, std::size_t columns) {
+    return floats(name, {rows, columns}, rows, columns);
+  }
+
+  mote::view<const float, 1> vector(const std::string& name, std::size_t size) {
+    return {floats(name, {size}, 1, size).data(), writer_ == nullptr ? size : 0};
+  }
 
   mote::view<const float, 1> bias(const std::string& name, std::size_t size) {
     return c_.attention_bias ? vector(name, size) : mote::view<const float, 1>();
@@ -200,16 +269,25 @@ class weight_loader {
   // one that stays whole.
   mote::weight matrix(const std::string& name, std::size_t rows, std::size_t columns, weight_format format,
                       std::size_t slice) {
-    const stored_matrix stored = out_.files.matrix(name, rows, columns);
-    if (const auto kept = std::visit([&](const auto& m) { return same(m, format, slice); }, stored)) return *kept;
-    mote::buffer<float> values = read(stored);
-    const bool exact_bf16 = fits_bf16(values);
-    return out_.matrices.make(be_, std::move(values), rows, columns, format, exact_bf16, slice);
+    return kept(name, rows, columns, [&] {
+      const stored_matrix stored = out_.files.matrix(name, rows, columns);
+      if (const auto same_numbers = std::visit([&](const auto& m) { return same(m, format, slice); }, stored)) {
+        mote::release_pages(bytes_of(stored));
+        return *same_numbers;
+      }
+      mote::buffer<float> values = read(stored);
+      const bool exact_bf16 = fits_bf16(values);
+      return out_.matrices.make(be_, std::move(values), rows, columns, format, exact_bf16, slice);
+    });
   }
 
+  // A copy, in memory alone.
   static mote::buffer<float> read(const stored_matrix& stored) {
-    if (const auto* tensor = std::get_if<mote::gguf_tensor>(&stored)) return mote::read_float(*tensor);
-    return std::get<mote::matrix_ref>(stored).read();
+    const auto* tensor = std::get_if<mote::gguf_tensor>(&stored);
+    mote::buffer<float> values =
+        tensor != nullptr ? mote::read_float(*tensor) : std::get<mote::matrix_ref>(stored).read();
+    mote::release_pages(bytes_of(stored));
+    return values;
   }
 
   // The matrix in `format` without a change of its numbers, where the file has it so.
@@ -261,6 +339,7 @@ class weight_loader {
   const model_config& c_;
   weight_format format_;
   model_weights out_;
+  mote::weight_file_writer* writer_ = nullptr;
 };
 
 template <class Backend>

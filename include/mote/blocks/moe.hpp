@@ -15,6 +15,7 @@
 
 #include "../core/output.hpp"
 #include "../ops/grouped_ffn/grouped_ffn.hpp"
+#include "../ops/grouped_ffn/residency.hpp"
 #include "../ops/matmul/matmul.hpp"
 #include "../ops/route/route.hpp"
 #include "ffn.hpp"
@@ -22,10 +23,11 @@
 MOTE_BEGIN_NAMESPACE
 
 struct moe_weights {
-  view<const float, 2> gate;             // [experts, hidden]
-  view<const float, 1> bias;             // [experts], selection bias, or empty
-  std::span<const ffn_weights> experts;  // routed experts
-  std::optional<ffn_weights> shared;     // the shared experts as one network
+  view<const float, 2> gate;              // [experts, hidden]
+  view<const float, 1> bias;              // [experts], selection bias, or empty
+  std::span<const ffn_weights> experts;   // routed experts
+  std::optional<ffn_weights> shared;      // the shared experts as one network
+  expert_residency* residency = nullptr;  // of experts that are not all in memory
 };
 
 // What a router decided for each token.
@@ -50,7 +52,7 @@ void moe(Backend& be, const router_config& router, const moe_weights& w, view<co
   matmul(be, x, w.gate, logits);
   route(be, router, logits, w.bias, indices, weights);
   observe(routing{logits, indices, weights});
-  grouped_ffn(be, x, indices, weights, w.experts, y, mode);
+  grouped_ffn(be, x, indices, weights, w.experts, y, mode, w.residency);
   if (w.shared) ffn(be, x, *w.shared, y, output::accumulate);
 }
 

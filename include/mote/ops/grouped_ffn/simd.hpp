@@ -1,5 +1,5 @@
-// Work is shared out as (expert, unit of rows), from one queue that begins with the experts that have most tokens, so
-// threads stay busy however uneven the routing is. Each chosen expert's weights are read once for all its tokens.
+// Work is shared out as (expert, unit of rows): an expert with few tokens is a short item, an expert with many is many,
+// so threads stay busy however uneven the routing is. Each chosen expert's weights are read once for all its tokens.
 #pragma once
 
 #include <algorithm>
@@ -9,6 +9,7 @@
 
 #include "../../core/output.hpp"
 #include "../matmul/panel.hpp"
+#include "residency.hpp"
 
 MOTE_BEGIN_NAMESPACE
 
@@ -33,12 +34,12 @@ void swiglu_unit(const float* gate, const float* up, std::size_t rows, std::size
 template <class Arch, class Executor>
 void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<const float, 2> weights,
                       std::span<const ffn_weights> experts, view<const std::int32_t, 1> offsets,
-                      view<const std::int32_t, 1> slots, view<float, 2> y, output mode) {
+                      view<const std::int32_t, 1> slots, view<float, 2> y, output mode, expert_residency* residency) {
   using detail::activation, detail::unit_stride, detail::unit_tokens;
   const std::size_t tokens = x.extent(0), hidden = x.extent(1), top_k = weights.extent(1);
   const std::size_t intermediate = out_features(experts[0].gate);
   auto scope = be.scope();
-  const auto inner = scope.template tensor<float>(slots.size(), intermediate);  // silu(gate) · up, a row a slot
+  const auto inner = scope.template tensor<float>(slots.size(), intermediate);  // silu(gate) · up, a row a place
   const auto outer = scope.template tensor<float>(slots.size(), hidden);        // down, a row a slot
 
   detail::activation_forms input_forms, inner_forms;
@@ -56,22 +57,24 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
   const auto inputs =
       detail::prepare_rows<Arch>(be, scope, input_forms, tokens, hidden, [&](std::size_t t) { return x.row(t); });
 
-  // The experts that have tokens, those with most first.
-  const auto tokens_of = [&](std::int32_t e) {
-    return offsets(static_cast<std::size_t>(e) + 1) - offsets(static_cast<std::size_t>(e));
-  };
   const auto chosen = scope.template tensor<std::int32_t>(experts.size());
   const auto chosen_count = scope.template tensor<std::size_t>(1);
-  be.parallel_for(1, 1, [&](std::size_t, std::size_t) {
-    std::int32_t* end = chosen.data();
-    for (std::size_t e = 0; e < experts.size(); ++e) {
-      if (offsets(e) != offsets(e + 1)) *end++ = static_cast<std::int32_t>(e);
-    }
-    chosen_count(0) = static_cast<std::size_t>(end - chosen.data());
-    std::sort(chosen.data(), end, [&](std::int32_t a, std::int32_t b) { return tokens_of(a) > tokens_of(b); });
-  });
+  // Those of the experts [begin, end) that have tokens, those with most first.
+  const auto choose = [&](std::size_t begin, std::size_t end) {
+    const auto tokens_of = [&](std::int32_t e) {
+      return offsets(static_cast<std::size_t>(e) + 1) - offsets(static_cast<std::size_t>(e));
+    };
+    be.parallel_for(1, 1, [&](std::size_t, std::size_t) {
+      std::int32_t* last = chosen.data();
+      for (std::size_t e = begin; e < end; ++e) {
+        if (offsets(e) != offsets(e + 1)) *last++ = static_cast<std::int32_t>(e);
+      }
+      chosen_count(0) = static_cast<std::size_t>(last - chosen.data());
+      std::sort(chosen.data(), last, [&](std::int32_t a, std::int32_t b) { return tokens_of(a) > tokens_of(b); });
+    });
+  };
 
-  // Calls f(expert, first row of the unit, rows, its slots) for every unit of every expert that has tokens.
+  // Calls f(expert, first row of the unit, rows, first place in `slots`, places) for every unit of the chosen experts.
   const auto for_each_unit = [&](std::size_t out, auto&& f) {
     const std::size_t units = (out + unit - 1) / unit;
     be.parallel_for(chosen_count(0) * units, 1, [&](std::size_t begin, std::size_t end) {
@@ -80,33 +83,41 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
         const std::size_t n = i % units * unit;
         const auto first = static_cast<std::size_t>(offsets(e)), last = static_cast<std::size_t>(offsets(e + 1));
         for (std::size_t s = first; s < last; s += unit_tokens) {
-          f(experts[e], n, std::min(unit, out - n), slots.slice(0, s, std::min(unit_tokens, last - s)));
+          f(experts[e], n, std::min(unit, out - n), s, std::min(unit_tokens, last - s));
         }
       }
     });
   };
 
-  for_each_unit(intermediate, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, auto group) {
-    activation in[unit_tokens];
-    alignas(64) float gate[unit_stride * unit_tokens], up[unit_stride * unit_tokens];
-    const auto slot = [&](std::size_t i) { return static_cast<std::size_t>(group(i)); };
-    for (std::size_t i = 0; i < group.size(); ++i) in[i] = inputs(slot(i) / top_k);
-    detail::unit_product<Arch>(expert.gate, n, rows, in, group.size(), gate);
-    detail::unit_product<Arch>(expert.up, n, rows, in, group.size(), up);
-    detail::swiglu_unit<Arch>(gate, up, rows, group.size(), [&](std::size_t i) { return inner.row(slot(i)) + n; });
-  });
+  const auto slot = [&](std::size_t place) { return static_cast<std::size_t>(slots(place)); };
 
-  const auto between = detail::prepare_rows<Arch>(be, scope, inner_forms, slots.size(), intermediate,
-                                                  [&](std::size_t i) { return inner.row(i); });
+  detail::for_each_expert_group(residency, offsets, [&](std::size_t begin, std::size_t end) {
+    const auto first = static_cast<std::size_t>(offsets(begin)), last = static_cast<std::size_t>(offsets(end));
+    choose(begin, end);
+    for_each_unit(intermediate, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, std::size_t place,
+                                    std::size_t count) {
+      activation in[unit_tokens];
+      alignas(64) float gate[unit_stride * unit_tokens], up[unit_stride * unit_tokens];
+      for (std::size_t i = 0; i < count; ++i) in[i] = inputs(slot(place + i) / top_k);
+      detail::unit_product<Arch>(expert.gate, n, rows, in, count, gate);
+      detail::unit_product<Arch>(expert.up, n, rows, in, count, up);
+      detail::swiglu_unit<Arch>(gate, up, rows, count, [&](std::size_t i) { return inner.row(place + i) + n; });
+    });
 
-  for_each_unit(hidden, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, auto group) {
-    activation in[unit_tokens];
-    alignas(64) float down[unit_stride * unit_tokens];
-    for (std::size_t i = 0; i < group.size(); ++i) in[i] = between(static_cast<std::size_t>(group(i)));
-    detail::unit_product<Arch>(expert.down, n, rows, in, group.size(), down);
-    for (std::size_t i = 0; i < group.size(); ++i) {
-      std::copy_n(down + i * unit_stride, rows, outer.row(static_cast<std::size_t>(group(i))) + n);
-    }
+    auto group_scope = be.scope();
+    const auto between = detail::prepare_rows<Arch>(be, group_scope, inner_forms, last - first, intermediate,
+                                                    [&](std::size_t i) { return inner.row(first + i); });
+
+    for_each_unit(
+        hidden, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, std::size_t place, std::size_t count) {
+          activation in[unit_tokens];
+          alignas(64) float down[unit_stride * unit_tokens];
+          for (std::size_t i = 0; i < count; ++i) in[i] = between(place + i - first);
+          detail::unit_product<Arch>(expert.down, n, rows, in, count, down);
+          for (std::size_t i = 0; i < count; ++i) {
+            std::copy_n(down + i * unit_stride, rows, outer.row(slot(place + i)) + n);
+          }
+        });
   });
 
   be.parallel_for(tokens, 1 + 4096 / (hidden * top_k + 1), [&](std::size_t begin, std::size_t end) {

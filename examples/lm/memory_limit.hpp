@@ -1,0 +1,108 @@
+// Running a model larger than memory: its experts stay in the mapped file of packed weights, those used most in memory too.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <span>
+#include <string>
+#include <system_error>
+#include <variant>
+#include <vector>
+
+#include <mote/core/error.hpp>
+#include <mote/io/json.hpp>
+#include <mote/io/mapped_experts.hpp>
+#include <mote/io/resident.hpp>
+
+#include "config.hpp"
+#include "weights.hpp"
+
+namespace lm {
+
+using expert_uses = std::vector<std::vector<std::uint64_t>>;
+
+// {"expert_uses": [[uses of the first mixture-of-experts layer's experts], …]}. Throws format_error naming the file.
+inline expert_uses read_expert_profile(const std::string& path) {
+  const mote::json_file file(path);
+  const mote::json_object root = file.root();
+  expert_uses uses;
+  for (const nlohmann::json& layer : root.array("expert_uses")) {
+    auto& row = uses.emplace_back();
+    if (!layer.is_array()) root.fail("expert_uses", "expected arrays of whole numbers");
+    for (const nlohmann::json& n : layer) {
+      if (!n.is_number_unsigned()) root.fail("expert_uses", "expected arrays of whole numbers");
+      row.push_back(n.get<std::uint64_t>());
+    }
+  }
+  return uses;
+}
+
+inline void write_expert_profile(const std::string& path, const mote::expert_cache& cache) {
+  expert_uses uses(cache.layers());
+  for (std::size_t l = 0; l < cache.layers(); ++l) {
+    for (std::size_t e = 0; e < cache.experts(l); ++e) uses[l].push_back(cache.uses(l, e));
+  }
+  const std::string part = path + ".part";
+  std::ofstream(part) << nlohmann::json{{"expert_uses", uses}}.dump() << "\n";
+  std::error_code problem;
+  std::filesystem::rename(part, path, problem);
+  if (problem) mote::raise<mote::format_error>(path + ": cannot be written");
+}
+
+// Bytes of scratch that a step of `tokens` takes, at most: of attention, of a dense network, of experts.
+inline std::size_t step_scratch(const model_config& c, std::size_t tokens) {
+  const mote::mla_config& a = c.decoder.attention;
+  const std::size_t attention = a.num_attention_heads * 2 * (a.qk_head_dim() + a.v_head_dim) + c.q_lora_rank;
+  const std::size_t dense = 3 * std::max(c.intermediate_size, c.n_shared_experts * c.moe_intermediate_size);
+  const std::size_t routed = c.decoder.router.num_experts_per_tok * (2 * c.moe_intermediate_size + c.hidden_size);
+  return tokens * sizeof(float) * (std::max(attention, dense + routed) + 4 * c.hidden_size);
+}
+
+// Lets `weights`, which must come from a packed file, have `limit` bytes of memory with all else in the process. What every
+// token reads is brought into memory. Throws shape_error where the limit leaves no room for an expert.
+template <class Backend>
+std::unique_ptr<mote::mapped_experts> limit_memory(Backend& be, const model_config& config, model_weights& weights,
+                                                   std::size_t tokens, std::size_t limit, const std::string& profile) {
+  std::vector<std::span<const std::byte>> always;
+  std::size_t bytes = 0;
+  for (const auto& [name, entry] : weights.packed->weights()) {
+    if (name.find(".mlp.experts.") != std::string::npos) continue;
+    if (name == "model.embed_tokens.weight" && !config.tie_word_embeddings) continue;  // a row a token
+    always.push_back(entry.bytes);
+    bytes += entry.bytes.size();
+  }
+  std::size_t largest = 0;
+  for (const auto& layer : weights.expert_regions) {
+    for (const mote::mapped_experts::region& expert : layer) largest = std::max(largest, expert.size());
+  }
+  const std::size_t scratch = step_scratch(config, tokens), least = mote::resident_memory() + bytes + scratch + largest;
+  mote::check(limit >= least, "memory_limit",
+              "expected at least " + std::to_string(least) + " bytes (" + std::to_string(bytes) +
+                  " of weights that every token reads, " + std::to_string(scratch) + " of scratch, " +
+                  std::to_string(largest) + " of one expert), got " + std::to_string(limit));
+  be.parallel_for(always.size(), 1, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t i = begin; i < end; ++i) {
+      mote::prefetch_pages(always[i]);
+      mote::touch_pages(always[i]);
+    }
+  });
+  auto experts = std::make_unique<mote::mapped_experts>(weights.expert_regions, limit, scratch);
+  std::size_t next = 0;
+  const auto attach = [&](auto& mlp) {
+    if (auto* moe = std::get_if<mote::moe_weights>(&mlp)) moe->residency = &experts->layer(next++);
+  };
+  for (auto& layer : weights.layers) attach(layer.mlp);
+  if (weights.mtp) attach(weights.mtp->layer.mlp);
+
+  std::error_code none;
+  if (!profile.empty() && std::filesystem::exists(profile, none)) {
+    experts->begin_with(be, read_expert_profile(profile));
+  }
+  return experts;
+}
+
+}  // namespace lm

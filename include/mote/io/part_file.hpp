@@ -1,0 +1,91 @@
+// A file that gets its name only when it is complete: until then it is PATH.part (POSIX).
+#pragma once
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <cstddef>
+#include <cstdio>
+#include <string>
+#include <utility>
+
+#include "../core/error.hpp"
+
+MOTE_BEGIN_NAMESPACE
+
+// What becomes of PATH.part when its writer goes without finish():
+enum class unfinished {
+  removed,
+  kept  // a later writer of the same tensors can go on with it: resume()
+};
+
+namespace detail {
+
+class part_file {
+ public:
+  // Opens PATH.part, which may hold what an earlier writer left. Throws format_error when it cannot be written or another
+  // process is writing it.
+  part_file(std::string path, unfinished policy) : path_(std::move(path)), part_(path_ + ".part"), policy_(policy) {
+    const int descriptor = ::open(part_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (descriptor < 0) fail();
+    if (::flock(descriptor, LOCK_EX | LOCK_NB) != 0) {
+      ::close(descriptor);
+      raise<format_error>(part_ + ": is being written by another process");
+    }
+    file_ = ::fdopen(descriptor, "r+b");
+    if (file_ == nullptr) {
+      ::close(descriptor);
+      fail();
+    }
+  }
+  part_file(const part_file&) = delete;
+  part_file& operator=(const part_file&) = delete;
+  ~part_file() {
+    if (file_ == nullptr) return;
+    if (policy_ == unfinished::removed) std::remove(part_.c_str());
+    std::fclose(file_);
+  }
+
+  const std::string& path() const { return path_; }
+  const std::string& part() const { return part_; }
+  std::FILE* file() { return file_; }
+
+  [[noreturn]] void fail() const { raise<format_error>(path_ + ": cannot be written"); }
+
+  // Cuts the file to its first `size` bytes and goes on behind them.
+  void truncate(std::size_t size) {
+    if (std::fflush(file_) != 0 || ::ftruncate(fileno(file_), static_cast<off_t>(size)) != 0 ||
+        std::fseek(file_, 0, SEEK_END) != 0) {
+      fail();
+    }
+  }
+
+  void put(const void* data, std::size_t size) {
+    if (size != 0 && std::fwrite(data, 1, size, file_) != size) fail();
+  }
+
+  // Hands what was written to the operating system, so that the end of this process does not lose it.
+  void flush() {
+    if (std::fflush(file_) != 0) fail();
+  }
+
+  // Gives the file its name when all of it is on the disk.
+  void finish() {
+    flush();
+    if (::fsync(fileno(file_)) != 0) fail();
+    const bool named = std::rename(part_.c_str(), path_.c_str()) == 0;
+    if (!named) std::remove(part_.c_str());
+    std::fclose(std::exchange(file_, nullptr));
+    if (!named) fail();
+  }
+
+ private:
+  std::string path_, part_;
+  unfinished policy_;
+  std::FILE* file_ = nullptr;
+};
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
