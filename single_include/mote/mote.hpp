@@ -2425,6 +2425,9 @@ MOTE_END_NAMESPACE
 //
 // `unsigned_limit` is the largest code that dot_unsigned takes without saturating: 0 where only dot_signed exists, 255
 // where only dot_unsigned does; there flip_signs makes signed codes q + 128.
+//
+// Where a dot product is two instructions, the first of which leaves two sums of 16 bits in each lane, small codes need the
+// second only now and then: narrow_dot starts or adds to such sums, which stay within 2 · 2^7 · Σ w, and widen adds them to acc.
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -2526,9 +2529,17 @@ struct int8_dot<Arch, 16> {
   static operand flip_signs(operand w) { return _mm512_xor_si512(w, _mm512_set1_epi8(-128)); }
 #else
   static constexpr int unsigned_limit = 127;
-  static ints dot_unsigned(ints acc, operand w, operand x) {
-    return _mm512_add_epi32(acc, _mm512_madd_epi16(_mm512_maddubs_epi16(w, x), _mm512_set1_epi16(1)));
+  static ints narrow_dot(operand w, operand x) { return _mm512_maddubs_epi16(w, x); }
+  static ints narrow_dot(ints sums, operand w, operand x) { return in_order(_mm512_add_epi16(sums, narrow_dot(w, x))); }
+  static ints widen(ints acc, ints sums) {
+    return in_order(_mm512_add_epi32(acc, _mm512_madd_epi16(sums, _mm512_set1_epi16(1))));
   }
+  // Compilers would add integers in another order, for which they lack registers.
+  static ints in_order(ints sums) {
+    asm("" : "+v"(sums));
+    return sums;
+  }
+  static ints dot_unsigned(ints acc, operand w, operand x) { return widen(acc, narrow_dot(w, x)); }
   static ints dot_signed(ints acc, operand w, operand x) {
     const operand signed_x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w), _mm512_setzero_si512(), x);
     return dot_unsigned(acc, _mm512_abs_epi8(w), signed_x);
@@ -2573,9 +2584,17 @@ struct int8_dot<Arch, 8> {
   static operand flip_signs(operand w) { return _mm256_xor_si256(w, _mm256_set1_epi8(-128)); }
 #else
   static constexpr int unsigned_limit = 127;  // 2 · 127 · 127 fits 16 bits
-  static ints dot_unsigned(ints acc, operand w, operand x) {
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
+  static ints narrow_dot(operand w, operand x) { return _mm256_maddubs_epi16(w, x); }
+  static ints narrow_dot(ints sums, operand w, operand x) { return in_order(_mm256_add_epi16(sums, narrow_dot(w, x))); }
+  static ints widen(ints acc, ints sums) {
+    return in_order(_mm256_add_epi32(acc, _mm256_madd_epi16(sums, _mm256_set1_epi16(1))));
   }
+  // Compilers would add integers in another order, for which they lack registers.
+  static ints in_order(ints sums) {
+    asm("" : "+x"(sums));
+    return sums;
+  }
+  static ints dot_unsigned(ints acc, operand w, operand x) { return widen(acc, narrow_dot(w, x)); }
   static ints dot_signed(ints acc, operand w, operand x) {
     return dot_unsigned(acc, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
   }
@@ -3133,21 +3152,28 @@ inline std::size_t bytes(const scaled_matrix& w) {
 }
 
 inline void check_rows(std::string_view op, std::string_view argument, const scaled_matrix& w) {
-  const std::string name(argument);
+  // Messages are put together for errors only: a decode step allocates nothing.
+  const auto expect = [&](bool condition, const char* what) {
+    if (!condition) raise<shape_error>(std::string(op) + ": " + std::string(argument) + ": " + what);
+  };
   const std::size_t out = out_features(w), in = in_features(w);
-  check(w.tile_rows > 0 && w.tile_columns > 0, op, name + ": tiles must not be empty");
+  expect(w.tile_rows > 0 && w.tile_columns > 0, "tiles must not be empty");
   std::visit(
       [&]<class Code>(const view<const Code, 2>& codes) {
         check_view(op, argument, codes, {out, codes.extent(1)});
-        check(detail::codes_each<Code> == 1 || w.tile_columns % 2 == 0 || w.tile_columns >= in, op,
-              name + ": tiles of int4 must have an even number of columns");
-        check(detail::has_zero<Code> || w.zero.empty(), op, name + ": fp8 has no zero points");
+        expect(detail::codes_each<Code> == 1 || w.tile_columns % 2 == 0 || w.tile_columns >= in,
+               "tiles of int4 must have an even number of columns");
+        expect(detail::has_zero<Code> || w.zero.empty(), "fp8 has no zero points");
       },
       w.codes);
   const std::size_t rows = out == 0 ? 0 : (w.first_row + out - 1) / w.tile_rows + 1,
                     columns = in == 0 ? 0 : (in - 1) / w.tile_columns + 1;
-  check_view(op, name + ": scale", w.scale, {rows, columns});
-  if (!w.zero.empty()) check_view(op, name + ": zero", w.zero, {rows, columns});
+  const auto check_tiles = [&](const char* what, const auto& tiles) {
+    if (tiles.extent(0) == rows && tiles.extent(1) == columns) return;
+    check_view(op, std::string(argument) + ": " + what, tiles, {rows, columns});
+  };
+  check_tiles("scale", w.scale);
+  if (!w.zero.empty()) check_tiles("zero", w.zero);
 }
 
 inline scaled_matrix slice_rows(const scaled_matrix& w, std::size_t begin, std::size_t count) {
@@ -4023,7 +4049,6 @@ struct block_kernel {
   using floats = typename dot::floats;
   using operand = typename dot::operand;
 
-  static constexpr std::size_t strips = 2, tokens = many_registers<Arch> ? 6 : 2;
   // Bytes from what is multiplied to what is asked of memory. Zen 5, one thread, Q4_0: with none, four tokens reach 35 %
   // of the read bandwidth, with 4 KiB 76 %, with 8 KiB 89 %.
   static constexpr std::size_t look_ahead = 8192;
@@ -4046,6 +4071,25 @@ struct block_kernel {
     return differs;
   }();
 
+  // Quads of k whose products sum within 16 bits, where there are such sums; else 1. Activations' codes are -128 at the least.
+  static constexpr std::size_t narrow_quads = [] {
+    if constexpr (unsigned_codes && requires(operand w) { dot::narrow_dot(w, w); }) {
+      int largest = (1 << F::code_bits) - 1;
+      if constexpr (layout::nibbles) largest = *std::max_element(table.begin(), table.end());
+      std::size_t quads = F::group_size / 4;
+      while (quads > 1 && static_cast<int>(quads) * 2 * 128 * largest > 32767) quads /= 2;
+      return quads;
+    } else {
+      return std::size_t{1};
+    }
+  }();
+
+  static constexpr std::size_t tokens = many_registers<Arch> ? 6 : 4;
+  // One token takes all rows of a panel at once, so that they are read from front to back.
+  static constexpr std::size_t strips(std::size_t token_count) {
+    return token_count <= 2 ? std::min(std::size_t{4}, packed_rows / dot::lanes) : 2;
+  }
+
   static operand values(operand codes) {
     if constexpr (looked_up) {
       return dot::lookup(table, codes);
@@ -4067,7 +4111,7 @@ struct block_kernel {
   template <std::size_t C>
   static void tile(const std::uint8_t* panel, std::size_t strip, std::size_t blocks, const activation_block* const* x,
                    bool resume, float* out, std::size_t stride) noexcept {
-    constexpr std::size_t R = strips, lanes = dot::lanes, strip_bytes = lanes * layout::row_codes;
+    constexpr std::size_t R = strips(C), lanes = dot::lanes, strip_bytes = lanes * layout::row_codes;
     floats total[R][C];
     const activation_block* token[C];
     float* const to = out + strip * lanes;
@@ -4094,6 +4138,7 @@ struct block_kernel {
           __builtin_prefetch(p + look_ahead + i * 64, 0, 3);
         });
         ints acc[R][C];
+        [[maybe_unused]] ints narrow[R][C];
         unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
           ints start = dot::splat(0);
           if constexpr (offset > 0) {
@@ -4106,8 +4151,15 @@ struct block_kernel {
         const auto multiply_quad = [&](const operand(&w)[R], std::size_t quad) __attribute__((always_inline)) {
           unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
             const operand four = dot::splat_codes(token[c]->q + half * 16 + quad * 4);
-            unroll<R>([&](std::size_t r)
-                          __attribute__((always_inline)) { acc[r][c] = multiply(acc[r][c], w[r], four); });
+            unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+              if constexpr (narrow_quads == 1) {
+                acc[r][c] = multiply(acc[r][c], w[r], four);
+              } else {
+                const bool first = quad % narrow_quads == 0, last = (quad + 1) % narrow_quads == 0;
+                narrow[r][c] = first ? dot::narrow_dot(w[r], four) : dot::narrow_dot(narrow[r][c], w[r], four);
+                if (last) acc[r][c] = dot::widen(acc[r][c], narrow[r][c]);
+              }
+            });
           });
         };
         unroll<layout::row_codes / 4>([&](std::size_t i) __attribute__((always_inline)) {
@@ -4175,8 +4227,9 @@ struct block_kernel {
   static void panel(const std::uint8_t* bytes, std::size_t blocks, const activation_block* const* x, std::size_t count,
                     bool resume, float* out, std::size_t stride) noexcept {
     for (std::size_t t = 0; t < count; t += tokens) {
-      const auto run = function(std::min(tokens, count - t));
-      for (std::size_t strip = 0; strip * dot::lanes < packed_rows; strip += strips) {
+      const std::size_t some = std::min(tokens, count - t);
+      const auto run = function(some);
+      for (std::size_t strip = 0; strip * dot::lanes < packed_rows; strip += strips(some)) {
         run(bytes, strip, blocks, x + t, resume, out + t * stride, stride);
       }
     }
@@ -4192,8 +4245,8 @@ MOTE_END_NAMESPACE
 //
 //   std::int8_t   exact int32 sums of codes; activations are int8 codes too. x86 multiplies unsigned by signed: weights are
 //                 read as q + 128, and 128 · Σ x is taken off before
-//   bf16          activations are bf16 too, sums in float32; with AVX-512 BF16 as vdpbf16ps adds them, elsewhere one
-//                 multiply-add after the other
+//   bf16          activations are rounded to bf16, sums in float32; with AVX-512 BF16 as vdpbf16ps adds them, elsewhere
+//                 one multiply-add after the other, for which activations are float32 again
 //
 // A token's result has the same bits alone and in a batch.
 
@@ -4212,6 +4265,7 @@ struct element_dot<Arch, std::int8_t> {
   using operand = typename dot::operand;
   static constexpr std::size_t lanes = dot::lanes;
   static constexpr bool unsigned_weights = dot::unsigned_limit == 255;
+  static constexpr std::size_t x_bytes = 4;  // a quad of activations
 
   // 128 · Σ x is beyond int32 for rows of more than 131072; sums wrap, and so come out right.
   static sums start(std::int32_t code_sum) {
@@ -4244,6 +4298,7 @@ struct element_dot<Arch, bf16> {
 #else
   static constexpr bool dot_products = false;
 #endif
+  static constexpr std::size_t x_bytes = dot_products ? 4 : 8;
   using sums = floats;
   // The two elements of every row: as they are, or widened.
   struct widened {
@@ -4252,20 +4307,24 @@ struct element_dot<Arch, bf16> {
   using operand = std::conditional_t<dot_products, batch<std::uint32_t, Arch>, widened>;
 
   static sums start(std::int32_t) { return sums(0.0f); }
-  static operand split(const batch<std::uint32_t, Arch>& pairs) {
+  static operand load(const std::uint8_t* w) {
+    const auto pairs = batch<std::uint32_t, Arch>::load_unaligned(reinterpret_cast<const std::uint32_t*>(w));
     if constexpr (dot_products) {
       return pairs;
     } else {
       return {bits_as<float>(pairs << 16), bits_as<float>(pairs & batch<std::uint32_t, Arch>(0xFFFF0000u))};
     }
   }
-  static operand load(const std::uint8_t* w) {
-    return split(batch<std::uint32_t, Arch>::load_unaligned(reinterpret_cast<const std::uint32_t*>(w)));
-  }
   static operand splat(const std::uint8_t* x) {
-    std::uint32_t pair = 0;
-    std::memcpy(&pair, x, 4);
-    return split(batch<std::uint32_t, Arch>(pair));
+    if constexpr (dot_products) {
+      std::uint32_t pair = 0;
+      std::memcpy(&pair, x, 4);
+      return operand(pair);
+    } else {
+      float two[2];
+      std::memcpy(two, x, sizeof two);
+      return {floats(two[0]), floats(two[1])};
+    }
   }
   static sums add(const sums& acc, const operand& w, const operand& x) {
     if constexpr (dot_products) {
@@ -4291,7 +4350,9 @@ struct element_kernel {
   using sums = typename dot::sums;
   using operand = typename dot::operand;
 
-  static constexpr std::size_t lanes = dot::lanes, strips = many_registers<Arch> ? 4 : 2;
+  // Vectors of rows. One or two tokens take four, so that with AVX2 a panel is read from front to back.
+  static constexpr std::size_t lanes = dot::lanes, strips = many_registers<Arch> ? 4 : 2, few_tokens = 2,
+                               few_strips = 4;
   static constexpr std::size_t tokens = many_registers<Arch> ? 6 : 4;
   // Rows that a tile covers, and that are shared out together: of two panels with AVX-512.
   static constexpr std::size_t rows = std::max(strips * lanes, packed_rows);
@@ -4320,7 +4381,7 @@ struct element_kernel {
         if (r * lanes * 4 % 64 == 0) __builtin_prefetch(from + look_ahead, 0, 3);
       });
       unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
-        const operand quad = dot::splat(token[c] + q * 4);
+        const operand quad = dot::splat(token[c] + q * dot::x_bytes);
         unroll<R>([&](std::size_t r)
                       __attribute__((always_inline)) { acc[r][c] = dot::add(acc[r][c], weights[r], quad); });
       });
@@ -4332,12 +4393,12 @@ struct element_kernel {
     });
   }
 
-  template <std::size_t R>
+  template <std::size_t R, std::size_t Most = tokens>
   static auto function(std::size_t count) {
     constexpr auto tiles = []<std::size_t... I>(std::index_sequence<I...>) {
       return std::array{&element_kernel::template tile<R, I + 1>...};
     }
-    (std::make_index_sequence<tokens>{});
+    (std::make_index_sequence<Most>{});
     return tiles[count - 1];
   }
 
@@ -4346,32 +4407,34 @@ struct element_kernel {
   static void product(const packed_matrix<T>& w, std::size_t first, std::size_t panels, const std::uint8_t* const* x,
                       const std::int32_t* code_sum, std::size_t count, float* out, std::size_t stride) noexcept {
     constexpr std::size_t in_panel = packed_rows / lanes;
-    // Quads at a time: what `rows` rows and a tile's tokens have of them stays in the second-level cache.
-    constexpr std::size_t depth = 1024;
-    const std::size_t quads = layout::quads(w.in_features()),
-                      step = count <= tokens ? std::max(quads, std::size_t{1}) : depth,
-                      apart = quads == 0 ? 0 : lanes * 4;  // an empty matrix has no memory to step in
+    // Quads at a time: what a tile's rows have of them stays in a cache while tokens pass by. Where a tile has not all the
+    // rows of a panel, those of few tokens must not lag far behind each other, or memory is read in pieces: Zen 3, four
+    // tokens, went from 12 to 17 GB/s.
+    constexpr bool whole_panels = strips * lanes >= packed_rows;
+    const std::size_t quads = layout::quads(w.in_features());
+    const std::size_t step = count > tokens                        ? (whole_panels ? 1024 : 128)
+                             : count > few_tokens && !whole_panels ? 32
+                                                                   : std::max(quads, std::size_t{1});
+    const std::size_t apart = quads == 0 ? 0 : lanes * 4;  // an empty matrix has no memory to step in
     for (std::size_t begin = 0; begin == 0 || begin < quads; begin += step) {
       const std::size_t part = std::min(step, quads - begin);
-      for (std::size_t t = 0; t < count; t += tokens) {
-        const std::size_t some = std::min(tokens, count - t);
-        const std::uint8_t* token[tokens] = {};
-        for (std::size_t c = 0; c < some; ++c) token[c] = x[t + c] + begin * 4;
-        for (std::size_t s = 0; s < panels * in_panel;) {
-          const std::uint8_t* strip[strips] = {};
-          const std::size_t available = panels * in_panel - s;
-          for (std::size_t r = 0; r < std::min(strips, available); ++r) {
-            strip[r] = w.panel(first + (s + r) / in_panel) + begin * layout::quad_bytes + (s + r) % in_panel * apart;
-          }
-          float* to = out + t * stride + s * lanes;
-          if (available >= strips) {
-            function<strips>(some)(strip, token, part, code_sum + t, begin != 0, to, stride);
-            s += strips;
-          } else {
-            function<std::min(strips, in_panel)>(some)(strip, token, part, code_sum + t, begin != 0, to, stride);
-            s += in_panel;
-          }
+      for (std::size_t s = 0; s < panels * in_panel;) {
+        const std::size_t available = panels * in_panel - s, wanted = count <= few_tokens ? few_strips : strips;
+        const std::size_t taken = available >= wanted ? wanted : std::min(strips, in_panel);
+        const std::uint8_t* strip[std::max(strips, few_strips)] = {};
+        for (std::size_t r = 0; r < taken; ++r) {
+          strip[r] = w.panel(first + (s + r) / in_panel) + begin * layout::quad_bytes + (s + r) % in_panel * apart;
         }
+        for (std::size_t t = 0; t < count; t += tokens) {
+          const std::size_t some = std::min(tokens, count - t);
+          const std::uint8_t* token[tokens] = {};
+          for (std::size_t c = 0; c < some; ++c) token[c] = x[t + c] + begin * dot::x_bytes;
+          const auto run = taken == strips                              ? function<strips>(some)
+                           : taken == few_strips && count <= few_tokens ? function<few_strips, few_tokens>(some)
+                                                                        : function<std::min(strips, in_panel)>(some);
+          run(strip, token, part, code_sum + t, begin != 0, out + t * stride + s * lanes, stride);
+        }
+        s += taken;
       }
     }
   }
@@ -5054,16 +5117,21 @@ inline constexpr std::size_t unit_rows = packed_rows;
 template <class Arch, packable_element T>
 inline constexpr std::size_t unit_rows<Arch, packed_matrix<T>> = element_kernel<Arch, T>::rows;
 
-// A row of activations, in the forms that the weights at hand multiply: float32, int8 codes with one scale, bf16, int8
-// blocks.
+// A row of activations, in the forms that the weights at hand multiply: float32, int8 codes with one scale, bf16 or
+// rounded to it, int8 blocks.
 struct activation {
   const float* values = nullptr;
   const std::int8_t* codes = nullptr;
   std::int32_t code_sum = 0;
   float scale = 1.0f;
   const bf16* halves = nullptr;
+  const float* rounded = nullptr;
   const activation_block* blocks = nullptr;
 };
+
+// Whether packed bf16 is multiplied as such, not as float32.
+template <class Arch>
+inline constexpr bool bf16_products = element_dot<Arch, bf16>::dot_products;
 
 // Kernel::tile<r, c> for every r <= Kernel::rows and c <= Kernel::tokens, to be chosen at run time.
 template <class Kernel>
@@ -5227,16 +5295,25 @@ void block_product(std::size_t blocks, std::size_t step, const activation* x, st
   }
 }
 
-// Blocks a step: whole blocks of activations, and of k about float_depth.
+// Blocks of about k columns: whole blocks of activations.
 template <integer_format F>
-inline constexpr std::size_t block_step = std::max(std::size_t{2}, float_depth / F::block_size / 2 * 2);
+constexpr std::size_t blocks_of(std::size_t k) {
+  return std::max(std::size_t{2}, k / F::block_size / 2 * 2);
+}
+template <integer_format F>
+inline constexpr std::size_t block_step = blocks_of<F>(float_depth);
 
 template <class Arch, integer_format F>
 void unit_product(const packed_matrix<F>& w, std::size_t first, std::size_t, const activation* x, std::size_t tokens,
                   float* out) noexcept {
+  using kernel = block_kernel<Arch, F>;
   const std::size_t blocks = w.in_features() / F::block_size;
-  // What one tile's tokens use at once is read from front to back.
-  const std::size_t step = tokens <= block_kernel<Arch, F>::tokens ? blocks : block_step<F>;
+  // One tile's tokens read a panel from front to back; where they take several passes, a short piece at a time, so that
+  // memory is read once and in order.
+  std::size_t step = block_step<F>;
+  if (tokens <= kernel::tokens) {
+    step = kernel::strips(tokens) * kernel::dot::lanes < packed_rows ? blocks_of<F>(256) : blocks;
+  }
   block_product<Arch, F>(blocks, step, x, tokens, out, [&](std::size_t begin, std::size_t) {
     return w.panel(first / packed_rows) + begin * packed_layout<F>::block_bytes;
   });
@@ -5296,7 +5373,8 @@ void unit_product(const packed_matrix<T>& w, std::size_t first, std::size_t rows
   const std::uint8_t* token[unit_tokens] = {};
   std::int32_t code_sum[unit_tokens] = {};
   for (std::size_t t = 0; t < tokens; ++t) {
-    token[t] = reinterpret_cast<const std::uint8_t*>(int8 ? static_cast<const void*>(x[t].codes) : x[t].halves);
+    const void* row = bf16_products<Arch> ? static_cast<const void*>(x[t].halves) : x[t].rounded;
+    token[t] = static_cast<const std::uint8_t*>(int8 ? x[t].codes : row);
     code_sum[t] = x[t].code_sum;
   }
   // int8 sums are the same any way, and a few tokens leave tiles empty; bf16 sums are not, so all tokens go one way.
@@ -5379,14 +5457,15 @@ inline activation_forms forms(const weight& w) {
 }
 
 // Rows i < count of n values at row(i) in the wanted forms, made once for all the units that read them; they live in
-// `scope`, codes and halves padded with zeros to whole quads.
+// `scope`, codes, halves and rounded padded with zeros to whole quads.
 template <class Arch, class Backend, class Scope, class Row>
 view<activation, 1> prepare_rows(Backend& be, Scope& scope, const activation_forms& wanted, std::size_t count,
                                  std::size_t n, Row&& row) {
   const std::size_t blocks_each = activation_block::count(n), padded = (n + 3) / 4 * 4;
   const auto rows = scope.template tensor<activation>(count);
   const auto codes = scope.template tensor<std::int8_t>(wanted.codes ? count : 0, padded);
-  const auto halves = scope.template tensor<bf16>(wanted.halves ? count : 0, padded);
+  const auto halves = scope.template tensor<bf16>(wanted.halves && bf16_products<Arch> ? count : 0, padded);
+  const auto rounded = scope.template tensor<float>(wanted.halves && !bf16_products<Arch> ? count : 0, padded);
   const auto blocks = scope.template tensor<activation_block>(wanted.blocks ? count : 0, blocks_each);
   const bool converts = wanted.codes || wanted.halves || wanted.blocks;
   be.parallel_for(count, converts ? 1 + 4096 / (n + 1) : 4096, [&](std::size_t begin, std::size_t end) {
@@ -5397,10 +5476,14 @@ view<activation, 1> prepare_rows(Backend& be, Scope& scope, const activation_for
         std::fill(codes.row(i) + n, codes.row(i) + padded, std::int8_t{0});
         x.codes = codes.row(i);
       }
-      if (wanted.halves) {
+      if (wanted.halves && bf16_products<Arch>) {
         std::transform(x.values, x.values + n, halves.row(i), [](float v) { return bf16(v); });
         std::fill(halves.row(i) + n, halves.row(i) + padded, bf16(0.0f));
         x.halves = halves.row(i);
+      } else if (wanted.halves) {
+        std::transform(x.values, x.values + n, rounded.row(i), [](float v) { return static_cast<float>(bf16(v)); });
+        std::fill(rounded.row(i) + n, rounded.row(i) + padded, 0.0f);
+        x.rounded = rounded.row(i);
       }
       if (wanted.blocks) {
         quantize_blocks<Arch>(x.values, n, blocks.row(i));
@@ -7085,7 +7168,8 @@ MOTE_END_NAMESPACE
 // [intermediate, hidden], down [hidden, intermediate], all of one shape, formats may differ between experts.
 // With output::overwrite y is set instead. The slots of a token are added in the order k = 0 … top_k - 1, after which the
 // sum is added to y, so that the result depends neither on threads nor on the other tokens. Numbers as in matmul.
-// Throws shape_error when shapes differ or an index is out of range.
+// With `residency` the experts need not all be in memory: they are read in groups, each asked for before; the bits are the
+// same. Throws shape_error when shapes differ or an index is out of range.
 // Source: Dai et al., "DeepSeekMoE" (2024).
 
 // ---- mote/ops/group_by_expert/group_by_expert.hpp
@@ -7157,13 +7241,46 @@ void group_by_expert(Backend& be, view<const std::int32_t, 2> indices, view<std:
 
 MOTE_END_NAMESPACE
 
+// ---- mote/ops/grouped_ffn/residency.hpp
+// Experts that are not all in memory at once.
+
+MOTE_BEGIN_NAMESPACE
+
+// Asked before experts are read. `offsets` are those of group_by_expert: expert e has tokens where offsets(e) < offsets(e + 1).
+class expert_residency {
+ public:
+  virtual ~expert_residency() = default;
+
+  // Makes those experts with tokens from `first` on readable for which there is room, and says where they end: at most at
+  // offsets.size() - 1, beyond `first`. The next call begins there; what was readable before may then be so no longer.
+  virtual std::size_t require(view<const std::int32_t, 1> offsets, std::size_t first) = 0;
+};
+
+namespace detail {
+
+// f(first, last) for the groups of experts that are in memory together, all in one where `residency` is null.
+template <class Function>
+void for_each_expert_group(expert_residency* residency, view<const std::int32_t, 1> offsets, Function&& f) {
+  const std::size_t experts = offsets.size() - 1;
+  for (std::size_t first = 0; first < experts;) {
+    const std::size_t last = residency != nullptr ? residency->require(offsets, first) : experts;
+    f(first, last);
+    first = last;
+  }
+}
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
 // ---- mote/ops/grouped_ffn/reference.hpp
 MOTE_BEGIN_NAMESPACE
 
 // Token by token through its experts, in small steps. `offsets` and `slots` are those of group_by_expert.
 inline void grouped_ffn_impl(reference& be, view<const float, 2> x, view<const float, 2> weights,
                              std::span<const ffn_weights> experts, view<const std::int32_t, 1> offsets,
-                             view<const std::int32_t, 1> slots, view<float, 2> y, output mode) {
+                             view<const std::int32_t, 1> slots, view<float, 2> y, output mode,
+                             expert_residency* residency) {
   const std::size_t top_k = weights.extent(1), hidden = x.extent(1), intermediate = out_features(experts[0].gate);
   auto scope = be.scope();
   const auto gate = scope.tensor<float>(1, intermediate);
@@ -7172,16 +7289,18 @@ inline void grouped_ffn_impl(reference& be, view<const float, 2> x, view<const f
   const auto apply = [&](view<const float, 2> in, const weight& w, view<float, 2> out) {
     matmul_impl(be, in, w, out, output::overwrite);
   };
-  for (std::size_t e = 0; e < experts.size(); ++e) {
-    for (std::int32_t i = offsets(e); i < offsets(e + 1); ++i) {
-      const std::size_t slot = static_cast<std::size_t>(slots(static_cast<std::size_t>(i)));
-      const auto token = x.slice(0, slot / top_k, 1);
-      apply(token, experts[e].gate, gate);
-      apply(token, experts[e].up, up);
-      swiglu_impl(be, gate, up, gate);
-      apply(gate, experts[e].down, down.slice(0, slot, 1));
+  detail::for_each_expert_group(residency, offsets, [&](std::size_t first, std::size_t last) {
+    for (std::size_t e = first; e < last; ++e) {
+      for (std::int32_t i = offsets(e); i < offsets(e + 1); ++i) {
+        const std::size_t slot = static_cast<std::size_t>(slots(static_cast<std::size_t>(i)));
+        const auto token = x.slice(0, slot / top_k, 1);
+        apply(token, experts[e].gate, gate);
+        apply(token, experts[e].up, up);
+        swiglu_impl(be, gate, up, gate);
+        apply(gate, experts[e].down, down.slice(0, slot, 1));
+      }
     }
-  }
+  });
   for (std::size_t t = 0; t < x.extent(0); ++t) {
     for (std::size_t i = 0; i < hidden; ++i) {
       float sum = 0.0f;
@@ -7220,12 +7339,12 @@ void swiglu_unit(const float* gate, const float* up, std::size_t rows, std::size
 template <class Arch, class Executor>
 void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<const float, 2> weights,
                       std::span<const ffn_weights> experts, view<const std::int32_t, 1> offsets,
-                      view<const std::int32_t, 1> slots, view<float, 2> y, output mode) {
+                      view<const std::int32_t, 1> slots, view<float, 2> y, output mode, expert_residency* residency) {
   using detail::activation, detail::unit_stride, detail::unit_tokens;
   const std::size_t tokens = x.extent(0), hidden = x.extent(1), top_k = weights.extent(1);
   const std::size_t intermediate = out_features(experts[0].gate);
   auto scope = be.scope();
-  const auto inner = scope.template tensor<float>(slots.size(), intermediate);  // silu(gate) · up, a row a slot
+  const auto inner = scope.template tensor<float>(slots.size(), intermediate);  // silu(gate) · up, a row a place
   const auto outer = scope.template tensor<float>(slots.size(), hidden);        // down, a row a slot
 
   detail::activation_forms input_forms, inner_forms;
@@ -7243,41 +7362,67 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
   const auto inputs =
       detail::prepare_rows<Arch>(be, scope, input_forms, tokens, hidden, [&](std::size_t t) { return x.row(t); });
 
-  // Calls f(expert, first row of the unit, rows, its slots) for every unit of every expert that has tokens.
+  const auto chosen = scope.template tensor<std::int32_t>(experts.size());
+  const auto chosen_count = scope.template tensor<std::size_t>(1);
+  // Those of the experts [begin, end) that have tokens, those with most first.
+  const auto choose = [&](std::size_t begin, std::size_t end) {
+    const auto tokens_of = [&](std::int32_t e) {
+      return offsets(static_cast<std::size_t>(e) + 1) - offsets(static_cast<std::size_t>(e));
+    };
+    be.parallel_for(1, 1, [&](std::size_t, std::size_t) {
+      std::int32_t* last = chosen.data();
+      for (std::size_t e = begin; e < end; ++e) {
+        if (offsets(e) != offsets(e + 1)) *last++ = static_cast<std::int32_t>(e);
+      }
+      chosen_count(0) = static_cast<std::size_t>(last - chosen.data());
+      std::sort(chosen.data(), last, [&](std::int32_t a, std::int32_t b) { return tokens_of(a) > tokens_of(b); });
+    });
+  };
+
+  // Calls f(expert, first row of the unit, rows, first place in `slots`, places) for every unit of the chosen experts.
   const auto for_each_unit = [&](std::size_t out, auto&& f) {
     const std::size_t units = (out + unit - 1) / unit;
-    be.parallel_for(experts.size() * units, 1, [&](std::size_t begin, std::size_t end) {
+    be.parallel_for(chosen_count(0) * units, 1, [&](std::size_t begin, std::size_t end) {
       for (std::size_t i = begin; i < end; ++i) {
-        const std::size_t e = i / units, n = i % units * unit;
+        const auto e = static_cast<std::size_t>(chosen(i / units));
+        const std::size_t n = i % units * unit;
         const auto first = static_cast<std::size_t>(offsets(e)), last = static_cast<std::size_t>(offsets(e + 1));
         for (std::size_t s = first; s < last; s += unit_tokens) {
-          f(experts[e], n, std::min(unit, out - n), slots.slice(0, s, std::min(unit_tokens, last - s)));
+          f(experts[e], n, std::min(unit, out - n), s, std::min(unit_tokens, last - s));
         }
       }
     });
   };
 
-  for_each_unit(intermediate, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, auto group) {
-    activation in[unit_tokens];
-    alignas(64) float gate[unit_stride * unit_tokens], up[unit_stride * unit_tokens];
-    const auto slot = [&](std::size_t i) { return static_cast<std::size_t>(group(i)); };
-    for (std::size_t i = 0; i < group.size(); ++i) in[i] = inputs(slot(i) / top_k);
-    detail::unit_product<Arch>(expert.gate, n, rows, in, group.size(), gate);
-    detail::unit_product<Arch>(expert.up, n, rows, in, group.size(), up);
-    detail::swiglu_unit<Arch>(gate, up, rows, group.size(), [&](std::size_t i) { return inner.row(slot(i)) + n; });
-  });
+  const auto slot = [&](std::size_t place) { return static_cast<std::size_t>(slots(place)); };
 
-  const auto between = detail::prepare_rows<Arch>(be, scope, inner_forms, slots.size(), intermediate,
-                                                  [&](std::size_t i) { return inner.row(i); });
+  detail::for_each_expert_group(residency, offsets, [&](std::size_t begin, std::size_t end) {
+    const auto first = static_cast<std::size_t>(offsets(begin)), last = static_cast<std::size_t>(offsets(end));
+    choose(begin, end);
+    for_each_unit(intermediate, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, std::size_t place,
+                                    std::size_t count) {
+      activation in[unit_tokens];
+      alignas(64) float gate[unit_stride * unit_tokens], up[unit_stride * unit_tokens];
+      for (std::size_t i = 0; i < count; ++i) in[i] = inputs(slot(place + i) / top_k);
+      detail::unit_product<Arch>(expert.gate, n, rows, in, count, gate);
+      detail::unit_product<Arch>(expert.up, n, rows, in, count, up);
+      detail::swiglu_unit<Arch>(gate, up, rows, count, [&](std::size_t i) { return inner.row(place + i) + n; });
+    });
 
-  for_each_unit(hidden, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, auto group) {
-    activation in[unit_tokens];
-    alignas(64) float down[unit_stride * unit_tokens];
-    for (std::size_t i = 0; i < group.size(); ++i) in[i] = between(static_cast<std::size_t>(group(i)));
-    detail::unit_product<Arch>(expert.down, n, rows, in, group.size(), down);
-    for (std::size_t i = 0; i < group.size(); ++i) {
-      std::copy_n(down + i * unit_stride, rows, outer.row(static_cast<std::size_t>(group(i))) + n);
-    }
+    auto group_scope = be.scope();
+    const auto between = detail::prepare_rows<Arch>(be, group_scope, inner_forms, last - first, intermediate,
+                                                    [&](std::size_t i) { return inner.row(first + i); });
+
+    for_each_unit(
+        hidden, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, std::size_t place, std::size_t count) {
+          activation in[unit_tokens];
+          alignas(64) float down[unit_stride * unit_tokens];
+          for (std::size_t i = 0; i < count; ++i) in[i] = between(place + i - first);
+          detail::unit_product<Arch>(expert.down, n, rows, in, count, down);
+          for (std::size_t i = 0; i < count; ++i) {
+            std::copy_n(down + i * unit_stride, rows, outer.row(slot(place + i)) + n);
+          }
+        });
   });
 
   be.parallel_for(tokens, 1 + 4096 / (hidden * top_k + 1), [&](std::size_t begin, std::size_t end) {
@@ -7302,7 +7447,8 @@ MOTE_BEGIN_NAMESPACE
 
 template <backend Backend>
 void grouped_ffn(Backend& be, view<const float, 2> x, view<const std::int32_t, 2> indices, view<const float, 2> weights,
-                 std::span<const ffn_weights> experts, view<float, 2> y, output mode = output::overwrite) {
+                 std::span<const ffn_weights> experts, view<float, 2> y, output mode = output::overwrite,
+                 expert_residency* residency = nullptr) {
   check(!experts.empty(), "grouped_ffn", "experts: must not be empty");
   const std::size_t tokens = x.extent(0), hidden = x.extent(1), intermediate = out_features(experts[0].gate);
   check_view("grouped_ffn", "x", x, {tokens, hidden});
@@ -7323,7 +7469,7 @@ void grouped_ffn(Backend& be, view<const float, 2> x, view<const std::int32_t, 2
   const auto offsets = scope.template tensor<std::int32_t>(experts.size() + 1);
   const auto slots = scope.template tensor<std::int32_t>(indices.size());
   group_by_expert(be, indices, offsets, slots);
-  grouped_ffn_impl(be, x, weights, experts, offsets, slots, y, mode);
+  grouped_ffn_impl(be, x, weights, experts, offsets, slots, y, mode, residency);
 }
 
 MOTE_END_NAMESPACE
@@ -7719,10 +7865,11 @@ MOTE_END_NAMESPACE
 MOTE_BEGIN_NAMESPACE
 
 struct moe_weights {
-  view<const float, 2> gate;             // [experts, hidden]
-  view<const float, 1> bias;             // [experts], selection bias, or empty
-  std::span<const ffn_weights> experts;  // routed experts
-  std::optional<ffn_weights> shared;     // the shared experts as one network
+  view<const float, 2> gate;              // [experts, hidden]
+  view<const float, 1> bias;              // [experts], selection bias, or empty
+  std::span<const ffn_weights> experts;   // routed experts
+  std::optional<ffn_weights> shared;      // the shared experts as one network
+  expert_residency* residency = nullptr;  // of experts that are not all in memory
 };
 
 // What a router decided for each token.
@@ -7747,7 +7894,7 @@ void moe(Backend& be, const router_config& router, const moe_weights& w, view<co
   matmul(be, x, w.gate, logits);
   route(be, router, logits, w.bias, indices, weights);
   observe(routing{logits, indices, weights});
-  grouped_ffn(be, x, indices, weights, w.experts, y, mode);
+  grouped_ffn(be, x, indices, weights, w.experts, y, mode, w.residency);
   if (w.shared) ffn(be, x, *w.shared, y, output::accumulate);
 }
 
@@ -8078,6 +8225,201 @@ class team_member {
 };
 
 static_assert(executor<team_member>);
+
+MOTE_END_NAMESPACE
+
+// ---- mote/decode/expert_cache.hpp
+// Which experts stay in memory where not all of them fit: those that are used most, as far as is known.
+//
+//   p[l, e] = c[l, e] / n[l]      the share of layer l's choices (a token has top_k of them) that fell on expert e
+//   c[l, e] ← γ^m c[l, e] + m_e,   n[l] ← γ^m n[l] + m      after a step with m choices, m_e of them expert e's
+//   γ = 2^(-1 / half_life)
+//
+// The expert with the least p gives way. Shares are compared, not times of use: a step walks through the layers in turn, so
+// that the expert used longest ago is the one needed soonest, and a long prompt, which needs nearly all experts of every
+// layer, would sweep out all that was kept. The average forgets, so that a change of subject is followed.
+// Source: least frequently used with ageing, as in Arlitt et al., "Evaluating content management techniques for web proxy
+// caches" (2000).
+
+MOTE_BEGIN_NAMESPACE
+
+struct expert_cache_statistics {
+  std::size_t hits = 0, misses = 0;  // experts that a layer needed in a step, found or not
+  std::size_t bytes_brought = 0;     // of the misses
+};
+
+// Keeps the books only; the memory is its owner's. Allocates nothing after it was made.
+class expert_cache {
+ public:
+  // bytes[l][e]: the size of layer l's expert e.
+  explicit expert_cache(const std::vector<std::vector<std::size_t>>& bytes, double half_life = 16384)
+      : half_life_(half_life) {
+    for (const auto& sizes : bytes) {
+      layer& l = layers_.emplace_back();
+      for (const std::size_t size : sizes) l.experts.push_back({size});
+    }
+  }
+
+  std::size_t layers() const { return layers_.size(); }
+  std::size_t experts(std::size_t l) const { return layers_[l].experts.size(); }
+  bool resident(std::size_t l, std::size_t e) const { return layers_[l].experts[e].resident; }
+  std::size_t resident_bytes() const { return resident_bytes_; }
+  const expert_cache_statistics& statistics() const { return statistics_; }
+
+  // p[l, e], 0 where nothing is known.
+  double share(std::size_t l, std::size_t e) const {
+    return layers_[l].choices > 0.0 ? layers_[l].experts[e].choices / layers_[l].choices : 0.0;
+  }
+
+  // Choices of layer l's expert e so far, those of the profile included.
+  std::uint64_t uses(std::size_t l, std::size_t e) const { return layers_[l].experts[e].uses; }
+
+  // Begins with what an earlier run has counted: uses[l][e]. Throws shape_error unless they fit.
+  void begin_with(const std::vector<std::vector<std::uint64_t>>& uses) {
+    check(uses.size() == layers_.size(), "expert_cache",
+          "uses: expected " + std::to_string(layers_.size()) + " layers, got " + std::to_string(uses.size()));
+    for (std::size_t l = 0; l < uses.size(); ++l) {
+      check(uses[l].size() == experts(l), "expert_cache",
+            "uses: layer " + std::to_string(l) + ": expected " + std::to_string(experts(l)) + " experts, got " +
+                std::to_string(uses[l].size()));
+      double total = 0.0;
+      for (const std::uint64_t n : uses[l]) total += static_cast<double>(n);
+      const double weight = total > 0.0 ? std::min(1.0, half_life_ / total) : 0.0;  // no more than recent choices have
+      layers_[l].choices = total * weight;
+      for (std::size_t e = 0; e < uses[l].size(); ++e) {
+        layers_[l].experts[e].uses = uses[l][e];
+        layers_[l].experts[e].choices = static_cast<double>(uses[l][e]) * weight;
+      }
+    }
+  }
+
+  // The most bytes that experts may have from now on. At least one expert is let in all the same.
+  void set_capacity(std::size_t bytes) { capacity_ = bytes; }
+
+  // Brings in the experts with the largest shares, as many as fit: bring(l, e).
+  template <class Bring>
+  void fill(Bring&& bring) {
+    std::vector<std::pair<std::size_t, std::size_t>> order;
+    for (std::size_t l = 0; l < layers_.size(); ++l) {
+      for (std::size_t e = 0; e < experts(l); ++e) {
+        if (!resident(l, e) && share(l, e) > 0.0) order.push_back({l, e});
+      }
+    }
+    std::stable_sort(order.begin(), order.end(),
+                     [&](auto a, auto b) { return share(a.first, a.second) > share(b.first, b.second); });
+    for (const auto& [l, e] : order) {
+      if (resident_bytes_ + layers_[l].experts[e].bytes > capacity_) return;
+      enter(l, e, bring);
+    }
+  }
+
+  // A step of layer l as expert_residency::require has it: bring(l, e) for every expert that must come, release(l, e) for
+  // every one that must go before.
+  template <class Bring, class Release>
+  std::size_t require(std::size_t l, view<const std::int32_t, 1> offsets, std::size_t first, Bring&& bring,
+                      Release&& release) {
+    if (first == 0) record(l, offsets);
+    const step s{l, offsets, first};
+    while (resident_bytes_ > capacity_ && give_way(s, first, 2.0, true, release)) {
+    }
+    std::size_t brought = 0;
+    for (std::size_t e = first; e < experts(l); ++e) {
+      if (!s.uses(e)) continue;
+      if (resident(l, e)) {
+        ++statistics_.hits;
+        continue;
+      }
+      // A step of few tokens passes at once; a prompt's stream of experts does not displace what is used more.
+      const std::size_t size = layers_[l].experts[e].bytes;
+      const double limit = brought < smallest_group ? 2.0 : share(l, e);
+      while (resident_bytes_ + size > capacity_ && give_way(s, e, limit, e == s.next(first), release)) {
+      }
+      if (resident_bytes_ + size > capacity_ && e != s.next(first)) return e;
+      enter(l, e, bring);
+      ++brought;
+      ++statistics_.misses;
+      statistics_.bytes_brought += size;
+    }
+    return experts(l);
+  }
+
+ private:
+  static constexpr std::size_t smallest_group = 8;  // experts worth working on at once
+
+  struct expert {
+    std::size_t bytes = 0;
+    bool resident = false;
+    double choices = 0.0;
+    std::uint64_t uses = 0;
+  };
+  struct layer {
+    std::vector<expert> experts;
+    double choices = 0.0;
+  };
+
+  struct step {
+    std::size_t layer;
+    view<const std::int32_t, 1> offsets;
+    std::size_t first;
+
+    bool uses(std::size_t e) const { return offsets(e) < offsets(e + 1); }
+    std::size_t next(std::size_t e) const {
+      while (!uses(e)) ++e;
+      return e;
+    }
+  };
+
+  void record(std::size_t l, view<const std::int32_t, 1> offsets) {
+    const auto total = static_cast<double>(offsets(offsets.size() - 1));
+    const double keep = std::exp2(-total / half_life_);
+    layers_[l].choices = layers_[l].choices * keep + total;
+    for (std::size_t e = 0; e < experts(l); ++e) {
+      const auto n = static_cast<std::uint64_t>(offsets(e + 1) - offsets(e));
+      expert& x = layers_[l].experts[e];
+      x.choices = x.choices * keep + static_cast<double>(n);
+      x.uses += n;
+    }
+  }
+
+  template <class Bring>
+  void enter(std::size_t l, std::size_t e, Bring&& bring) {
+    layers_[l].experts[e].resident = true;
+    resident_bytes_ += layers_[l].experts[e].bytes;
+    bring(l, e);
+  }
+
+  // Releases the expert with the least share, if that is below `limit`; whether there was one. Experts that the step reads
+  // now, [s.first, end), stay; those it will read later do too, unless there is no other way.
+  template <class Release>
+  bool give_way(const step& s, std::size_t end, double limit, bool any, Release&& release) {
+    const auto coldest = [&](bool later) {
+      std::pair<std::size_t, std::size_t> found{layers_.size(), 0};
+      double least = limit;
+      for (std::size_t l = 0; l < layers_.size(); ++l) {
+        for (std::size_t e = 0; e < experts(l); ++e) {
+          if (!resident(l, e) || share(l, e) >= least) continue;
+          if (l == s.layer && e >= s.first && s.uses(e) && (e < end || !later)) continue;
+          least = share(l, e);
+          found = {l, e};
+        }
+      }
+      return found;
+    };
+    auto found = coldest(false);
+    if (found.first == layers_.size() && any) found = coldest(true);
+    const auto [l, e] = found;
+    if (l == layers_.size()) return false;
+    layers_[l].experts[e].resident = false;
+    resident_bytes_ -= layers_[l].experts[e].bytes;
+    release(l, e);
+    return true;
+  }
+
+  std::vector<layer> layers_;
+  double half_life_;
+  std::size_t capacity_ = 0, resident_bytes_ = 0;
+  expert_cache_statistics statistics_;
+};
 
 MOTE_END_NAMESPACE
 

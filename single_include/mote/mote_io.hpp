@@ -1767,6 +1767,42 @@ class matrix_ref {
 
 MOTE_END_NAMESPACE
 
+// ---- mote/io/fingerprint.hpp
+// Checksums: of bytes, and of a large file quickly enough to be taken at every start.
+
+MOTE_BEGIN_NAMESPACE
+
+// FNV-1a, 64 bits: notices accidents, not forgery. `hash` is what came before, to go on from.
+inline constexpr std::uint64_t fnv1a_start = 0xcbf29ce484222325u;
+inline std::uint64_t fnv1a(std::span<const std::byte> bytes, std::uint64_t hash = fnv1a_start) {
+  for (const std::byte b : bytes) hash = (hash ^ static_cast<std::uint64_t>(b)) * 0x100000001b3u;
+  return hash;
+}
+
+// A number that changes with the file: of its size, the time it was last written, its first megabyte (where model files
+// have their list of tensors) and 64 samples of 4 KiB, spread evenly up to its end. Not noticed: a change between the
+// samples that keeps size and time. Throws format_error naming the file when it cannot be read.
+inline std::uint64_t fingerprint(const std::string& path, std::uint64_t hash = fnv1a_start) {
+  constexpr std::size_t head = std::size_t{1} << 20, sample = 4096, samples = 64;
+  const mapped_file file(path);
+  const std::span<const std::byte> all = file.bytes();
+  std::error_code problem;
+  const auto written = std::filesystem::last_write_time(path, problem).time_since_epoch().count();
+  if (problem) raise<format_error>(path + ": " + problem.message());
+  const std::uint64_t facts[] = {all.size(), static_cast<std::uint64_t>(written)};
+  hash = fnv1a(std::as_bytes(std::span(facts)), hash);
+  hash = fnv1a(all.first(std::min(head, all.size())), hash);
+  if (all.size() <= head) return hash;
+  const std::size_t rest = all.size() - head;
+  for (std::size_t i = 1; i <= samples; ++i) {
+    const std::size_t end = head + rest / samples * i + rest % samples * i / samples;
+    hash = fnv1a(all.subspan(end - sample, sample), hash);
+  }
+  return hash;
+}
+
+MOTE_END_NAMESPACE
+
 // ---- mote/io/gguf.hpp
 // GGUF files: reading (memory-mapped), writing, metadata and typed tensors. The tokenizer that such a file holds is in
 // gguf/tokenizer.hpp.
@@ -2494,9 +2530,14 @@ MOTE_END_NAMESPACE
 // What the writers of model files share: a header, then the tensors' data in a known order, piece by piece, in a file that
 // gets its name only when it is complete.
 
+// ---- mote/io/part_file.hpp
+// A file that gets its name only when it is complete: until then it is PATH.part (POSIX).
+
+#include <sys/file.h>
+
 MOTE_BEGIN_NAMESPACE
 
-// Until finish() the file is PATH.part. What becomes of that when the writer goes without finish():
+// What becomes of PATH.part when its writer goes without finish():
 enum class unfinished {
   removed,
   kept  // a later writer of the same tensors can go on with it: resume()
@@ -2504,24 +2545,86 @@ enum class unfinished {
 
 namespace detail {
 
+class part_file {
+ public:
+  // Opens PATH.part, which may hold what an earlier writer left. Throws format_error when it cannot be written or another
+  // process is writing it.
+  part_file(std::string path, unfinished policy) : path_(std::move(path)), part_(path_ + ".part"), policy_(policy) {
+    const int descriptor = ::open(part_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (descriptor < 0) fail();
+    if (::flock(descriptor, LOCK_EX | LOCK_NB) != 0) {
+      ::close(descriptor);
+      raise<format_error>(part_ + ": is being written by another process");
+    }
+    file_ = ::fdopen(descriptor, "r+b");
+    if (file_ == nullptr) {
+      ::close(descriptor);
+      fail();
+    }
+  }
+  part_file(const part_file&) = delete;
+  part_file& operator=(const part_file&) = delete;
+  ~part_file() {
+    if (file_ == nullptr) return;
+    if (policy_ == unfinished::removed) std::remove(part_.c_str());
+    std::fclose(file_);
+  }
+
+  const std::string& path() const { return path_; }
+  const std::string& part() const { return part_; }
+  std::FILE* file() { return file_; }
+
+  [[noreturn]] void fail() const { raise<format_error>(path_ + ": cannot be written"); }
+
+  // Cuts the file to its first `size` bytes and goes on behind them.
+  void truncate(std::size_t size) {
+    if (std::fflush(file_) != 0 || ::ftruncate(fileno(file_), static_cast<off_t>(size)) != 0 ||
+        std::fseek(file_, 0, SEEK_END) != 0) {
+      fail();
+    }
+  }
+
+  void put(const void* data, std::size_t size) {
+    if (size != 0 && std::fwrite(data, 1, size, file_) != size) fail();
+  }
+
+  // Hands what was written to the operating system, so that the end of this process does not lose it.
+  void flush() {
+    if (std::fflush(file_) != 0) fail();
+  }
+
+  // Gives the file its name when all of it is on the disk.
+  void finish() {
+    flush();
+    if (::fsync(fileno(file_)) != 0) fail();
+    const bool named = std::rename(part_.c_str(), path_.c_str()) == 0;
+    if (!named) std::remove(part_.c_str());
+    std::fclose(std::exchange(file_, nullptr));
+    if (!named) fail();
+  }
+
+ private:
+  std::string path_, part_;
+  unfinished policy_;
+  std::FILE* file_ = nullptr;
+};
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
+// ---- mote/io/tensor_stream.hpp
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
 class tensor_stream {
  public:
   // `writer` names the class in errors. Throws format_error when PATH.part cannot be written.
   tensor_stream(std::string writer, std::string path, unfinished policy)
-      : writer_(std::move(writer)), path_(std::move(path)), part_(path_ + ".part"), policy_(policy) {
-    if (policy == unfinished::kept) file_ = std::fopen(part_.c_str(), "r+b");
-    if (file_ == nullptr) file_ = std::fopen(part_.c_str(), "w+b");
-    if (file_ == nullptr) fail();
-  }
-  tensor_stream(const tensor_stream&) = delete;
-  tensor_stream& operator=(const tensor_stream&) = delete;
-  ~tensor_stream() {
-    if (file_ == nullptr) return;
-    std::fclose(file_);
-    if (policy_ == unfinished::removed) std::remove(part_.c_str());
-  }
+      : writer_(std::move(writer)), file_(std::move(path), policy) {}
 
-  const std::string& path() const { return path_; }
+  const std::string& path() const { return file_.path(); }
   bool started() const { return started_; }
   void expect(bool condition, const std::string& message) const { check(condition, writer_, message); }
 
@@ -2534,9 +2637,8 @@ class tensor_stream {
 
   void start(const std::string& header) {
     if (std::exchange(started_, true)) return;
-    if (std::fflush(file_) != 0 || ftruncate(fileno(file_), 0) != 0) fail();
-    std::rewind(file_);
-    put(header.data(), header.size());
+    file_.truncate(0);
+    file_.put(header.data(), header.size());
   }
 
   // Goes on behind the data of the first `count` tensors, which PATH.part must hold behind the same header.
@@ -2546,18 +2648,19 @@ class tensor_stream {
     if (count == 0) return start(header);
     started_ = true;
     std::string found(header.size(), '\0');
-    std::rewind(file_);
-    if (std::fread(found.data(), 1, found.size(), file_) != found.size() || found != header) {
-      raise<format_error>(part_ + ": is not the beginning of this file");
+    std::rewind(file_.file());
+    if (std::fread(found.data(), 1, found.size(), file_.file()) != found.size() || found != header) {
+      raise<format_error>(file_.part() + ": is not the beginning of this file");
     }
     std::uintmax_t end = header.size();
     for (; current_ < count; ++current_) end += tensors_[current_].size + tensors_[current_].padding;
     std::error_code problem;
-    const std::uintmax_t size = std::filesystem::file_size(part_, problem);
+    const std::uintmax_t size = std::filesystem::file_size(file_.part(), problem);
     if (problem || size < end) {
-      raise<format_error>(part_ + ": expected at least " + std::to_string(end) + " bytes, got " + std::to_string(size));
+      raise<format_error>(file_.part() + ": expected at least " + std::to_string(end) + " bytes, got " +
+                          std::to_string(size));
     }
-    if (ftruncate(fileno(file_), static_cast<off_t>(end)) != 0 || std::fseek(file_, 0, SEEK_END) != 0) fail();
+    file_.truncate(end);
   }
 
   void write(std::string_view name, std::span<const std::byte> bytes) {
@@ -2569,33 +2672,22 @@ class tensor_stream {
     const tensor& t = tensors_[current_];
     expect(bytes.size() <= t.size - written_,
            "write: " + t.name + ": more than its " + std::to_string(t.size) + " bytes");
-    put(bytes.data(), bytes.size());
+    file_.put(bytes.data(), bytes.size());
     written_ += bytes.size();
     if (written_ < t.size) return;
     const std::string zeros(t.padding, '\0');
-    put(zeros.data(), zeros.size());
+    file_.put(zeros.data(), zeros.size());
     written_ = 0;
     ++current_;
   }
 
-  // Hands what was written to the operating system, so that the end of this process does not lose it.
-  void flush() {
-    if (std::fflush(file_) != 0) fail();
-  }
+  void flush() { file_.flush(); }
 
   void finish() {
     skip_empty();
     expect(current_ == tensors_.size(),
            "finish: " + (current_ < tensors_.size() ? tensors_[current_].name : std::string()) + ": data is missing");
-    flush();
-    if (fsync(fileno(file_)) != 0) fail();
-    std::error_code problem;
-    if (std::fclose(std::exchange(file_, nullptr)) == 0) {
-      std::filesystem::rename(part_, path_, problem);
-      if (!problem) return;
-    }
-    std::remove(part_.c_str());
-    fail();
+    file_.finish();
   }
 
  private:
@@ -2604,20 +2696,13 @@ class tensor_stream {
     std::size_t size, padding;  // bytes
   };
 
-  [[noreturn]] void fail() const { raise<format_error>(path_ + ": cannot be written"); }
-
   // Tensors without elements have no data to wait for.
   void skip_empty() {
     while (current_ < tensors_.size() && tensors_[current_].size == 0) ++current_;
   }
 
-  void put(const void* data, std::size_t size) {
-    if (size != 0 && std::fwrite(data, 1, size, file_) != size) fail();
-  }
-
-  std::string writer_, path_, part_;
-  unfinished policy_;
-  std::FILE* file_ = nullptr;
+  std::string writer_;
+  part_file file_;
   std::unordered_set<std::string> names_;
   std::vector<tensor> tensors_;
   bool started_ = false;     // the header is written
@@ -3899,6 +3984,164 @@ inline std::optional<chat_template> read_gguf_chat_template(const gguf_metadata&
 
 MOTE_END_NAMESPACE
 
+// ---- mote/io/mapped_experts.hpp
+// Experts in a mapped file of which only some are in memory, so that a model larger than memory runs.
+//
+// Bounds what the process has in memory, everything counted: experts get what the rest leaves of it. Experts that are needed
+// are read from the file, those used least go (decode/expert_cache.hpp), out of the system's file cache too: kept there
+// they would drive out of a machine that is full what is in use.
+
+// ---- mote/io/resident.hpp
+// Which parts of a mapped file lie in memory (POSIX; resident_memory() is Linux's).
+//
+// Nothing here changes what a program reads: pages that were given back come again from the file when they are touched.
+// The bytes must be those of a mapped_file, or of another mapping that is never written.
+
+#include <charconv>
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+inline std::size_t memory_page() {
+  static const auto size = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+  return size;
+}
+
+// Advises on every page that holds some of the bytes.
+inline void advise(std::span<const std::byte> bytes, int advice) {
+  if (bytes.empty()) return;
+  const auto address = reinterpret_cast<std::uintptr_t>(bytes.data());
+  const std::uintptr_t begin = address / memory_page() * memory_page();
+  ::madvise(reinterpret_cast<void*>(begin), address + bytes.size() - begin, advice);  // advice may be left untaken
+}
+
+}  // namespace detail
+
+// Takes the pages out of the process's memory. Neighbours that share a page with the bytes lose it too.
+inline void release_pages(std::span<const std::byte> bytes) { detail::advise(bytes, MADV_DONTNEED); }
+
+// The same, and out of the system's file cache where it lets go of them, so that they leave room in the machine too.
+inline void evict_pages(std::span<const std::byte> bytes) {
+#ifdef MADV_PAGEOUT
+  detail::advise(bytes, MADV_PAGEOUT);
+#endif
+  release_pages(bytes);
+}
+
+// Has the system read the pages while the program goes on. In steps, since Linux takes no more at once than the device's
+// largest request.
+inline void prefetch_pages(std::span<const std::byte> bytes) {
+  constexpr std::size_t step = std::size_t{1} << 17;
+  for (std::size_t i = 0; i < bytes.size(); i += step) {
+    detail::advise(bytes.subspan(i, std::min(step, bytes.size() - i)), MADV_WILLNEED);
+  }
+}
+
+// Brings the pages into the process's memory and waits for them.
+inline void touch_pages(std::span<const std::byte> bytes) {
+  for (std::size_t i = 0; i < bytes.size(); i += detail::memory_page()) {
+    static_cast<void>(*static_cast<const volatile std::byte*>(bytes.data() + i));
+  }
+}
+
+// Bytes of this process that lie in memory now, those of mapped files included. Opens no file and allocates nothing after
+// the first call. Throws format_error where the system does not say.
+inline std::size_t resident_memory() {
+  static const int descriptor = ::open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
+  char text[128];
+  const ssize_t size = ::pread(descriptor, text, sizeof text, 0);
+  const char* end = text + std::max<ssize_t>(size, 0);
+  const char* second = std::find(static_cast<const char*>(text), end, ' ');
+  std::size_t pages = 0;
+  if (second == end || std::from_chars(second + 1, end, pages).ec != std::errc()) {
+    raise<format_error>("/proc/self/statm: cannot be read");
+  }
+  return pages * detail::memory_page();
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/io/mapped_experts.hpp
+MOTE_BEGIN_NAMESPACE
+
+class mapped_experts {
+ public:
+  using region = std::span<const std::byte>;  // of the mapped file, its pages the expert's own (weight_file::region)
+
+  // experts[l][e]: layer l's expert e. memory_limit: bytes of the whole process, which must leave room for one expert;
+  // `reserve`: what the rest of the process may come to need within a step beyond what it has.
+  mapped_experts(std::vector<std::vector<region>> experts, std::size_t memory_limit, std::size_t reserve)
+      : experts_(std::move(experts)), cache_(sizes(experts_)), limit_(memory_limit), reserve_(reserve) {
+    for (std::size_t l = 0; l < experts_.size(); ++l) layers_.push_back(layer_residency(*this, l));
+    update_capacity();
+  }
+  mapped_experts(const mapped_experts&) = delete;
+  mapped_experts& operator=(const mapped_experts&) = delete;
+
+  expert_residency& layer(std::size_t l) { return layers_[l]; }
+  std::size_t limit() const { return limit_; }
+  const expert_cache& cache() const { return cache_; }
+
+  // Begins with the experts that an earlier run used most, in memory before the first step. Throws as
+  // expert_cache::begin_with.
+  template <host Backend>
+  void begin_with(Backend& be, const std::vector<std::vector<std::uint64_t>>& uses) {
+    cache_.begin_with(uses);
+    std::vector<region> chosen;
+    cache_.fill([&](std::size_t l, std::size_t e) { chosen.push_back(experts_[l][e]); });
+    be.parallel_for(chosen.size(), 1, [&](std::size_t begin, std::size_t end) {
+      for (std::size_t i = begin; i < end; ++i) {
+        prefetch_pages(chosen[i]);
+        touch_pages(chosen[i]);
+      }
+    });
+  }
+
+ private:
+  class layer_residency final : public expert_residency {
+   public:
+    layer_residency(mapped_experts& all, std::size_t layer) : all_(&all), layer_(layer) {}
+    std::size_t require(view<const std::int32_t, 1> offsets, std::size_t first) override {
+      return all_->require(layer_, offsets, first);
+    }
+
+   private:
+    mapped_experts* all_;
+    std::size_t layer_;
+  };
+
+  static std::vector<std::vector<std::size_t>> sizes(const std::vector<std::vector<region>>& experts) {
+    std::vector<std::vector<std::size_t>> result;
+    for (const auto& layer : experts) {
+      auto& row = result.emplace_back();
+      for (const region& r : layer) row.push_back(r.size());
+    }
+    return result;
+  }
+
+  // Experts brought in are resident once they were used, which they are before the next call.
+  void update_capacity() {
+    const std::size_t now = resident_memory(), experts = cache_.resident_bytes();
+    const std::size_t rest = reserve_ + (now > experts ? now - experts : 0);
+    cache_.set_capacity(limit_ > rest ? limit_ - rest : 0);
+  }
+
+  std::size_t require(std::size_t l, view<const std::int32_t, 1> offsets, std::size_t first) {
+    update_capacity();
+    return cache_.require(
+        l, offsets, first, [&](std::size_t layer, std::size_t e) { prefetch_pages(experts_[layer][e]); },
+        [&](std::size_t layer, std::size_t e) { evict_pages(experts_[layer][e]); });
+  }
+
+  std::vector<std::vector<region>> experts_;
+  expert_cache cache_;
+  std::vector<layer_residency> layers_;
+  std::size_t limit_, reserve_;
+};
+
+MOTE_END_NAMESPACE
+
 // ---- mote/io/npy.hpp
 // Writing NumPy's .npy files, format 1.0.
 
@@ -4054,6 +4297,387 @@ class safetensors_writer {
   detail::tensor_stream stream_;
   nlohmann::ordered_json header_ = nlohmann::ordered_json::object();
   std::size_t next_offset_ = 0;
+};
+
+MOTE_END_NAMESPACE
+
+// ---- mote/io/weight_file.hpp
+// Files of weights in the form in which kernels read them: mapped, a model is ready without being converted or packed.
+//
+// Layout, in the byte order of the machine that wrote it: "MOTEPACK", then as 64-bit numbers the version (1), the offset, size
+// and fnv1a of the table; the weights' bytes, each from a multiple of 4096 on; then the table, JSON
+// {"key": text, "weights": {NAME: {"form": "packed q4_0", "shape": [out, in], "offset": …}}}, and what else a form needs (detail::
+// stored_form). The table is checked whole, every size and offset in it, and may be hostile. The weights'
+// own bytes are taken as they are: whatever they hold, they are numbers.
+
+#include <tuple>
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+inline constexpr std::string_view weight_file_magic = "MOTEPACK";
+inline constexpr std::size_t weight_alignment = 4096;
+inline constexpr std::size_t region_alignment = std::size_t{1} << 16;
+
+inline constexpr std::size_t largest_extent = std::size_t{1} << 30;  // no size of such a matrix overflows
+
+// Two whole numbers from 1 on.
+inline std::pair<std::size_t, std::size_t> extents(const json_object& json, const std::string& field) {
+  const nlohmann::json& pair = json.array(field);
+  const auto extent = [&](std::size_t i) {
+    if (pair.size() != 2 || !pair[i].is_number_unsigned() || pair[i].get<std::uint64_t>() - 1 >= largest_extent) {
+      json.fail(field, "expected two whole numbers from 1 to " + std::to_string(largest_extent));
+    }
+    return pair[i].get<std::size_t>();
+  };
+  const std::size_t first = extent(0);
+  return {first, extent(1)};
+}
+
+struct weight_file_header {
+  std::array<char, 8> magic;
+  std::uint64_t version, table_offset, table_size, table_checksum;
+};
+
+// How a form of matrix is kept: its name, what its entry of the table says besides (`describe`), its bytes for a shape
+// (`size`, nothing where it has no such shape), its parts, and the matrix again from the bytes that the parts gave one after
+// another (`make`).
+template <class Matrix>
+struct stored_form;
+
+inline void check_contiguous(bool contiguous) {
+  check(contiguous, "weight_file_writer", "write: expected contiguous rows");
+}
+
+template <class T>
+std::span<const std::byte> bytes_of(const view<const T, 2>& v) {
+  check_contiguous(v.contiguous());
+  return std::as_bytes(std::span(v.data(), v.size()));
+}
+
+template <class T>
+struct stored_form<view<const T, 2>> {
+  static std::string name() {
+    if constexpr (block_format<T>) {
+      return std::string(std::string_view(T::name));
+    } else {
+      static_assert(std::is_same_v<T, float> || std::is_same_v<T, bf16> || std::is_same_v<T, f16>);
+      return std::is_same_v<T, float> ? "f32" : std::is_same_v<T, bf16> ? "bf16" : "f16";
+    }
+  }
+  static void describe(const view<const T, 2>&, nlohmann::json&) {}
+  static std::optional<std::size_t> size(const json_object&, std::size_t out, std::size_t in) {
+    if (in % columns_of<T> != 0) return std::nullopt;
+    return out * (in / columns_of<T>)*sizeof(T);
+  }
+  static std::vector<std::span<const std::byte>> parts(const view<const T, 2>& m) { return {bytes_of(m)}; }
+  static weight make(const json_object&, const std::byte* bytes, std::size_t out, std::size_t in) {
+    return view<const T, 2>(reinterpret_cast<const T*>(bytes), out, in / columns_of<T>);
+  }
+};
+
+// The scales first: behind them the codes need no alignment.
+template <>
+struct stored_form<int8_matrix> {
+  static std::string name() { return "int8"; }
+  static void describe(const int8_matrix&, nlohmann::json&) {}
+  static std::optional<std::size_t> size(const json_object&, std::size_t out, std::size_t in) {
+    return out * sizeof(float) + out * in;
+  }
+  static std::vector<std::span<const std::byte>> parts(const int8_matrix& m) {
+    check_contiguous(m.scale.contiguous());
+    return {std::as_bytes(std::span(m.scale.data(), m.scale.size())), bytes_of(m.codes)};
+  }
+  static weight make(const json_object&, const std::byte* bytes, std::size_t out, std::size_t in) {
+    return int8_matrix{{reinterpret_cast<const std::int8_t*>(bytes + out * sizeof(float)), out, in},
+                       {reinterpret_cast<const float*>(bytes), out}};
+  }
+};
+
+// Scales, codes, zero points.
+template <>
+struct stored_form<scaled_matrix> {
+  static constexpr std::array<std::string_view, 4> code_names = {"f8_e4m3", "f8_e5m2", "int8", "int4"};
+
+  struct layout {
+    std::size_t code, row_bytes, tile_rows, tile_columns, scale_rows, scale_columns;
+    bool zero;
+  };
+
+  static std::string name() { return "scaled"; }
+  static void describe(const scaled_matrix& m, nlohmann::json& entry) {
+    check(m.first_row == 0, "weight_file_writer", "write: expected a whole matrix");
+    entry["codes"] = code_names[m.codes.index()];
+    entry["tile"] = {std::min(m.tile_rows, largest_extent), std::min(m.tile_columns, largest_extent)};
+    entry["zero"] = !m.zero.empty();
+  }
+  static std::optional<std::size_t> size(const json_object& json, std::size_t out, std::size_t in) {
+    const layout l = read(json, out, in);
+    const bool pairs = code_names[l.code] == "int4", floats = l.code < 2;
+    if (pairs && (in % 2 != 0 || (l.tile_columns % 2 != 0 && l.tile_columns < in))) return std::nullopt;
+    if (floats && l.zero) json.fail("zero", "fp8 has no zero points");
+    const std::size_t scales = l.scale_rows * l.scale_columns;
+    return scales * sizeof(float) + out * l.row_bytes + (l.zero ? scales : 0);
+  }
+  static std::vector<std::span<const std::byte>> parts(const scaled_matrix& m) {
+    std::vector<std::span<const std::byte>> all = {bytes_of(m.scale)};
+    std::visit([&](const auto& codes) { all.push_back(bytes_of(codes)); }, m.codes);
+    if (!m.zero.empty()) all.push_back(bytes_of(m.zero));
+    return all;
+  }
+  static weight make(const json_object& json, const std::byte* bytes, std::size_t out, std::size_t in) {
+    const layout l = read(json, out, in);
+    const std::byte* codes = bytes + l.scale_rows * l.scale_columns * sizeof(float);
+    scaled_matrix m{.tile_rows = l.tile_rows, .tile_columns = l.tile_columns};
+    m.scale = {reinterpret_cast<const float*>(bytes), l.scale_rows, l.scale_columns};
+    const auto set = [&]<class Code>(view<const Code, 2>) {
+      m.codes = view<const Code, 2>(reinterpret_cast<const Code*>(codes), out, l.row_bytes);
+    };
+    if (l.code == 0) set(view<const f8_e4m3, 2>());
+    if (l.code == 1) set(view<const f8_e5m2, 2>());
+    if (l.code == 2) set(view<const std::int8_t, 2>());
+    if (l.code == 3) set(view<const int4_pair, 2>());
+    if (l.zero) {
+      m.zero = {reinterpret_cast<const std::int8_t*>(codes + out * l.row_bytes), l.scale_rows, l.scale_columns};
+    }
+    return m;
+  }
+
+ private:
+  static layout read(const json_object& json, std::size_t out, std::size_t in) {
+    layout l{};
+    const std::string codes = json.string("codes");
+    while (l.code < code_names.size() && code_names[l.code] != codes) ++l.code;
+    if (l.code == code_names.size()) json.fail("codes", "unknown codes \"" + codes + "\"");
+    l.row_bytes = codes == "int4" ? in / 2 : in;
+    std::tie(l.tile_rows, l.tile_columns) = extents(json, "tile");
+    l.scale_rows = (out - 1) / l.tile_rows + 1;
+    l.scale_columns = (in - 1) / l.tile_columns + 1;
+    l.zero = json.boolean("zero");
+    return l;
+  }
+};
+
+template <class T>
+struct stored_form<packed_matrix<T>> {
+  static std::string name() {
+    if constexpr (block_format<T>) {
+      return "packed " + std::string(std::string_view(T::name));
+    } else {
+      return std::is_same_v<T, std::int8_t> ? "packed int8" : "packed bf16";
+    }
+  }
+  static void describe(const packed_matrix<T>& m, nlohmann::json& entry) {
+    if constexpr (integer_format<T>) {  // of which the order depends on the instruction set
+      entry["lanes"] = m.order().lanes;
+      entry["largest_code"] = m.order().largest_code;
+    }
+  }
+  static std::optional<std::size_t> size(const json_object&, std::size_t out, std::size_t in) {
+    if (in % columns_of<T> != 0) return std::nullopt;
+    return packed_matrix<T>::size(out, in);
+  }
+  static std::vector<std::span<const std::byte>> parts(const packed_matrix<T>& m) {
+    return {std::as_bytes(std::span(m.bytes().data(), m.bytes().size()))};
+  }
+  static weight make(const json_object& json, const std::byte* bytes, std::size_t out, std::size_t in) {
+    packing order{};
+    if constexpr (integer_format<T>) {
+      order.lanes = json.integer("lanes", 1, packed_rows);
+      if (packed_rows % order.lanes != 0) json.fail("lanes", "expected a divisor of " + std::to_string(packed_rows));
+      order.largest_code = static_cast<int>(json.integer("largest_code", 1, 255));
+    }
+    return packed_matrix<T>({reinterpret_cast<const std::uint8_t*>(bytes), packed_matrix<T>::size(out, in)}, out, in,
+                            order);
+  }
+};
+
+// f.template operator()<Form>() with the form of that name; whether there is one.
+template <class Function, std::size_t... I>
+bool with_stored_form(std::string_view name, Function&& f, std::index_sequence<I...>) {
+  bool found = false;
+  const auto consider = [&]<class Form>() {
+    if (found || Form::name() != name) return;
+    found = true;
+    f.template operator()<Form>();
+  };
+  (consider.template operator()<stored_form<std::variant_alternative_t<I, weight>>>(), ...);
+  return found;
+}
+
+}  // namespace detail
+
+namespace detail {
+
+inline bool begins_as_weight_file(std::span<const std::byte> bytes) {
+  return bytes.size() >= weight_file_magic.size() &&
+         std::memcmp(bytes.data(), weight_file_magic.data(), weight_file_magic.size()) == 0;
+}
+
+}  // namespace detail
+
+// Whether a file begins as one of these does. Throws format_error when it cannot be read.
+inline bool is_weight_file(const std::string& path) { return detail::begins_as_weight_file(mapped_file(path).bytes()); }
+
+//   weight_file_writer file("model.mote", key);
+//   file.write("lm_head.weight", weight);       // as they are made, in any order
+//   file.finish();
+//
+// The file has the name PATH.part until finish() gives it its own; without finish() nothing is left.
+class weight_file_writer {
+ public:
+  // `key`: what the weights were made from and for, any text. Throws format_error when the file cannot be written.
+  weight_file_writer(std::string path, const std::string& key) : file_(std::move(path), unfinished::removed) {
+    file_.truncate(0);
+    table_ = {{"key", key}, {"weights", nlohmann::json::object()}};
+    const detail::weight_file_header unknown{};
+    put(std::as_bytes(std::span(&unknown, 1)));
+  }
+
+  // The weights that follow, up to the next call, may be brought into memory and given back by themselves: they begin where
+  // no page that the system maps in passing belongs to others. The last region ends with a call too.
+  void begin_region() { align(detail::region_alignment); }
+
+  // Throws shape_error for a name given twice or an empty matrix, format_error when the file cannot be written.
+  void write(const std::string& name, const weight& w) {
+    check(!table_["weights"].contains(name), "weight_file_writer", "write: " + name + ": given twice");
+    check(out_features(w) > 0 && in_features(w) > 0, "weight_file_writer", "write: " + name + ": is empty");
+    align(detail::weight_alignment);
+    nlohmann::json entry = {{"shape", {out_features(w), in_features(w)}}, {"offset", size_}};
+    std::visit(
+        [&](const auto& m) {
+          using form = detail::stored_form<std::remove_cvref_t<decltype(m)>>;
+          entry["form"] = form::name();
+          form::describe(m, entry);
+          for (const std::span<const std::byte> part : form::parts(m)) put(part);
+        },
+        w);
+    table_["weights"][name] = std::move(entry);
+  }
+
+  // Throws format_error when the file cannot be written.
+  void finish() {
+    const std::string table = table_.dump();
+    detail::weight_file_header header{};
+    std::copy_n(detail::weight_file_magic.data(), header.magic.size(), header.magic.data());
+    header.version = 1;
+    header.table_offset = size_;
+    header.table_size = table.size();
+    header.table_checksum = fnv1a(std::as_bytes(std::span(table)));
+    put(std::as_bytes(std::span(table)));
+    if (std::fseek(file_.file(), 0, SEEK_SET) != 0) file_.fail();
+    file_.put(&header, sizeof header);
+    file_.finish();
+  }
+
+ private:
+  void put(std::span<const std::byte> bytes) {
+    file_.put(bytes.data(), bytes.size());
+    size_ += bytes.size();
+  }
+
+  void align(std::size_t alignment) {
+    const std::vector<std::byte> zeros((alignment - size_ % alignment) % alignment);
+    put(zeros);
+  }
+
+  detail::part_file file_;
+  nlohmann::json table_;
+  std::size_t size_ = 0;
+};
+
+// Such a file, mapped. The weights refer to it and live as long.
+class weight_file {
+ public:
+  // Throws format_error naming the file and what in it breaks the format.
+  explicit weight_file(const std::string& path) : file_(path) {
+    const std::span<const std::byte> all = file_.bytes();
+    if (!detail::begins_as_weight_file(all)) fail("is no file of weights: expected it to begin with MOTEPACK");
+    detail::weight_file_header header{};
+    if (all.size() < sizeof header) fail("its header is cut off");
+    std::memcpy(&header, all.data(), sizeof header);
+    if (header.version != 1) fail("version " + std::to_string(header.version) + ", expected 1");
+    if (header.table_offset > all.size() || header.table_size > all.size() - header.table_offset) {
+      fail("its table lies beyond the file's " + std::to_string(all.size()) + " bytes");
+    }
+    const auto table =
+        all.subspan(static_cast<std::size_t>(header.table_offset), static_cast<std::size_t>(header.table_size));
+    if (fnv1a(table) != header.table_checksum) fail("its table is damaged");
+    const nlohmann::json json =
+        parse_json({reinterpret_cast<const char*>(table.data()), table.size()}, path + ": table");
+    const json_object root(json, path + ": table");
+    key_ = root.string("key");
+    const json_object entries = root.object("weights");
+    for (const auto& [name, value] : entries.value().items()) {
+      weights_.emplace(name, read(json_object(value, path + ": weight " + name),
+                                  all.first(static_cast<std::size_t>(header.table_offset))));
+    }
+  }
+
+  const std::string& path() const { return file_.path(); }
+  const std::string& key() const { return key_; }
+
+  struct entry {
+    mote::weight weight;
+    std::span<const std::byte> bytes;  // where it lies in the map
+  };
+  const std::map<std::string, entry, std::less<>>& weights() const { return weights_; }
+  bool contains(std::string_view name) const { return weights_.find(name) != weights_.end(); }
+
+  // The bytes from one weight to another that was written behind it, with the padding up to the next region. Throws
+  // format_error when they do not lie so.
+  std::span<const std::byte> region(const entry& first, const entry& last) const {
+    const auto begin = static_cast<std::size_t>(first.bytes.data() - file_.bytes().data());
+    const auto end = static_cast<std::size_t>(last.bytes.data() - file_.bytes().data()) + last.bytes.size();
+    if (end < begin) fail("weights of one region do not follow one another");
+    const std::size_t alignment = detail::region_alignment;
+    return file_.bytes().subspan(begin,
+                                 std::min((end + alignment - 1) / alignment * alignment, file_.bytes().size()) - begin);
+  }
+
+  // Throws format_error when there is no such weight or it has another shape.
+  const entry& at(std::string_view name, std::size_t out, std::size_t in) const {
+    const auto found = weights_.find(name);
+    if (found == weights_.end()) fail("weight " + std::string(name) + ": missing");
+    const std::size_t got[] = {out_features(found->second.weight), in_features(found->second.weight)};
+    const std::size_t want[] = {out, in};
+    if (got[0] != out || got[1] != in) {
+      fail("weight " + std::string(name) + ": expected shape " + shape_text(want) + ", got " + shape_text(got));
+    }
+    return found->second;
+  }
+
+ private:
+  [[noreturn]] void fail(const std::string& message) const { raise<format_error>(path() + ": " + message); }
+
+  static entry read(const json_object& json, std::span<const std::byte> data) {
+    const auto [out, in] = detail::extents(json, "shape");
+    const std::size_t offset = json.integer("offset", sizeof(detail::weight_file_header), data.size());
+    if (offset % detail::weight_alignment != 0) {
+      json.fail("offset", "expected a multiple of " + std::to_string(detail::weight_alignment));
+    }
+    const std::string form = json.string("form");
+    std::optional<entry> result;
+    const auto place = [&, rows = out, columns = in]<class Form>() {
+      const std::optional<std::size_t> size = Form::size(json, rows, columns);
+      if (!size) json.fail("shape", form + " has no rows of " + std::to_string(columns));
+      if (*size > data.size() - offset) {
+        json.fail("offset", std::to_string(*size) + " bytes from byte " + std::to_string(offset) +
+                                " on, the weights end at byte " + std::to_string(data.size()));
+      }
+      const auto bytes = data.subspan(offset, *size);
+      result = entry{Form::make(json, bytes.data(), rows, columns), bytes};
+    };
+    const bool known =
+        detail::with_stored_form(form, place, std::make_index_sequence<std::variant_size_v<mote::weight>>{});
+    if (!known) json.fail("form", "unknown form \"" + form + "\"");
+    return *result;
+  }
+
+  mapped_file file_;
+  std::string key_;
+  std::map<std::string, entry, std::less<>> weights_;
 };
 
 MOTE_END_NAMESPACE
