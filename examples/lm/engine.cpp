@@ -58,6 +58,10 @@ class backend_engine final : public engine {
     for (std::size_t done = 0; done < tokens.size();) {
       const std::size_t count = std::min(chunk(), tokens.size() - done);
       const auto part = tokens.subspan(done, count);
+      if (experts_) {  // scratch that is there already is counted with the process's memory
+        const std::size_t step = step_memory(config_, chunk()), held = backend_.arena().capacity();
+        experts_->set_reserve(step > held ? step - held : 0);
+      }
       const auto hidden = model_.forward(part);
       if (speculative_) follow(part, hidden);
       const std::size_t begin = std::max(done, first), end = done + count;

@@ -53,13 +53,15 @@ inline void write_expert_profile(const std::string& path, const mote::expert_cac
   if (problem) mote::raise<mote::format_error>(path + ": cannot be written");
 }
 
-// Bytes of scratch that a step of `tokens` takes, at most: of attention, of a dense network, of experts.
-inline std::size_t step_scratch(const model_config& c, std::size_t tokens) {
+// What a step of `tokens` takes beside weights and cache, at most: scratch of attention, of a dense network, of experts, and
+// some for the program's own pages.
+inline std::size_t step_memory(const model_config& c, std::size_t tokens) {
   const mote::mla_config& a = c.decoder.attention;
   const std::size_t attention = a.num_attention_heads * 2 * (a.qk_head_dim() + a.v_head_dim) + c.q_lora_rank;
   const std::size_t dense = 3 * std::max(c.intermediate_size, c.n_shared_experts * c.moe_intermediate_size);
   const std::size_t routed = c.decoder.router.num_experts_per_tok * (2 * c.moe_intermediate_size + c.hidden_size);
-  return tokens * sizeof(float) * (std::max(attention, dense + routed) + 4 * c.hidden_size);
+  constexpr std::size_t program = std::size_t{1} << 23;
+  return tokens * sizeof(float) * (attention + dense + routed + 6 * c.hidden_size) + program;
 }
 
 // Lets `weights`, which must come from a packed file, have `limit` bytes of memory with all else in the process. What every
@@ -79,10 +81,10 @@ std::unique_ptr<mote::mapped_experts> limit_memory(Backend& be, const model_conf
   for (const auto& layer : weights.expert_regions) {
     for (const mote::mapped_experts::region& expert : layer) largest = std::max(largest, expert.size());
   }
-  const std::size_t scratch = step_scratch(config, tokens), least = mote::resident_memory() + bytes + scratch + largest;
+  const std::size_t step = step_memory(config, tokens), least = mote::resident_memory() + bytes + step + largest;
   mote::check(limit >= least, "memory_limit",
               "expected at least " + std::to_string(least) + " bytes (" + std::to_string(bytes) +
-                  " of weights that every token reads, " + std::to_string(scratch) + " of scratch, " +
+                  " of weights that every token reads, " + std::to_string(step) + " of a step, " +
                   std::to_string(largest) + " of one expert), got " + std::to_string(limit));
   be.parallel_for(always.size(), 1, [&](std::size_t begin, std::size_t end) {
     for (std::size_t i = begin; i < end; ++i) {
@@ -90,7 +92,7 @@ std::unique_ptr<mote::mapped_experts> limit_memory(Backend& be, const model_conf
       mote::touch_pages(always[i]);
     }
   });
-  auto experts = std::make_unique<mote::mapped_experts>(weights.expert_regions, limit, scratch);
+  auto experts = std::make_unique<mote::mapped_experts>(weights.expert_regions, limit, step);
   std::size_t next = 0;
   const auto attach = [&](auto& mlp) {
     if (auto* moe = std::get_if<mote::moe_weights>(&mlp)) moe->residency = &experts->layer(next++);

@@ -147,7 +147,9 @@ TEST_CASE("weight_file: scaled matrices of every code come back as they were") {
   for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::uint8_t>(i * 5 % 120);
   const std::vector<float> scale = test::random_source(2).normal(3 * 4);
   const std::vector<std::int8_t> zero = {1, -2, 3, -4, 5, -6, 7, -8, 9, 10, 11, 12};
-  mote::scaled_matrix m{.scale = {scale.data(), 3, 4}, .tile_rows = 4, .tile_columns = 4};
+  mote::scaled_matrix m;
+  m.scale = {scale.data(), 3, 4};
+  m.tile_rows = m.tile_columns = 4;
   const auto same = [&] {
     {
       mote::weight_file_writer writer(path, "");

@@ -235,7 +235,7 @@ TEST_CASE("memory limit: a model several times as large gives the same bits with
     o.memory_limit = 1;
     CHECK_THROWS_WITH(lm::make_engine(o), contains("memory_limit: expected at least") && contains("got 1"));
 
-    constexpr std::size_t room = std::size_t{7} << 20;
+    constexpr std::size_t room = std::size_t{15} << 20;
     o.memory_limit = memory_in_use() + room;
     o.expert_profile = directory.path() + "/profile.json";
     std::vector<std::vector<std::uint64_t>> uses;
@@ -246,7 +246,7 @@ TEST_CASE("memory limit: a model several times as large gives the same bits with
       const mote::expert_cache& cache = e->experts()->cache();
       CHECK(cache.statistics().hits > 0);
       CHECK(cache.statistics().misses > 0);
-      CHECK(cache.resident_bytes() < room);
+      CHECK(cache.resident_bytes() < room / 2);
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // their own memory grows
       CHECK(most <= o.memory_limit);
 #endif
@@ -271,7 +271,7 @@ TEST_CASE("memory limit: on the reference back end too, and never without the fi
   write_model(directory.path());
   lm::engine_options o{.model = directory.path(), .backend = lm::backend_kind::reference, .chunk = 8};
   const std::vector<float> want = logits_of(*lm::make_engine(o));
-  o.memory_limit = memory_in_use() + (std::size_t{6} << 20);
+  o.memory_limit = memory_in_use() + (std::size_t{14} << 20);
   CHECK_THROWS_WITH(lm::make_engine(o), contains("packed_cache"));
   o.packed_cache = true;
   lm::make_engine(o);

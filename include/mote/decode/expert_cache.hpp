@@ -64,11 +64,11 @@ class expert_cache {
                 std::to_string(uses[l].size()));
       double total = 0.0;
       for (const std::uint64_t n : uses[l]) total += static_cast<double>(n);
-      const double weight = total > 0.0 ? std::min(1.0, half_life_ / total) : 0.0;  // no more than recent choices have
-      layers_[l].choices = total * weight;
+      const double trust = total > 0.0 ? std::min(1.0, half_life_ / total) : 0.0;  // no more than recent choices have
+      layers_[l].choices = total * trust;
       for (std::size_t e = 0; e < uses[l].size(); ++e) {
         layers_[l].experts[e].uses = uses[l][e];
-        layers_[l].experts[e].choices = static_cast<double>(uses[l][e]) * weight;
+        layers_[l].experts[e].choices = static_cast<double>(uses[l][e]) * trust;
       }
     }
   }

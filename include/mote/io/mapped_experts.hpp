@@ -33,6 +33,9 @@ class mapped_experts {
   mapped_experts(const mapped_experts&) = delete;
   mapped_experts& operator=(const mapped_experts&) = delete;
 
+  // Another `reserve`, when the rest of the process has taken what it needed.
+  void set_reserve(std::size_t bytes) { reserve_ = bytes; }
+
   expert_residency& layer(std::size_t l) { return layers_[l]; }
   std::size_t limit() const { return limit_; }
   const expert_cache& cache() const { return cache_; }

@@ -149,7 +149,9 @@ struct stored_form<scaled_matrix> {
   static weight make(const json_object& json, const std::byte* bytes, std::size_t out, std::size_t in) {
     const layout l = read(json, out, in);
     const std::byte* codes = bytes + l.scale_rows * l.scale_columns * sizeof(float);
-    scaled_matrix m{.tile_rows = l.tile_rows, .tile_columns = l.tile_columns};
+    scaled_matrix m;
+    m.tile_rows = l.tile_rows;
+    m.tile_columns = l.tile_columns;
     m.scale = {reinterpret_cast<const float*>(bytes), l.scale_rows, l.scale_columns};
     const auto set = [&]<class Code>(view<const Code, 2>) {
       m.codes = view<const Code, 2>(reinterpret_cast<const Code*>(codes), out, l.row_bytes);

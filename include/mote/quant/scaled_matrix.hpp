@@ -36,7 +36,7 @@ struct scaled_matrix {
   std::variant<view<const f8_e4m3, 2>, view<const f8_e5m2, 2>, view<const std::int8_t, 2>, view<const int4_pair, 2>>
       codes;                                    // [out, in]; pairs [out, in / 2]
   view<const float, 2> scale;                   // [⌈(first_row + out) / tile_rows⌉, ⌈in / tile_columns⌉]
-  view<const std::int8_t, 2> zero;              // the same, or empty
+  view<const std::int8_t, 2> zero = {};         // the same, or empty
   std::size_t tile_rows = 1, tile_columns = 1;  // for pairs tile_columns is even
   std::size_t first_row = 0;                    // of the rows, in the first tile
 };
