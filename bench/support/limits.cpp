@@ -21,18 +21,18 @@ constexpr std::size_t chains = 10;
 
 // `steps` dot products in each of several independent chains, their sums in registers until the end. Not inlined, and no
 // lambda: every sum stays in a register.
-template <std::size_t... Chain>
+template <class Dot, std::size_t... Chain>
 [[gnu::noinline]] void int8_chains(std::index_sequence<Chain...>) {
-  const std::uint8_t codes[int8_dot::lanes * 4] = {1, 2, 3};
+  const std::uint8_t codes[Dot::lanes * 4] = {1, 2, 3};
   const std::int8_t four[4] = {4, 5, 6, 7};
-  auto w = int8_dot::load(codes);
-  const auto x = int8_dot::splat_codes(four);
-  typename int8_dot::ints sums[] = {int8_dot::splat(static_cast<std::int32_t>(Chain))...};
+  auto w = Dot::load(codes);
+  const auto x = Dot::splat_codes(four);
+  typename Dot::ints sums[] = {Dot::splat(static_cast<std::int32_t>(Chain))...};
   for (int i = 0; i < steps; ++i) {
-    if constexpr (int8_dot::unsigned_limit > 0) {
-      ((sums[Chain] = int8_dot::dot_unsigned(sums[Chain], w, x)), ...);
+    if constexpr (Dot::unsigned_limit > 0) {
+      ((sums[Chain] = Dot::dot_unsigned(sums[Chain], w, x)), ...);
     } else {
-      ((sums[Chain] = int8_dot::dot_signed(sums[Chain], w, x)), ...);
+      ((sums[Chain] = Dot::dot_signed(sums[Chain], w, x)), ...);
     }
     benchmark::DoNotOptimize(w);
   }
@@ -79,7 +79,7 @@ void run(bench::arithmetic unit) {
   constexpr auto all = std::make_index_sequence<chains>{};
   switch (unit) {
     case bench::arithmetic::int8:
-      return int8_chains(all);
+      return int8_chains<int8_dot>(all);
     case bench::arithmetic::bf16:
       if (bf16_dot::dot_products) return bf16_chains(all);
       [[fallthrough]];

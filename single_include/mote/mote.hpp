@@ -3094,7 +3094,7 @@ struct scaled_matrix {
   std::variant<view<const f8_e4m3, 2>, view<const f8_e5m2, 2>, view<const std::int8_t, 2>, view<const int4_pair, 2>>
       codes;                                    // [out, in]; pairs [out, in / 2]
   view<const float, 2> scale;                   // [⌈(first_row + out) / tile_rows⌉, ⌈in / tile_columns⌉]
-  view<const std::int8_t, 2> zero;              // the same, or empty
+  view<const std::int8_t, 2> zero = {};         // the same, or empty
   std::size_t tile_rows = 1, tile_columns = 1;  // for pairs tile_columns is even
   std::size_t first_row = 0;                    // of the rows, in the first tile
 };
@@ -5297,11 +5297,11 @@ void block_product(std::size_t blocks, std::size_t step, const activation* x, st
 
 // Blocks of about k columns: whole blocks of activations.
 template <integer_format F>
-constexpr std::size_t blocks_of(std::size_t k) {
+constexpr std::size_t blocks_within(std::size_t k) {
   return std::max(std::size_t{2}, k / F::block_size / 2 * 2);
 }
 template <integer_format F>
-inline constexpr std::size_t block_step = blocks_of<F>(float_depth);
+inline constexpr std::size_t block_step = blocks_within<F>(float_depth);
 
 template <class Arch, integer_format F>
 void unit_product(const packed_matrix<F>& w, std::size_t first, std::size_t, const activation* x, std::size_t tokens,
@@ -5312,7 +5312,7 @@ void unit_product(const packed_matrix<F>& w, std::size_t first, std::size_t, con
   // memory is read once and in order.
   std::size_t step = block_step<F>;
   if (tokens <= kernel::tokens) {
-    step = kernel::strips(tokens) * kernel::dot::lanes < packed_rows ? blocks_of<F>(256) : blocks;
+    step = kernel::strips(tokens) * kernel::dot::lanes < packed_rows ? blocks_within<F>(256) : blocks;
   }
   block_product<Arch, F>(blocks, step, x, tokens, out, [&](std::size_t begin, std::size_t) {
     return w.panel(first / packed_rows) + begin * packed_layout<F>::block_bytes;
@@ -8284,11 +8284,11 @@ class expert_cache {
                 std::to_string(uses[l].size()));
       double total = 0.0;
       for (const std::uint64_t n : uses[l]) total += static_cast<double>(n);
-      const double weight = total > 0.0 ? std::min(1.0, half_life_ / total) : 0.0;  // no more than recent choices have
-      layers_[l].choices = total * weight;
+      const double trust = total > 0.0 ? std::min(1.0, half_life_ / total) : 0.0;  // no more than recent choices have
+      layers_[l].choices = total * trust;
       for (std::size_t e = 0; e < uses[l].size(); ++e) {
         layers_[l].experts[e].uses = uses[l][e];
-        layers_[l].experts[e].choices = static_cast<double>(uses[l][e]) * weight;
+        layers_[l].experts[e].choices = static_cast<double>(uses[l][e]) * trust;
       }
     }
   }

@@ -4079,6 +4079,9 @@ class mapped_experts {
   mapped_experts(const mapped_experts&) = delete;
   mapped_experts& operator=(const mapped_experts&) = delete;
 
+  // Another `reserve`, when the rest of the process has taken what it needed.
+  void set_reserve(std::size_t bytes) { reserve_ = bytes; }
+
   expert_residency& layer(std::size_t l) { return layers_[l]; }
   std::size_t limit() const { return limit_; }
   const expert_cache& cache() const { return cache_; }
@@ -4429,7 +4432,9 @@ struct stored_form<scaled_matrix> {
   static weight make(const json_object& json, const std::byte* bytes, std::size_t out, std::size_t in) {
     const layout l = read(json, out, in);
     const std::byte* codes = bytes + l.scale_rows * l.scale_columns * sizeof(float);
-    scaled_matrix m{.tile_rows = l.tile_rows, .tile_columns = l.tile_columns};
+    scaled_matrix m;
+    m.tile_rows = l.tile_rows;
+    m.tile_columns = l.tile_columns;
     m.scale = {reinterpret_cast<const float*>(bytes), l.scale_rows, l.scale_columns};
     const auto set = [&]<class Code>(view<const Code, 2>) {
       m.codes = view<const Code, 2>(reinterpret_cast<const Code*>(codes), out, l.row_bytes);

@@ -214,11 +214,11 @@ void block_product(std::size_t blocks, std::size_t step, const activation* x, st
 
 // Blocks of about k columns: whole blocks of activations.
 template <integer_format F>
-constexpr std::size_t blocks_of(std::size_t k) {
+constexpr std::size_t blocks_within(std::size_t k) {
   return std::max(std::size_t{2}, k / F::block_size / 2 * 2);
 }
 template <integer_format F>
-inline constexpr std::size_t block_step = blocks_of<F>(float_depth);
+inline constexpr std::size_t block_step = blocks_within<F>(float_depth);
 
 template <class Arch, integer_format F>
 void unit_product(const packed_matrix<F>& w, std::size_t first, std::size_t, const activation* x, std::size_t tokens,
@@ -229,7 +229,7 @@ void unit_product(const packed_matrix<F>& w, std::size_t first, std::size_t, con
   // memory is read once and in order.
   std::size_t step = block_step<F>;
   if (tokens <= kernel::tokens) {
-    step = kernel::strips(tokens) * kernel::dot::lanes < packed_rows ? blocks_of<F>(256) : blocks;
+    step = kernel::strips(tokens) * kernel::dot::lanes < packed_rows ? blocks_within<F>(256) : blocks;
   }
   block_product<Arch, F>(blocks, step, x, tokens, out, [&](std::size_t begin, std::size_t) {
     return w.panel(first / packed_rows) + begin * packed_layout<F>::block_bytes;
