@@ -68,8 +68,7 @@ class matrix_store {
       return mote::scaled_matrix{.codes = mote::view<const mote::f8_e4m3, 2>(floats),
                                  .scale = keep(std::move(scale)).reshaped(tile_rows, tile_columns),
                                  .tile_rows = mote::fp8_block,
-                                 .tile_columns = mote::fp8_block,
-                                 .zero = {}};
+                                 .tile_columns = mote::fp8_block};
     }
     if (format == weight_format::f16) {
       auto& narrow = bytes_.emplace_back(values.size() * sizeof(mote::f16));

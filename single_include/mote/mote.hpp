@@ -5975,6 +5975,15 @@ struct row_elements_with<type_list<F...>> {
 using row_elements = detail::row_elements_with<formats>::elements;
 using cache_rows = detail::row_elements_with<formats>::rows;
 
+// Rows in use.
+template <class T>
+std::size_t length(const paged_rows<T>& rows) {
+  return rows.length;
+}
+inline std::size_t length(const cache_rows& rows) {
+  return std::visit([](const auto& r) { return r.length; }, rows);
+}
+
 MOTE_END_NAMESPACE
 
 // ---- mote/ops/mla_decode/reference.hpp
@@ -6286,14 +6295,40 @@ struct mla_decode_group {
   std::size_t token, lane, count;
 };
 
+// Rows of any form: their bytes, and how they become float32. Everything below is compiled once for all forms.
+using row_bytes = paged_rows<const std::byte>;
+using row_decoder = void (*)(const std::byte* row, std::size_t n, float* y) noexcept;
+
+template <class T>
+row_bytes as_bytes(const paged_rows<const T>& rows) {
+  const view<const T, 3>& pages = rows.pages;
+  return {{reinterpret_cast<const std::byte*>(pages.data()),
+           {pages.extent(0), pages.extent(1), pages.extent(2) * sizeof(T)},
+           {pages.stride(0) * sizeof(T), pages.stride(1) * sizeof(T), 1}},
+          rows.block_table,
+          rows.length};
+}
+
+// None for float32, whose rows are read where they lie.
+template <class Arch, class T>
+constexpr row_decoder decoder_of() {
+  if constexpr (std::is_same_v<T, float>) {
+    return nullptr;
+  } else {
+    return [](const std::byte* row, std::size_t n, float* y) noexcept {
+      decode_row<Arch>(reinterpret_cast<const T*>(row), n, y);
+    };
+  }
+}
+
 // f(group) for groups of at most `most` queries of the tokens [first, last), in order.
-template <class T, class F>
-void for_each_group(std::span<const paged_rows<const T>> context, std::size_t first, std::size_t last,
-                    std::size_t heads, std::size_t most, F&& f) {
+template <class F>
+void for_each_group(std::span<const row_bytes> context, std::size_t first, std::size_t last, std::size_t heads,
+                    std::size_t most, F&& f) {
   for (std::size_t t = first; t < last;) {
-    const paged_rows<const T>& rows = context[t];
+    const row_bytes& rows = context[t];
     const auto alike = [&](std::size_t other) {
-      const paged_rows<const T>& o = context[other];
+      const row_bytes& o = context[other];
       return o.pages.data() == rows.pages.data() && o.block_table.data() == rows.block_table.data() &&
              o.length == rows.length + (other - t) && mla_decode_part(o.length) == mla_decode_part(rows.length) &&
              mla_decode_parts(o.length) == mla_decode_parts(rows.length);
@@ -6306,17 +6341,13 @@ void for_each_group(std::span<const paged_rows<const T>> context, std::size_t fi
   }
 }
 
-// Keys [first, first + count) of a context: where they lie, or, stored in another form than float32, in `tile`.
-template <class Arch, class T>
-void take_keys(const paged_rows<const T>& rows, std::size_t first, std::size_t count, std::size_t rank, float* tile,
-               attention_keys& keys) noexcept {
-  const std::size_t width = columns(rows);
+// Keys [first, first + count) of a context, `width` numbers each: where they lie, or decoded into `tile`.
+inline void take_keys(const row_bytes& rows, row_decoder decode, std::size_t first, std::size_t count, std::size_t rank,
+                      std::size_t width, float* tile, attention_keys& keys) noexcept {
   for (std::size_t i = 0; i < count; ++i) {
-    const float* row = nullptr;
-    if constexpr (std::is_same_v<T, float>) {
-      row = rows.row(first + i);
-    } else {
-      decode_row<Arch>(rows.row(first + i), width, tile + i * width);
+    const float* row = reinterpret_cast<const float*>(rows.row(first + i));
+    if (decode != nullptr) {
+      decode(rows.row(first + i), width, tile + i * width);
       row = tile + i * width;
     }
     keys.first[i] = row;
@@ -6325,9 +6356,9 @@ void take_keys(const paged_rows<const T>& rows, std::size_t first, std::size_t c
   }
 }
 
-template <std::size_t Vectors, class Arch, class Executor, class T>
+template <std::size_t Vectors, class Arch, class Executor>
 void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, view<const float, 3> q_rope,
-                       std::span<const paged_rows<const T>> context, float scale, view<float, 3> y) {
+                       std::span<const row_bytes> context, row_decoder decode, float scale, view<float, 3> y) {
   using vector = batch<float, Arch>;
   using block = attention_block<Arch, Vectors>;
   constexpr std::size_t lanes = block::lanes, most_blocks = 4;
@@ -6358,7 +6389,7 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
   const std::size_t items = most_groups * parts;
   const std::size_t chunk = 1 + std::max(items / (16 * be.concurrency()),
                                          (std::size_t{1} << 19) / (blocks * lanes * longest * (rank + width) + 1));
-  const std::size_t tile_floats = std::is_same_v<T, float> ? 0 : attention_keys::size * width;
+  const std::size_t tile_floats = decode == nullptr ? 0 : attention_keys::size * width;
   auto scope = be.scope();
   const auto groups = scope.template tensor<mla_decode_group>(most_groups);
   const auto packed = scope.template tensor<float>(most_groups * blocks, width * lanes);
@@ -6401,7 +6432,7 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
         const mla_decode_group& group = groups(item / parts);
         const auto token_of = [&](std::size_t q) { return group.token + (group.lane + q) / heads; };
         // The last query's token sees most: its rows hold what the others see.
-        const paged_rows<const T>& rows = context[token_of(group.count - 1)];
+        const row_bytes& rows = context[token_of(group.count - 1)];
         const std::size_t part = mla_decode_part(rows.length), own_parts = mla_decode_parts(rows.length);
         if (p >= own_parts) continue;
         const std::size_t own_blocks = (group.count + lanes - 1) / lanes;
@@ -6420,7 +6451,7 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
         const std::size_t last = std::min(rows.length, (p + 1) * part);
         for (std::size_t c = p * part; c < last; c += attention_keys::size) {
           const std::size_t in_tile = std::min(attention_keys::size, last - c);
-          take_keys<Arch>(rows, c, in_tile, rank, tiles.row(begin / chunk), keys);
+          take_keys(rows, decode, c, in_tile, rank, width, tiles.row(begin / chunk), keys);
           for (std::size_t b = 0; b < own_blocks; ++b) {
             std::ptrdiff_t visible[lanes];
             for (std::size_t lane = 0; lane < lanes; ++lane) {
@@ -6481,15 +6512,22 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
 template <class Arch, class Executor, class T>
 void mla_decode_impl(simd<Arch, Executor>& be, view<const float, 3> q_latent, view<const float, 3> q_rope,
                      std::span<const paged_rows<const T>> context, float scale, view<float, 3> y) {
-  const std::size_t heads = q_latent.extent(1);
-  if (context.empty() || heads == 0) return;
+  const std::size_t heads = q_latent.extent(1), tokens = context.size();
+  if (tokens == 0 || heads == 0) return;
+  auto scope = be.scope();
+  const auto rows = scope.template tensor<detail::row_bytes>(tokens);
+  be.parallel_for(1, 1, [&](std::size_t, std::size_t) {
+    for (std::size_t t = 0; t < tokens; ++t) rows(t) = detail::as_bytes(context[t]);
+  });
+  const std::span<const detail::row_bytes> all(rows.data(), tokens);
+  constexpr detail::row_decoder decode = detail::decoder_of<Arch, T>();
   std::size_t most = 0;  // queries that go together
-  detail::for_each_group(context, 0, context.size(), heads, 2 * batch<float, Arch>::size,
+  detail::for_each_group(all, 0, tokens, heads, 2 * batch<float, Arch>::size,
                          [&](const detail::mla_decode_group& group) { most = std::max(most, group.count); });
   if (most > batch<float, Arch>::size) {
-    detail::mla_decode_blocks<2>(be, q_latent, q_rope, context, scale, y);
+    detail::mla_decode_blocks<2>(be, q_latent, q_rope, all, decode, scale, y);
   } else {
-    detail::mla_decode_blocks<1>(be, q_latent, q_rope, context, scale, y);
+    detail::mla_decode_blocks<1>(be, q_latent, q_rope, all, decode, scale, y);
   }
 }
 
@@ -6498,7 +6536,7 @@ MOTE_END_NAMESPACE
 // ---- mote/ops/mla_decode/mla_decode.hpp
 MOTE_BEGIN_NAMESPACE
 
-template <backend Backend, class Contexts = std::span<const paged_rows<const float>>>
+template <backend Backend, std::ranges::range Contexts = std::span<const paged_rows<const float>>>
 void mla_decode(Backend& be, view<const float, 3> q_latent, view<const float, 3> q_rope, const Contexts& contexts,
                 float scale, view<float, 3> y) {
   const std::span<const std::ranges::range_value_t<Contexts>> context(contexts);
@@ -6513,6 +6551,23 @@ void mla_decode(Backend& be, view<const float, 3> q_latent, view<const float, 3>
     check_pages("mla_decode", "context", rows);
   }
   mla_decode_impl(be, q_latent, q_rope, context, scale, y);
+}
+
+// The same for the last tokens of one sequence: each sees its rows up to the token's own.
+template <backend Backend, class T>
+void mla_decode(Backend& be, view<const float, 3> q_latent, view<const float, 3> q_rope, const paged_rows<T>& sequence,
+                float scale, view<float, 3> y) {
+  const std::size_t tokens = q_latent.extent(0);
+  check(tokens <= sequence.length, "mla_decode", "sequence: must hold at least the tokens");
+  auto scope = be.scope();
+  const auto contexts = scope.template tensor<paged_rows<const T>>(tokens);
+  causal_contexts(be, sequence, contexts);
+  mla_decode(be, q_latent, q_rope, std::span<const paged_rows<const T>>(contexts.data(), tokens), scale, y);
+}
+template <backend Backend>
+void mla_decode(Backend& be, view<const float, 3> q_latent, view<const float, 3> q_rope, const cache_rows& sequence,
+                float scale, view<float, 3> y) {
+  std::visit([&](const auto& rows) { mla_decode(be, q_latent, q_rope, rows, scale, y); }, sequence);
 }
 
 MOTE_END_NAMESPACE
@@ -6702,6 +6757,11 @@ void paged_load(Backend& be, const paged_rows<T>& cache, std::size_t column, vie
   paged_load_impl(be, rows, column / format.block_size, y);
 }
 
+template <backend Backend>
+void paged_load(Backend& be, const cache_rows& cache, std::size_t column, view<float, 2> y) {
+  std::visit([&](const auto& rows) { paged_load(be, rows, column, y); }, cache);
+}
+
 MOTE_END_NAMESPACE
 
 // ---- mote/ops/paged_store/paged_store.hpp
@@ -6753,6 +6813,12 @@ void paged_store(Backend& be, view<const float, 2> x, const paged_rows<T>& cache
   check_whole_blocks("paged_store", "column", column, format);
   check_whole_blocks("paged_store", "x", x.extent(1), format);
   paged_store_impl(be, x, cache, position, column / format.block_size);
+}
+
+template <backend Backend>
+void paged_store(Backend& be, view<const float, 2> x, const cache_rows& cache, std::size_t position,
+                 std::size_t column) {
+  std::visit([&](const auto& rows) { paged_store(be, x, rows, position, column); }, cache);
 }
 
 MOTE_END_NAMESPACE
@@ -7080,16 +7146,16 @@ struct mla_weights {
 inline constexpr float mla_norm_eps = 1e-6f;
 
 // x: [tokens, hidden], the sequence's tokens at positions `position` …; cos, sin: [tokens, rope / 2] of those positions;
-// cache: the sequence's rows of any form, length = position + tokens, written here for the new tokens; y: [tokens,
+// cache: the sequence's rows, cache_rows or a paged_rows<T> of any form, length = position + tokens, written here for the new tokens; y: [tokens,
 // hidden], set or added to. The new tokens too attend to what the cache holds of them. Throws shape_error when the shapes
 // differ.
-template <backend Backend, row_element T>
+template <backend Backend, class Cache>
 void mla(Backend& be, const mla_config& c, const mla_weights& w, view<const float, 2> x, view<const float, 2> cos,
-         view<const float, 2> sin, const paged_rows<T>& cache, std::size_t position, view<float, 2> y,
+         view<const float, 2> sin, const Cache& cache, std::size_t position, view<float, 2> y,
          output mode = output::overwrite) {
   const std::size_t tokens = x.extent(0), heads = c.num_attention_heads, rank = c.kv_lora_rank;
   const std::size_t nope = c.qk_nope_head_dim, rope_dim = c.qk_rope_head_dim, v_dim = c.v_head_dim;
-  check(cache.length == position + tokens, "mla", "cache: its length must be position + tokens");
+  check(length(cache) == position + tokens, "mla", "cache: its length must be position + tokens");
   auto scratch = be.scope();
 
   const auto q = scratch.template tensor<float>(tokens, heads * c.qk_head_dim());
@@ -7117,7 +7183,7 @@ void mla(Backend& be, const mla_config& c, const mla_weights& w, view<const floa
 
   const auto heads_out = scratch.template tensor<float>(tokens, heads, v_dim);
   if (c.choose(tokens) == mla_form::expanded) {
-    const std::size_t context = cache.length;
+    const std::size_t context = length(cache);
     const auto rows = scratch.template tensor<float>(context, c.cache_width());
     const auto all_latent = rows.slice(1, 0, rank), all_rope = rows.slice(1, rank, rope_dim);
     const auto k_nope = scratch.template tensor<float>(context, heads * nope);
@@ -7130,21 +7196,12 @@ void mla(Backend& be, const mla_config& c, const mla_weights& w, view<const floa
   } else {
     const auto q_latent = scratch.template tensor<float>(tokens, heads, rank);
     const auto o_latent = scratch.template tensor<float>(tokens, heads, rank);
-    const auto context = scratch.template tensor<paged_rows<const T>>(tokens);
     batched_matmul(be, q_nope.transposed({1, 0, 2}), w.k_up_transposed, q_latent.transposed({1, 0, 2}));
-    causal_contexts(be, cache, context);
-    mla_decode(be, q_latent, q_rope, std::span(context.data(), tokens), c.softmax_scale, o_latent);
+    mla_decode(be, q_latent, q_rope, cache, c.softmax_scale, o_latent);
     batched_matmul(be, o_latent.transposed({1, 0, 2}), w.v_up, heads_out.transposed({1, 0, 2}));
   }
   matmul(be, heads_out.reshaped(tokens, heads * v_dim), w.o_proj, y, mode);
   if (!w.o_bias.empty()) add_bias(be, w.o_bias, y);
-}
-
-template <backend Backend>
-void mla(Backend& be, const mla_config& c, const mla_weights& w, view<const float, 2> x, view<const float, 2> cos,
-         view<const float, 2> sin, const cache_rows& cache, std::size_t position, view<float, 2> y,
-         output mode = output::overwrite) {
-  std::visit([&](const auto& rows) { mla(be, c, w, x, cos, sin, rows, position, y, mode); }, cache);
 }
 
 MOTE_END_NAMESPACE

@@ -109,7 +109,7 @@ TEST_CASE("weight_file: every form comes back as it was, mapped and aligned") {
     mote::weight_file_writer writer(path, "a key");
     for (std::size_t i = 0; i < made.weights.size(); ++i) {
       if (i % 3 == 0) writer.begin_region();
-      writer.write("w" + std::to_string(i), made.weights[i]);
+      writer.write(std::string("w").append(std::to_string(i)), made.weights[i]);
     }
     CHECK_THROWS_WITH(writer.write("w0", made.weights[0]), contains("w0: given twice"));
     CHECK(!std::filesystem::exists(path));

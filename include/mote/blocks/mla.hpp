@@ -15,8 +15,6 @@
 
 #include <cstddef>
 #include <optional>
-#include <span>
-#include <variant>
 
 #include "../core/error.hpp"
 #include "../core/output.hpp"
@@ -85,16 +83,16 @@ struct mla_weights {
 inline constexpr float mla_norm_eps = 1e-6f;
 
 // x: [tokens, hidden], the sequence's tokens at positions `position` …; cos, sin: [tokens, rope / 2] of those positions;
-// cache: the sequence's rows of any form, length = position + tokens, written here for the new tokens; y: [tokens,
+// cache: the sequence's rows, cache_rows or a paged_rows<T> of any form, length = position + tokens, written here for the new tokens; y: [tokens,
 // hidden], set or added to. The new tokens too attend to what the cache holds of them. Throws shape_error when the shapes
 // differ.
-template <backend Backend, row_element T>
+template <backend Backend, class Cache>
 void mla(Backend& be, const mla_config& c, const mla_weights& w, view<const float, 2> x, view<const float, 2> cos,
-         view<const float, 2> sin, const paged_rows<T>& cache, std::size_t position, view<float, 2> y,
+         view<const float, 2> sin, const Cache& cache, std::size_t position, view<float, 2> y,
          output mode = output::overwrite) {
   const std::size_t tokens = x.extent(0), heads = c.num_attention_heads, rank = c.kv_lora_rank;
   const std::size_t nope = c.qk_nope_head_dim, rope_dim = c.qk_rope_head_dim, v_dim = c.v_head_dim;
-  check(cache.length == position + tokens, "mla", "cache: its length must be position + tokens");
+  check(length(cache) == position + tokens, "mla", "cache: its length must be position + tokens");
   auto scratch = be.scope();
 
   const auto q = scratch.template tensor<float>(tokens, heads * c.qk_head_dim());
@@ -122,7 +120,7 @@ void mla(Backend& be, const mla_config& c, const mla_weights& w, view<const floa
 
   const auto heads_out = scratch.template tensor<float>(tokens, heads, v_dim);
   if (c.choose(tokens) == mla_form::expanded) {
-    const std::size_t context = cache.length;
+    const std::size_t context = length(cache);
     const auto rows = scratch.template tensor<float>(context, c.cache_width());
     const auto all_latent = rows.slice(1, 0, rank), all_rope = rows.slice(1, rank, rope_dim);
     const auto k_nope = scratch.template tensor<float>(context, heads * nope);
@@ -135,21 +133,12 @@ void mla(Backend& be, const mla_config& c, const mla_weights& w, view<const floa
   } else {
     const auto q_latent = scratch.template tensor<float>(tokens, heads, rank);
     const auto o_latent = scratch.template tensor<float>(tokens, heads, rank);
-    const auto context = scratch.template tensor<paged_rows<const T>>(tokens);
     batched_matmul(be, q_nope.transposed({1, 0, 2}), w.k_up_transposed, q_latent.transposed({1, 0, 2}));
-    causal_contexts(be, cache, context);
-    mla_decode(be, q_latent, q_rope, std::span(context.data(), tokens), c.softmax_scale, o_latent);
+    mla_decode(be, q_latent, q_rope, cache, c.softmax_scale, o_latent);
     batched_matmul(be, o_latent.transposed({1, 0, 2}), w.v_up, heads_out.transposed({1, 0, 2}));
   }
   matmul(be, heads_out.reshaped(tokens, heads * v_dim), w.o_proj, y, mode);
   if (!w.o_bias.empty()) add_bias(be, w.o_bias, y);
-}
-
-template <backend Backend>
-void mla(Backend& be, const mla_config& c, const mla_weights& w, view<const float, 2> x, view<const float, 2> cos,
-         view<const float, 2> sin, const cache_rows& cache, std::size_t position, view<float, 2> y,
-         output mode = output::overwrite) {
-  std::visit([&](const auto& rows) { mla(be, c, w, x, cos, sin, rows, position, y, mode); }, cache);
 }
 
 MOTE_END_NAMESPACE

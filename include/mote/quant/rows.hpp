@@ -114,4 +114,13 @@ struct row_elements_with<type_list<F...>> {
 using row_elements = detail::row_elements_with<formats>::elements;
 using cache_rows = detail::row_elements_with<formats>::rows;
 
+// Rows in use.
+template <class T>
+std::size_t length(const paged_rows<T>& rows) {
+  return rows.length;
+}
+inline std::size_t length(const cache_rows& rows) {
+  return std::visit([](const auto& r) { return r.length; }, rows);
+}
+
 MOTE_END_NAMESPACE

@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <ranges>
 #include <span>
+#include <variant>
 
 #include "../../core/error.hpp"
 #include "../../core/paged.hpp"
@@ -24,7 +25,7 @@
 
 MOTE_BEGIN_NAMESPACE
 
-template <backend Backend, class Contexts = std::span<const paged_rows<const float>>>
+template <backend Backend, std::ranges::range Contexts = std::span<const paged_rows<const float>>>
 void mla_decode(Backend& be, view<const float, 3> q_latent, view<const float, 3> q_rope, const Contexts& contexts,
                 float scale, view<float, 3> y) {
   const std::span<const std::ranges::range_value_t<Contexts>> context(contexts);
@@ -39,6 +40,23 @@ void mla_decode(Backend& be, view<const float, 3> q_latent, view<const float, 3>
     check_pages("mla_decode", "context", rows);
   }
   mla_decode_impl(be, q_latent, q_rope, context, scale, y);
+}
+
+// The same for the last tokens of one sequence: each sees its rows up to the token's own.
+template <backend Backend, class T>
+void mla_decode(Backend& be, view<const float, 3> q_latent, view<const float, 3> q_rope, const paged_rows<T>& sequence,
+                float scale, view<float, 3> y) {
+  const std::size_t tokens = q_latent.extent(0);
+  check(tokens <= sequence.length, "mla_decode", "sequence: must hold at least the tokens");
+  auto scope = be.scope();
+  const auto contexts = scope.template tensor<paged_rows<const T>>(tokens);
+  causal_contexts(be, sequence, contexts);
+  mla_decode(be, q_latent, q_rope, std::span<const paged_rows<const T>>(contexts.data(), tokens), scale, y);
+}
+template <backend Backend>
+void mla_decode(Backend& be, view<const float, 3> q_latent, view<const float, 3> q_rope, const cache_rows& sequence,
+                float scale, view<float, 3> y) {
+  std::visit([&](const auto& rows) { mla_decode(be, q_latent, q_rope, rows, scale, y); }, sequence);
 }
 
 MOTE_END_NAMESPACE

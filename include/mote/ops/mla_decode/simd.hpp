@@ -35,14 +35,40 @@ struct mla_decode_group {
   std::size_t token, lane, count;
 };
 
+// Rows of any form: their bytes, and how they become float32. Everything below is compiled once for all forms.
+using row_bytes = paged_rows<const std::byte>;
+using row_decoder = void (*)(const std::byte* row, std::size_t n, float* y) noexcept;
+
+template <class T>
+row_bytes as_bytes(const paged_rows<const T>& rows) {
+  const view<const T, 3>& pages = rows.pages;
+  return {{reinterpret_cast<const std::byte*>(pages.data()),
+           {pages.extent(0), pages.extent(1), pages.extent(2) * sizeof(T)},
+           {pages.stride(0) * sizeof(T), pages.stride(1) * sizeof(T), 1}},
+          rows.block_table,
+          rows.length};
+}
+
+// None for float32, whose rows are read where they lie.
+template <class Arch, class T>
+constexpr row_decoder decoder_of() {
+  if constexpr (std::is_same_v<T, float>) {
+    return nullptr;
+  } else {
+    return [](const std::byte* row, std::size_t n, float* y) noexcept {
+      decode_row<Arch>(reinterpret_cast<const T*>(row), n, y);
+    };
+  }
+}
+
 // f(group) for groups of at most `most` queries of the tokens [first, last), in order.
-template <class T, class F>
-void for_each_group(std::span<const paged_rows<const T>> context, std::size_t first, std::size_t last,
-                    std::size_t heads, std::size_t most, F&& f) {
+template <class F>
+void for_each_group(std::span<const row_bytes> context, std::size_t first, std::size_t last, std::size_t heads,
+                    std::size_t most, F&& f) {
   for (std::size_t t = first; t < last;) {
-    const paged_rows<const T>& rows = context[t];
+    const row_bytes& rows = context[t];
     const auto alike = [&](std::size_t other) {
-      const paged_rows<const T>& o = context[other];
+      const row_bytes& o = context[other];
       return o.pages.data() == rows.pages.data() && o.block_table.data() == rows.block_table.data() &&
              o.length == rows.length + (other - t) && mla_decode_part(o.length) == mla_decode_part(rows.length) &&
              mla_decode_parts(o.length) == mla_decode_parts(rows.length);
@@ -55,17 +81,13 @@ void for_each_group(std::span<const paged_rows<const T>> context, std::size_t fi
   }
 }
 
-// Keys [first, first + count) of a context: where they lie, or, stored in another form than float32, in `tile`.
-template <class Arch, class T>
-void take_keys(const paged_rows<const T>& rows, std::size_t first, std::size_t count, std::size_t rank, float* tile,
-               attention_keys& keys) noexcept {
-  const std::size_t width = columns(rows);
+// Keys [first, first + count) of a context, `width` numbers each: where they lie, or decoded into `tile`.
+inline void take_keys(const row_bytes& rows, row_decoder decode, std::size_t first, std::size_t count, std::size_t rank,
+                      std::size_t width, float* tile, attention_keys& keys) noexcept {
   for (std::size_t i = 0; i < count; ++i) {
-    const float* row = nullptr;
-    if constexpr (std::is_same_v<T, float>) {
-      row = rows.row(first + i);
-    } else {
-      decode_row<Arch>(rows.row(first + i), width, tile + i * width);
+    const float* row = reinterpret_cast<const float*>(rows.row(first + i));
+    if (decode != nullptr) {
+      decode(rows.row(first + i), width, tile + i * width);
       row = tile + i * width;
     }
     keys.first[i] = row;
@@ -74,9 +96,9 @@ void take_keys(const paged_rows<const T>& rows, std::size_t first, std::size_t c
   }
 }
 
-template <std::size_t Vectors, class Arch, class Executor, class T>
+template <std::size_t Vectors, class Arch, class Executor>
 void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, view<const float, 3> q_rope,
-                       std::span<const paged_rows<const T>> context, float scale, view<float, 3> y) {
+                       std::span<const row_bytes> context, row_decoder decode, float scale, view<float, 3> y) {
   using vector = batch<float, Arch>;
   using block = attention_block<Arch, Vectors>;
   constexpr std::size_t lanes = block::lanes, most_blocks = 4;
@@ -107,7 +129,7 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
   const std::size_t items = most_groups * parts;
   const std::size_t chunk = 1 + std::max(items / (16 * be.concurrency()),
                                          (std::size_t{1} << 19) / (blocks * lanes * longest * (rank + width) + 1));
-  const std::size_t tile_floats = std::is_same_v<T, float> ? 0 : attention_keys::size * width;
+  const std::size_t tile_floats = decode == nullptr ? 0 : attention_keys::size * width;
   auto scope = be.scope();
   const auto groups = scope.template tensor<mla_decode_group>(most_groups);
   const auto packed = scope.template tensor<float>(most_groups * blocks, width * lanes);
@@ -150,7 +172,7 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
         const mla_decode_group& group = groups(item / parts);
         const auto token_of = [&](std::size_t q) { return group.token + (group.lane + q) / heads; };
         // The last query's token sees most: its rows hold what the others see.
-        const paged_rows<const T>& rows = context[token_of(group.count - 1)];
+        const row_bytes& rows = context[token_of(group.count - 1)];
         const std::size_t part = mla_decode_part(rows.length), own_parts = mla_decode_parts(rows.length);
         if (p >= own_parts) continue;
         const std::size_t own_blocks = (group.count + lanes - 1) / lanes;
@@ -169,7 +191,7 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
         const std::size_t last = std::min(rows.length, (p + 1) * part);
         for (std::size_t c = p * part; c < last; c += attention_keys::size) {
           const std::size_t in_tile = std::min(attention_keys::size, last - c);
-          take_keys<Arch>(rows, c, in_tile, rank, tiles.row(begin / chunk), keys);
+          take_keys(rows, decode, c, in_tile, rank, width, tiles.row(begin / chunk), keys);
           for (std::size_t b = 0; b < own_blocks; ++b) {
             std::ptrdiff_t visible[lanes];
             for (std::size_t lane = 0; lane < lanes; ++lane) {
@@ -230,15 +252,22 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
 template <class Arch, class Executor, class T>
 void mla_decode_impl(simd<Arch, Executor>& be, view<const float, 3> q_latent, view<const float, 3> q_rope,
                      std::span<const paged_rows<const T>> context, float scale, view<float, 3> y) {
-  const std::size_t heads = q_latent.extent(1);
-  if (context.empty() || heads == 0) return;
+  const std::size_t heads = q_latent.extent(1), tokens = context.size();
+  if (tokens == 0 || heads == 0) return;
+  auto scope = be.scope();
+  const auto rows = scope.template tensor<detail::row_bytes>(tokens);
+  be.parallel_for(1, 1, [&](std::size_t, std::size_t) {
+    for (std::size_t t = 0; t < tokens; ++t) rows(t) = detail::as_bytes(context[t]);
+  });
+  const std::span<const detail::row_bytes> all(rows.data(), tokens);
+  constexpr detail::row_decoder decode = detail::decoder_of<Arch, T>();
   std::size_t most = 0;  // queries that go together
-  detail::for_each_group(context, 0, context.size(), heads, 2 * batch<float, Arch>::size,
+  detail::for_each_group(all, 0, tokens, heads, 2 * batch<float, Arch>::size,
                          [&](const detail::mla_decode_group& group) { most = std::max(most, group.count); });
   if (most > batch<float, Arch>::size) {
-    detail::mla_decode_blocks<2>(be, q_latent, q_rope, context, scale, y);
+    detail::mla_decode_blocks<2>(be, q_latent, q_rope, all, decode, scale, y);
   } else {
-    detail::mla_decode_blocks<1>(be, q_latent, q_rope, context, scale, y);
+    detail::mla_decode_blocks<1>(be, q_latent, q_rope, all, decode, scale, y);
   }
 }
 

@@ -5,6 +5,8 @@
 // its length.
 #pragma once
 
+#include <variant>
+
 #include "../../core/error.hpp"
 #include "../../core/paged.hpp"
 #include "../../quant/rows.hpp"
@@ -25,6 +27,11 @@ void paged_load(Backend& be, const paged_rows<T>& cache, std::size_t column, vie
   check_whole_blocks("paged_load", "y", y.extent(1), format);
   const paged_rows<const T> rows = cache;
   paged_load_impl(be, rows, column / format.block_size, y);
+}
+
+template <backend Backend>
+void paged_load(Backend& be, const cache_rows& cache, std::size_t column, view<float, 2> y) {
+  std::visit([&](const auto& rows) { paged_load(be, rows, column, y); }, cache);
 }
 
 MOTE_END_NAMESPACE

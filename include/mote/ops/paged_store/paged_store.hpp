@@ -5,6 +5,8 @@
 // Throws shape_error otherwise, and where the block table does not cover the cache's length.
 #pragma once
 
+#include <variant>
+
 #include "../../core/error.hpp"
 #include "../../core/paged.hpp"
 #include "../../quant/rows.hpp"
@@ -25,6 +27,12 @@ void paged_store(Backend& be, view<const float, 2> x, const paged_rows<T>& cache
   check_whole_blocks("paged_store", "column", column, format);
   check_whole_blocks("paged_store", "x", x.extent(1), format);
   paged_store_impl(be, x, cache, position, column / format.block_size);
+}
+
+template <backend Backend>
+void paged_store(Backend& be, view<const float, 2> x, const cache_rows& cache, std::size_t position,
+                 std::size_t column) {
+  std::visit([&](const auto& rows) { paged_store(be, x, rows, position, column); }, cache);
 }
 
 MOTE_END_NAMESPACE
