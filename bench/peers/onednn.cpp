@@ -141,6 +141,9 @@ class onednn_weights : public bench::peer_weights {
 
 class onednn_peer : public bench::peer {
  public:
+  // Vectors only: with matrix tiles (AMX) a run beside mote's ended in an illegal instruction.
+  onednn_peer() { dnnl::set_max_cpu_isa(dnnl::cpu_isa::avx512_core_bf16); }
+
   std::string name() const override { return "onednn"; }
   std::string version() const override {
     const auto* v = dnnl::version();

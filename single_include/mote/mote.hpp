@@ -6555,19 +6555,19 @@ void mla_decode(Backend& be, view<const float, 3> q_latent, view<const float, 3>
 
 // The same for the last tokens of one sequence: each sees its rows up to the token's own.
 template <backend Backend, class T>
-void mla_decode(Backend& be, view<const float, 3> q_latent, view<const float, 3> q_rope, const paged_rows<T>& sequence,
-                float scale, view<float, 3> y) {
+void mla_decode_sequence(Backend& be, view<const float, 3> q_latent, view<const float, 3> q_rope,
+                         const paged_rows<T>& sequence, float scale, view<float, 3> y) {
   const std::size_t tokens = q_latent.extent(0);
-  check(tokens <= sequence.length, "mla_decode", "sequence: must hold at least the tokens");
+  check(tokens <= sequence.length, "mla_decode_sequence", "sequence: must hold at least the tokens");
   auto scope = be.scope();
   const auto contexts = scope.template tensor<paged_rows<const T>>(tokens);
   causal_contexts(be, sequence, contexts);
   mla_decode(be, q_latent, q_rope, std::span<const paged_rows<const T>>(contexts.data(), tokens), scale, y);
 }
 template <backend Backend>
-void mla_decode(Backend& be, view<const float, 3> q_latent, view<const float, 3> q_rope, const cache_rows& sequence,
-                float scale, view<float, 3> y) {
-  std::visit([&](const auto& rows) { mla_decode(be, q_latent, q_rope, rows, scale, y); }, sequence);
+void mla_decode_sequence(Backend& be, view<const float, 3> q_latent, view<const float, 3> q_rope,
+                         const cache_rows& sequence, float scale, view<float, 3> y) {
+  std::visit([&](const auto& rows) { mla_decode_sequence(be, q_latent, q_rope, rows, scale, y); }, sequence);
 }
 
 MOTE_END_NAMESPACE
@@ -7197,7 +7197,7 @@ void mla(Backend& be, const mla_config& c, const mla_weights& w, view<const floa
     const auto q_latent = scratch.template tensor<float>(tokens, heads, rank);
     const auto o_latent = scratch.template tensor<float>(tokens, heads, rank);
     batched_matmul(be, q_nope.transposed({1, 0, 2}), w.k_up_transposed, q_latent.transposed({1, 0, 2}));
-    mla_decode(be, q_latent, q_rope, cache, c.softmax_scale, o_latent);
+    mla_decode_sequence(be, q_latent, q_rope, cache, c.softmax_scale, o_latent);
     batched_matmul(be, o_latent.transposed({1, 0, 2}), w.v_up, heads_out.transposed({1, 0, 2}));
   }
   matmul(be, heads_out.reshaped(tokens, heads * v_dim), w.o_proj, y, mode);

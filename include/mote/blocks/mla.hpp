@@ -134,7 +134,7 @@ void mla(Backend& be, const mla_config& c, const mla_weights& w, view<const floa
     const auto q_latent = scratch.template tensor<float>(tokens, heads, rank);
     const auto o_latent = scratch.template tensor<float>(tokens, heads, rank);
     batched_matmul(be, q_nope.transposed({1, 0, 2}), w.k_up_transposed, q_latent.transposed({1, 0, 2}));
-    mla_decode(be, q_latent, q_rope, cache, c.softmax_scale, o_latent);
+    mla_decode_sequence(be, q_latent, q_rope, cache, c.softmax_scale, o_latent);
     batched_matmul(be, o_latent.transposed({1, 0, 2}), w.v_up, heads_out.transposed({1, 0, 2}));
   }
   matmul(be, heads_out.reshaped(tokens, heads * v_dim), w.o_proj, y, mode);
