@@ -26,6 +26,7 @@ class product_case {
         code_sum_[t] += static_cast<std::int32_t>(static_cast<float>(x_[t * padded_ + k]));
       }
     }
+    for (const T v : x_) floats_.push_back(static_cast<float>(v));
     mote::reference be;
     bytes_ = mote::buffer<std::uint8_t>(mote::packed_matrix<T>::size(out, in));
     packed_ = pack(be, w, out, in, bytes_);
@@ -41,7 +42,7 @@ class product_case {
   std::vector<float> vectors(std::size_t first, std::size_t count) const {
     std::vector<float> sums(count * unit_stride, -1.0f);
     mote::detail::element_kernel<mote::default_arch, T>::product(
-        packed_, 1, 2, tokens(first, count).data(), code_sum_.data() + first, count, sums.data(), unit_stride);
+        packed_, 1, 2, vector_tokens(first, count).data(), code_sum_.data() + first, count, sums.data(), unit_stride);
     return sums;
   }
 
@@ -70,8 +71,19 @@ class product_case {
     return token;
   }
 
+  // As the vector kernel reads them: bf16 without an instruction for it as float32.
+  std::vector<const std::uint8_t*> vector_tokens(std::size_t first, std::size_t count) const {
+    if (std::is_same_v<T, std::int8_t> || mote::detail::bf16_products<mote::default_arch>) return tokens(first, count);
+    std::vector<const std::uint8_t*> token(count);
+    for (std::size_t t = 0; t < count; ++t) {
+      token[t] = reinterpret_cast<const std::uint8_t*>(floats_.data() + (first + t) * padded_);
+    }
+    return token;
+  }
+
   std::size_t padded_;
   std::vector<T> x_;
+  std::vector<float> floats_;
   std::vector<std::int32_t> code_sum_;
   mote::buffer<std::uint8_t> bytes_;
   mote::packed_matrix<T> packed_;
