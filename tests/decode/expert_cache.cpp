@@ -140,7 +140,7 @@ TEST_CASE(
   const auto groups = f.run(1, step(experts, all));
   CHECK(groups.size() > 1);
   CHECK(groups.back().second == experts);
-  for (const std::size_t e : {1, 20, 40, 63}) CHECK(cache.resident(0, e));
+  for (const std::size_t e : {1u, 20u, 40u, 63u}) CHECK(cache.resident(0, e));
 }
 
 TEST_CASE("expert_cache: one expert is let in however little fits, and experts that fit no longer go") {
