@@ -121,8 +121,11 @@ int main(int argc, char** argv) {
     o.kind = format.value_or(has(container::safetensors) || !has(container::gguf) ? container::safetensors
                                                                                   : container::gguf);
     if (!has(o.kind)) {
-      const auto known = joined(names(o.kind)) + (format ? "" : ", " + joined(names(container::gguf)));
-      throw CLI::ValidationError("--precision", "expected one of " + known + ", got " + o.precision);
+      auto known = names(o.kind);
+      for (const std::string& name : format ? std::vector<std::string>() : names(container::gguf)) {
+        if (std::find(known.begin(), known.end(), name) == known.end()) known.push_back(name);
+      }
+      throw CLI::ValidationError("--precision", "expected one of " + joined(known) + ", got " + o.precision);
     }
     const auto needs = [](bool given, const char* option, bool met, const char* what) {
       if (given && !met) throw CLI::ValidationError(option, what);
