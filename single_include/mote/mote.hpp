@@ -189,6 +189,17 @@ template <class Error>
 }
 #endif
 
+namespace detail {
+
+// Appended one by one: where `a + b + c` is inlined, GCC 12 warns of a bound that is not passed (bug 105651).
+inline std::string concatenate(std::initializer_list<std::string_view> parts) {
+  std::string text;
+  for (const std::string_view part : parts) text.append(part);
+  return text;
+}
+
+}  // namespace detail
+
 // "[2, 3]"
 inline std::string shape_text(std::span<const std::size_t> shape) {
   std::string text = "[";
@@ -203,8 +214,8 @@ inline void check_shape(std::string_view op, std::string_view argument, std::spa
   bool equal = got.size() == want.size();
   for (std::size_t i = 0; equal && i < got.size(); ++i) equal = got[i] == want[i];
   if (!equal) {
-    raise<shape_error>(std::string(op) + ": " + std::string(argument) + ": expected shape " + shape_text(want) +
-                       ", got " + shape_text(got));
+    raise<shape_error>(
+        detail::concatenate({op, ": ", argument, ": expected shape ", shape_text(want), ", got ", shape_text(got)}));
   }
 }
 
@@ -215,14 +226,15 @@ void check_view(std::string_view op, std::string_view argument, const View& v,
   check_shape(op, argument, v.extents(), expected);
   constexpr std::size_t last = View::rank - 1;
   if (v.stride(last) != 1 && v.extent(last) > 1) {
-    raise<shape_error>(std::string(op) + ": " + std::string(argument) +
-                       ": expected a contiguous last dimension, got a stride of " + std::to_string(v.stride(last)));
+    raise<shape_error>(
+        detail::concatenate({op, ": ", argument, ": expected a contiguous last dimension, got a stride of ",
+                             std::to_string(v.stride(last))}));
   }
 }
 
 // Throws shape_error "op: message" unless `condition` holds.
 inline void check(bool condition, std::string_view op, std::string_view message) {
-  if (!condition) raise<shape_error>(std::string(op) + ": " + std::string(message));
+  if (!condition) raise<shape_error>(detail::concatenate({op, ": ", message}));
 }
 
 MOTE_END_NAMESPACE
@@ -5679,8 +5691,8 @@ struct paged_rows {
 template <class T>
 void check_pages(std::string_view op, std::string_view argument, const paged_rows<T>& rows) {
   if (rows.length != 0 && (rows.page_size() == 0 || (rows.length - 1) / rows.page_size() >= rows.block_table.size())) {
-    raise<shape_error>(std::string(op) + ": " + std::string(argument) + ": its block table must cover its length, " +
-                       std::to_string(rows.length) + " rows");
+    raise<shape_error>(detail::concatenate(
+        {op, ": ", argument, ": its block table must cover its length, ", std::to_string(rows.length), " rows"}));
   }
 }
 

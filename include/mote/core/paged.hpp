@@ -36,8 +36,8 @@ struct paged_rows {
 template <class T>
 void check_pages(std::string_view op, std::string_view argument, const paged_rows<T>& rows) {
   if (rows.length != 0 && (rows.page_size() == 0 || (rows.length - 1) / rows.page_size() >= rows.block_table.size())) {
-    raise<shape_error>(std::string(op) + ": " + std::string(argument) + ": its block table must cover its length, " +
-                       std::to_string(rows.length) + " rows");
+    raise<shape_error>(detail::concatenate(
+        {op, ": ", argument, ": its block table must cover its length, ", std::to_string(rows.length), " rows"}));
   }
 }
 
