@@ -27,22 +27,24 @@ template <class Dot, std::size_t... Chain>
   const std::int8_t four[4] = {4, 5, 6, 7};
   auto w = Dot::load(codes);
   const auto x = Dot::splat_codes(four);
-  typename Dot::ints sums[] = {Dot::splat(static_cast<std::int32_t>(Chain))...};
-  for (int i = 0; i < steps; ++i) {
+  const auto dot = [&](typename Dot::ints acc) {
+    // Where a product is apart from its sum, one must not do for all chains.
+    if constexpr (requires { Dot::in_order(w); }) w = Dot::in_order(w);
     if constexpr (Dot::unsigned_limit > 0) {
-      ((sums[Chain] = Dot::dot_unsigned(sums[Chain], w, x)), ...);
+      return Dot::dot_unsigned(acc, w, x);
     } else {
-      ((sums[Chain] = Dot::dot_signed(sums[Chain], w, x)), ...);
+      return Dot::dot_signed(acc, w, x);
     }
-    benchmark::DoNotOptimize(w);
-  }
+  };
+  typename Dot::ints sums[] = {Dot::splat(static_cast<std::int32_t>(Chain))...};
+  for (int i = 0; i < steps; ++i) ((sums[Chain] = dot(sums[Chain])), ...);
   (benchmark::DoNotOptimize(sums[Chain]), ...);
 }
 
 template <std::size_t... Chain>
 [[gnu::noinline]] void bf16_chains(std::index_sequence<Chain...>) {
   const std::uint8_t pairs[bf16_dot::lanes * 4] = {0, 0x3F};
-  const auto w = bf16_dot::load(pairs), x = bf16_dot::splat(pairs);
+  const auto w = bf16_dot::load<0>(pairs), x = bf16_dot::splat<0>(pairs);
   typename bf16_dot::sums sums[] = {typename bf16_dot::sums(static_cast<float>(Chain))...};
   for (int i = 0; i < steps; ++i) {
     ((sums[Chain] = bf16_dot::add(sums[Chain], w, x), mote::detail::keep_in_register<mote::default_arch>(sums[Chain])),

@@ -23,7 +23,7 @@ MOTE_BEGIN_NAMESPACE
 
 namespace detail {
 
-// What a quad of weights and one of activations add to a vector of sums, a row in each lane.
+// What a quad of weights and one of activations add to a vector of sums, a row in each lane, in one or two parts.
 template <class Arch, class T>
 struct element_dot;
 
@@ -32,7 +32,7 @@ struct element_dot<Arch, std::int8_t> {
   using dot = int8_dot<Arch>;
   using sums = typename dot::ints;
   using operand = typename dot::operand;
-  static constexpr std::size_t lanes = dot::lanes;
+  static constexpr std::size_t lanes = dot::lanes, parts = 1;
   static constexpr bool unsigned_weights = dot::unsigned_limit == 255;
   static constexpr std::size_t x_bytes = 4;  // a quad of activations
 
@@ -41,6 +41,7 @@ struct element_dot<Arch, std::int8_t> {
     const auto surplus = unsigned_weights ? 128 * static_cast<std::uint32_t>(code_sum) : 0u;
     return dot::splat(static_cast<std::int32_t>(-surplus));
   }
+  template <std::size_t>
   static operand load(const std::uint8_t* w) {
     if constexpr (unsigned_weights) {
       return dot::flip_signs(dot::load(w));
@@ -48,7 +49,10 @@ struct element_dot<Arch, std::int8_t> {
       return dot::load(w);
     }
   }
-  static operand splat(const std::uint8_t* x) { return dot::splat_codes(reinterpret_cast<const std::int8_t*>(x)); }
+  template <std::size_t>
+  static operand splat(const std::uint8_t* x) {
+    return dot::splat_codes(reinterpret_cast<const std::int8_t*>(x));
+  }
   static sums add(sums acc, const operand& w, const operand& x) {
     if constexpr (unsigned_weights) {
       return dot::dot_unsigned(acc, w, x);
@@ -60,40 +64,33 @@ struct element_dot<Arch, std::int8_t> {
 
 template <class Arch>
 struct element_dot<Arch, bf16> {
-  using floats = batch<float, Arch>;
-  static constexpr std::size_t lanes = floats::size;
+  using sums = batch<float, Arch>;
+  static constexpr std::size_t lanes = sums::size;
 #if defined(__AVX512BF16__)
   static constexpr bool dot_products = lanes == 16;
 #else
   static constexpr bool dot_products = false;
 #endif
-  static constexpr std::size_t x_bytes = dot_products ? 4 : 8;
-  using sums = floats;
-  // The two elements of every row: as they are, or widened.
-  struct widened {
-    floats even, odd;
-  };
-  using operand = std::conditional_t<dot_products, batch<std::uint32_t, Arch>, widened>;
+  // Pairs as they are; or the even element of each, then the odd one, widened.
+  using pairs = batch<std::uint32_t, Arch>;
+  using operand = std::conditional_t<dot_products, pairs, sums>;
+  static constexpr std::size_t parts = dot_products ? 1 : 2, x_bytes = dot_products ? 4 : 8;
 
   static sums start(std::int32_t) { return sums(0.0f); }
+  template <std::size_t Part>
   static operand load(const std::uint8_t* w) {
-    const auto pairs = batch<std::uint32_t, Arch>::load_unaligned(reinterpret_cast<const std::uint32_t*>(w));
+    const auto both = pairs::load_unaligned(reinterpret_cast<const std::uint32_t*>(w));
     if constexpr (dot_products) {
-      return pairs;
+      return both;
     } else {
-      return {bits_as<float>(pairs << 16), bits_as<float>(pairs & batch<std::uint32_t, Arch>(0xFFFF0000u))};
+      return bits_as<float>(Part == 0 ? both << 16 : both & pairs(0xFFFF0000u));
     }
   }
+  template <std::size_t Part>
   static operand splat(const std::uint8_t* x) {
-    if constexpr (dot_products) {
-      std::uint32_t pair = 0;
-      std::memcpy(&pair, x, 4);
-      return operand(pair);
-    } else {
-      float two[2];
-      std::memcpy(two, x, sizeof two);
-      return {floats(two[0]), floats(two[1])};
-    }
+    std::conditional_t<dot_products, std::uint32_t, float> value;
+    std::memcpy(&value, x + Part * sizeof value, sizeof value);
+    return operand(value);
   }
   static sums add(const sums& acc, const operand& w, const operand& x) {
     if constexpr (dot_products) {
@@ -101,7 +98,7 @@ struct element_dot<Arch, bf16> {
       return sums(_mm512_dpbf16_ps(acc, bf16_lanes(w), bf16_lanes(x)));
 #endif
     } else {
-      return fused_multiply_add(w.odd, x.odd, fused_multiply_add(w.even, x.even, acc));
+      return fused_multiply_add(w, x, acc);
     }
   }
 #if defined(__AVX512BF16__)
@@ -122,7 +119,8 @@ struct element_kernel {
   // Vectors of rows. One or two tokens take four, so that with AVX2 a panel is read from front to back.
   static constexpr std::size_t lanes = dot::lanes, strips = many_registers<Arch> ? 4 : 2, few_tokens = 2,
                                few_strips = 4;
-  static constexpr std::size_t tokens = many_registers<Arch> ? 6 : 4;
+  // Widened bf16 adds to each sum twice a quad: ten sums hide the latency of that, eight do not.
+  static constexpr std::size_t tokens = many_registers<Arch> ? 6 : std::is_same_v<T, bf16> ? 5 : 4;
   // Rows that a tile covers, and that are shared out together: of two panels with AVX-512.
   static constexpr std::size_t rows = std::max(strips * lanes, packed_rows);
   static constexpr std::size_t look_ahead = 4096;  // bytes from what is multiplied to what is asked of memory
@@ -143,17 +141,21 @@ struct element_kernel {
       });
     });
     for (std::size_t q = 0; q < quads; ++q) {
-      operand weights[R];
-      unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
-        const std::uint8_t* from = w[r] + q * layout::quad_bytes;
-        weights[r] = dot::load(from);
-        if (r * lanes * 4 % 64 == 0) __builtin_prefetch(from + look_ahead, 0, 3);
-      });
-      unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
-        const operand quad = dot::splat(token[c] + q * dot::x_bytes);
-        unroll<R>([&](std::size_t r)
-                      __attribute__((always_inline)) { acc[r][c] = dot::add(acc[r][c], weights[r], quad); });
-      });
+      const auto multiply = [&]<std::size_t Part>() __attribute__((always_inline)) {
+        operand weights[R];
+        unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+          const std::uint8_t* from = w[r] + q * layout::quad_bytes;
+          weights[r] = dot::template load<Part>(from);
+          if (Part == 0 && r * lanes * 4 % 64 == 0) __builtin_prefetch(from + look_ahead, 0, 3);
+        });
+        unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
+          const operand quad = dot::template splat<Part>(token[c] + q * dot::x_bytes);
+          unroll<R>([&](std::size_t r)
+                        __attribute__((always_inline)) { acc[r][c] = dot::add(acc[r][c], weights[r], quad); });
+        });
+      };
+      multiply.template operator()<0>();
+      if constexpr (dot::parts == 2) multiply.template operator()<1>();
     }
     unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
       unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
@@ -194,8 +196,9 @@ struct element_kernel {
         for (std::size_t r = 0; r < taken; ++r) {
           strip[r] = w.panel(first + (s + r) / in_panel) + begin * layout::quad_bytes + (s + r) % in_panel * apart;
         }
-        for (std::size_t t = 0; t < count; t += tokens) {
-          const std::size_t some = std::min(tokens, count - t);
+        // Evenly: a tile of one token takes as long as one of three.
+        for (std::size_t t = 0, some = 0, left = (count + tokens - 1) / tokens; left != 0; t += some, --left) {
+          some = (count - t + left - 1) / left;
           const std::uint8_t* token[tokens] = {};
           for (std::size_t c = 0; c < some; ++c) token[c] = x[t + c] + begin * dot::x_bytes;
           const auto run = taken == strips                              ? function<strips>(some)
