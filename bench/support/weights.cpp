@@ -24,6 +24,7 @@ std::vector<weight_form> weight_forms() {
   all.push_back({"int8", arithmetic::int8});
   all.push_back({"bf16", arithmetic::bf16});
   all.push_back({"bf16_rows", arithmetic::float32});
+  all.push_back({"fp8", arithmetic::float32});
   all.push_back({"f32", arithmetic::float32});
   return all;
 }
@@ -68,12 +69,36 @@ void matrices::keep_rows() {
   }
 }
 
+// DeepSeek's blocks, all of one scale.
+void matrices::keep_fp8() {
+  constexpr std::size_t block = 128;
+  const float scale = 1.0f / 512.0f;
+  stored_ = mote::buffer<std::uint8_t>(rows * in_);
+  std::transform(values_.begin(), values_.end(), reinterpret_cast<mote::f8_e4m3*>(stored_.data()),
+                 [&](float v) { return mote::f8_e4m3(v / scale); });
+  const std::size_t size = out_ * in_, scale_rows = (out_ + block - 1) / block,
+                    scale_columns = (in_ + block - 1) / block;
+  repeat(stored_.data(), in_, rows, size);
+  scales_ = mote::buffer<float>(scale_rows * scale_columns);
+  std::fill(scales_.begin(), scales_.end(), scale);
+  for (std::size_t i = 0; i < count_; ++i) {
+    mote::scaled_matrix w;
+    w.codes =
+        mote::view<const mote::f8_e4m3, 2>(reinterpret_cast<const mote::f8_e4m3*>(bytes_.data() + i * size), out_, in_);
+    w.scale = std::as_const(scales_).as(scale_rows, scale_columns);
+    w.tile_rows = w.tile_columns = block;
+    all_.push_back(w);
+  }
+}
+
 matrices::matrices(const weight_form& form, std::size_t out, std::size_t in, std::size_t count)
     : form_(form.name), out_(out), in_(in), count_(count) {
   values_ = random_floats(rows * in, 1.0f / std::sqrt(static_cast<float>(in)));
   const auto values = std::as_const(values_).as(rows, in);
   if (form_ == "f32") {
     keep_rows<float>();
+  } else if (form_ == "fp8") {
+    keep_fp8();
   } else if (form_ == "int8") {
     mote::buffer<std::int8_t> codes(rows * in);
     mote::buffer<float> scale(rows);

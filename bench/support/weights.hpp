@@ -1,4 +1,4 @@
-// Random matrices in every form that products read: each block format by itself, int8, bf16 and float32.
+// Random matrices in every form that products read: each block format by itself, int8, bf16, fp8 and float32.
 #pragma once
 
 #include <cstddef>
@@ -50,10 +50,11 @@ class matrices {
   void keep_packed(const Matrix& few);
   template <class T>
   void keep_rows();
+  void keep_fp8();
 
   std::string form_;
   std::size_t out_, in_, count_;
-  mote::buffer<float> values_;
+  mote::buffer<float> values_, scales_;
   mote::buffer<std::uint8_t> stored_, bytes_;
   std::vector<mote::weight> all_;
 };

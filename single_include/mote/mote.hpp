@@ -3807,26 +3807,29 @@ batch<float, Arch> widen(const f8_e5m2* p) {
   return widen<Arch, f8_e5m2>(p);
 }
 
+#if defined(__F16C__) && defined(__AVX2__)
+// Codes of e4m3, their signs extended to 16 bits, as float16.
+inline __m256i e4m3_to_f16(__m256i codes) {
+  const __m256i bits = _mm256_and_si256(_mm256_slli_epi16(codes, 7), _mm256_set1_epi16(~0x4000));
+  const __m256i nan = _mm256_cmpeq_epi16(_mm256_slli_epi16(bits, 1), _mm256_set1_epi16(0x7F00));
+  return _mm256_or_si256(bits, nan);
+}
+// Sixteen times 2^-8.
+inline __m256i load_e4m3(const f8_e4m3* p) {
+  return e4m3_to_f16(_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+#endif
+
 template <class Arch>
 batch<float, Arch> widen(const f8_e4m3* p) {
   using vector [[maybe_unused]] = batch<float, Arch>;
 #if defined(__AVX512F__)
-  if constexpr (vector::size == 16) {
-    const __m256i codes = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    const __m256i half = _mm256_srai_epi16(_mm256_slli_epi16(codes, 8), 1);
-    const __m256i magnitude = _mm256_and_si256(half, _mm256_set1_epi16(0x3FFF));
-    const __m256i nan = _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x3F80));
-    const __m256i bits = _mm256_or_si256(_mm256_and_si256(half, _mm256_set1_epi16(~0x4000)), nan);
-    return vector(_mm512_mul_ps(_mm512_cvtph_ps(bits), _mm512_set1_ps(256.0f)));
-  }
+  if constexpr (vector::size == 16) return vector(_mm512_mul_ps(_mm512_cvtph_ps(load_e4m3(p)), _mm512_set1_ps(256.0f)));
 #endif
-#if defined(__F16C__)
+#if defined(__F16C__) && defined(__AVX2__)
   if constexpr (vector::size == 8) {
-    const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
-    const __m128i half = _mm_srai_epi16(_mm_unpacklo_epi8(_mm_setzero_si128(), codes), 1);
-    const __m128i magnitude = _mm_and_si128(half, _mm_set1_epi16(0x3FFF));
-    const __m128i nan = _mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x3F80));
-    const __m128i bits = _mm_or_si128(_mm_and_si128(half, _mm_set1_epi16(~0x4000)), nan);
+    const __m128i codes = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    const __m128i bits = _mm256_castsi256_si128(e4m3_to_f16(_mm256_castsi128_si256(codes)));
     return vector(_mm256_mul_ps(_mm256_cvtph_ps(bits), _mm256_set1_ps(256.0f)));
   }
 #endif
@@ -3981,6 +3984,7 @@ void dot_tile(const T* const* w, const float* const* x, std::size_t k, bool resu
     vector weights[R];
     unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
       weights[r] = widen<Arch>(row[r] + i);
+      if constexpr (std::is_same_v<T, float>) keep_in_register<Arch>(weights[r]);
       fetch(r, i);
     });
     multiply(weights, i);
@@ -4266,7 +4270,7 @@ MOTE_BEGIN_NAMESPACE
 
 namespace detail {
 
-// What a quad of weights and one of activations add to a vector of sums, a row in each lane.
+// What a quad of weights and one of activations add to a vector of sums, a row in each lane, in one or two parts.
 template <class Arch, class T>
 struct element_dot;
 
@@ -4275,7 +4279,7 @@ struct element_dot<Arch, std::int8_t> {
   using dot = int8_dot<Arch>;
   using sums = typename dot::ints;
   using operand = typename dot::operand;
-  static constexpr std::size_t lanes = dot::lanes;
+  static constexpr std::size_t lanes = dot::lanes, parts = 1;
   static constexpr bool unsigned_weights = dot::unsigned_limit == 255;
   static constexpr std::size_t x_bytes = 4;  // a quad of activations
 
@@ -4284,6 +4288,7 @@ struct element_dot<Arch, std::int8_t> {
     const auto surplus = unsigned_weights ? 128 * static_cast<std::uint32_t>(code_sum) : 0u;
     return dot::splat(static_cast<std::int32_t>(-surplus));
   }
+  template <std::size_t>
   static operand load(const std::uint8_t* w) {
     if constexpr (unsigned_weights) {
       return dot::flip_signs(dot::load(w));
@@ -4291,7 +4296,10 @@ struct element_dot<Arch, std::int8_t> {
       return dot::load(w);
     }
   }
-  static operand splat(const std::uint8_t* x) { return dot::splat_codes(reinterpret_cast<const std::int8_t*>(x)); }
+  template <std::size_t>
+  static operand splat(const std::uint8_t* x) {
+    return dot::splat_codes(reinterpret_cast<const std::int8_t*>(x));
+  }
   static sums add(sums acc, const operand& w, const operand& x) {
     if constexpr (unsigned_weights) {
       return dot::dot_unsigned(acc, w, x);
@@ -4303,40 +4311,33 @@ struct element_dot<Arch, std::int8_t> {
 
 template <class Arch>
 struct element_dot<Arch, bf16> {
-  using floats = batch<float, Arch>;
-  static constexpr std::size_t lanes = floats::size;
+  using sums = batch<float, Arch>;
+  static constexpr std::size_t lanes = sums::size;
 #if defined(__AVX512BF16__)
   static constexpr bool dot_products = lanes == 16;
 #else
   static constexpr bool dot_products = false;
 #endif
-  static constexpr std::size_t x_bytes = dot_products ? 4 : 8;
-  using sums = floats;
-  // The two elements of every row: as they are, or widened.
-  struct widened {
-    floats even, odd;
-  };
-  using operand = std::conditional_t<dot_products, batch<std::uint32_t, Arch>, widened>;
+  // Pairs as they are; or the even element of each, then the odd one, widened.
+  using pairs = batch<std::uint32_t, Arch>;
+  using operand = std::conditional_t<dot_products, pairs, sums>;
+  static constexpr std::size_t parts = dot_products ? 1 : 2, x_bytes = dot_products ? 4 : 8;
 
   static sums start(std::int32_t) { return sums(0.0f); }
+  template <std::size_t Part>
   static operand load(const std::uint8_t* w) {
-    const auto pairs = batch<std::uint32_t, Arch>::load_unaligned(reinterpret_cast<const std::uint32_t*>(w));
+    const auto both = pairs::load_unaligned(reinterpret_cast<const std::uint32_t*>(w));
     if constexpr (dot_products) {
-      return pairs;
+      return both;
     } else {
-      return {bits_as<float>(pairs << 16), bits_as<float>(pairs & batch<std::uint32_t, Arch>(0xFFFF0000u))};
+      return bits_as<float>(Part == 0 ? both << 16 : both & pairs(0xFFFF0000u));
     }
   }
+  template <std::size_t Part>
   static operand splat(const std::uint8_t* x) {
-    if constexpr (dot_products) {
-      std::uint32_t pair = 0;
-      std::memcpy(&pair, x, 4);
-      return operand(pair);
-    } else {
-      float two[2];
-      std::memcpy(two, x, sizeof two);
-      return {floats(two[0]), floats(two[1])};
-    }
+    std::conditional_t<dot_products, std::uint32_t, float> value;
+    std::memcpy(&value, x + Part * sizeof value, sizeof value);
+    return operand(value);
   }
   static sums add(const sums& acc, const operand& w, const operand& x) {
     if constexpr (dot_products) {
@@ -4344,7 +4345,7 @@ struct element_dot<Arch, bf16> {
       return sums(_mm512_dpbf16_ps(acc, bf16_lanes(w), bf16_lanes(x)));
 #endif
     } else {
-      return fused_multiply_add(w.odd, x.odd, fused_multiply_add(w.even, x.even, acc));
+      return fused_multiply_add(w, x, acc);
     }
   }
 #if defined(__AVX512BF16__)
@@ -4365,7 +4366,8 @@ struct element_kernel {
   // Vectors of rows. One or two tokens take four, so that with AVX2 a panel is read from front to back.
   static constexpr std::size_t lanes = dot::lanes, strips = many_registers<Arch> ? 4 : 2, few_tokens = 2,
                                few_strips = 4;
-  static constexpr std::size_t tokens = many_registers<Arch> ? 6 : 4;
+  // Widened bf16 adds to each sum twice a quad: ten sums hide the latency of that, eight do not.
+  static constexpr std::size_t tokens = many_registers<Arch> ? 6 : std::is_same_v<T, bf16> ? 5 : 4;
   // Rows that a tile covers, and that are shared out together: of two panels with AVX-512.
   static constexpr std::size_t rows = std::max(strips * lanes, packed_rows);
   static constexpr std::size_t look_ahead = 4096;  // bytes from what is multiplied to what is asked of memory
@@ -4386,17 +4388,21 @@ struct element_kernel {
       });
     });
     for (std::size_t q = 0; q < quads; ++q) {
-      operand weights[R];
-      unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
-        const std::uint8_t* from = w[r] + q * layout::quad_bytes;
-        weights[r] = dot::load(from);
-        if (r * lanes * 4 % 64 == 0) __builtin_prefetch(from + look_ahead, 0, 3);
-      });
-      unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
-        const operand quad = dot::splat(token[c] + q * dot::x_bytes);
-        unroll<R>([&](std::size_t r)
-                      __attribute__((always_inline)) { acc[r][c] = dot::add(acc[r][c], weights[r], quad); });
-      });
+      const auto multiply = [&]<std::size_t Part>() __attribute__((always_inline)) {
+        operand weights[R];
+        unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+          const std::uint8_t* from = w[r] + q * layout::quad_bytes;
+          weights[r] = dot::template load<Part>(from);
+          if (Part == 0 && r * lanes * 4 % 64 == 0) __builtin_prefetch(from + look_ahead, 0, 3);
+        });
+        unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
+          const operand quad = dot::template splat<Part>(token[c] + q * dot::x_bytes);
+          unroll<R>([&](std::size_t r)
+                        __attribute__((always_inline)) { acc[r][c] = dot::add(acc[r][c], weights[r], quad); });
+        });
+      };
+      multiply.template operator()<0>();
+      if constexpr (dot::parts == 2) multiply.template operator()<1>();
     }
     unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
       unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
@@ -4437,8 +4443,9 @@ struct element_kernel {
         for (std::size_t r = 0; r < taken; ++r) {
           strip[r] = w.panel(first + (s + r) / in_panel) + begin * layout::quad_bytes + (s + r) % in_panel * apart;
         }
-        for (std::size_t t = 0; t < count; t += tokens) {
-          const std::size_t some = std::min(tokens, count - t);
+        // Evenly: a tile of one token takes as long as one of three.
+        for (std::size_t t = 0, some = 0, left = (count + tokens - 1) / tokens; left != 0; t += some, --left) {
+          some = (count - t + left - 1) / left;
           const std::uint8_t* token[tokens] = {};
           for (std::size_t c = 0; c < some; ++c) token[c] = x[t + c] + begin * dot::x_bytes;
           const auto run = taken == strips                              ? function<strips>(some)
@@ -4734,54 +4741,92 @@ MOTE_END_NAMESPACE
 // Products of scaled matrices (quant/scaled_matrix.hpp). Codes become float32 numbers in the registers, and those are
 // multiplied as float32 matrices are: the bits are those of the dequantized matrix.
 //
-// One or two tokens are multiplied on the way (`scaled_tile`); for more, a piece of some rows is first decoded into the
-// cache, once for all of them (`decode`).
+// Up to four tokens are multiplied on the way (`scaled_kernel`); for more, a piece of some rows is first decoded into the
+// cache, once for many of them (`decode`).
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 MOTE_BEGIN_NAMESPACE
 
 namespace detail {
 
-// Codes from the even element i on as float32.
+// Two vectors of codes from the even element i on, in multiples of 1 / unit.
 template <class Arch, class Code>
-batch<float, Arch> load_codes(const Code* row, std::size_t i) {
-  return widen<Arch>(row + i);
-}
-template <class Arch>
-batch<float, Arch> load_codes(const int4_pair* row, std::size_t i) {
+struct code_vectors {
   using vector = batch<float, Arch>;
-#if defined(__AVX2__)
-  const int4_pair* from = row + i / 2;
-  if constexpr (vector::size == 8) {
-    std::int32_t eight = 0;
-    std::memcpy(&eight, from, 4);
-    const __m256i all = _mm256_srlv_epi32(_mm256_set1_epi32(eight), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
-    const __m256i codes = _mm256_sub_epi32(_mm256_and_si256(all, _mm256_set1_epi32(15)), _mm256_set1_epi32(8));
-    return vector(_mm256_cvtepi32_ps(codes));
+  static constexpr float unit = 1.0f;
+  static void load(const Code* row, std::size_t i, vector (&out)[2]) {
+    if constexpr (codes_each<Code> == 1) {
+      out[0] = widen<Arch>(row + i);
+      out[1] = widen<Arch>(row + i + vector::size);
+    } else {
+      float lanes[2 * vector::size];
+      for (std::size_t l = 0; l < 2 * vector::size; ++l) lanes[l] = code_value(row, i + l);
+      for (std::size_t v = 0; v < 2; ++v) out[v] = vector::load_unaligned(lanes + v * vector::size);
+    }
   }
-#endif
-#if defined(__AVX512F__)
-  if constexpr (vector::size == 16) {
-    const __m128i pairs = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
-    const __m128i low = _mm_and_si128(pairs, _mm_set1_epi8(15)),
-                  high = _mm_and_si128(_mm_srli_epi16(pairs, 4), _mm_set1_epi8(15));
-    const __m128i codes = _mm_sub_epi8(_mm_unpacklo_epi8(low, high), _mm_set1_epi8(8));
-    return vector(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes)));
-  }
-#endif
-  float lanes[vector::size];
-  for (std::size_t l = 0; l < vector::size; ++l) lanes[l] = code_value(row, i + l);
-  return vector::load_unaligned(lanes);
-}
+};
 
-// scale · (code - zero): what code_number is to one code. Only integers have zero points.
+#if defined(__AVX2__) && defined(__F16C__)
+template <class Arch>
+  requires(batch<float, Arch>::size >= 8)
+struct code_vectors<Arch, f8_e4m3> {
+  using vector = batch<float, Arch>;
+  static constexpr float unit = 256.0f;
+  static void load(const f8_e4m3* row, std::size_t i, vector (&out)[2]) {
+    const __m256i halves = load_e4m3(row + i);
+    if constexpr (vector::size == 8) {
+      out[0] = vector(_mm256_cvtph_ps(_mm256_castsi256_si128(halves)));
+      out[1] = vector(_mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1)));
+    } else {
+#if defined(__AVX512F__)
+      out[0] = vector(_mm512_cvtph_ps(halves));
+      out[1] = vector(_mm512_cvtph_ps(load_e4m3(row + i + 16)));
+#endif
+    }
+  }
+};
+#endif
+
+#if defined(__AVX2__)
+template <class Arch>
+  requires(batch<float, Arch>::size >= 8)
+struct code_vectors<Arch, int4_pair> {
+  using vector = batch<float, Arch>;
+  static constexpr float unit = 1.0f;
+  static __m128i sixteen(const int4_pair* p) {
+    const __m128i pairs = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)), mask = _mm_set1_epi8(15);
+    const __m128i low = _mm_and_si128(pairs, mask), high = _mm_and_si128(_mm_srli_epi16(pairs, 4), mask);
+    return _mm_sub_epi8(_mm_unpacklo_epi8(low, high), _mm_set1_epi8(8));
+  }
+  static void load(const int4_pair* row, std::size_t i, vector (&out)[2]) {
+    const __m128i codes = sixteen(row + i / 2);
+    if constexpr (vector::size == 8) {
+      out[0] = vector(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)));
+      out[1] = vector(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(codes, 8))));
+    } else {
+#if defined(__AVX512F__)
+      out[0] = vector(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes)));
+      out[1] = vector(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(sixteen(row + i / 2 + 8))));
+#endif
+    }
+  }
+};
+#endif
+
+// scale · (code - zero): what code_number is to one code; `scale` holds the unit. Only integers have zero points.
 template <class Arch, class Code>
-[[gnu::always_inline]] inline batch<float, Arch> load_numbers(const Code* row, std::size_t i,
-                                                              const batch<float, Arch>& scale,
-                                                              const batch<float, Arch>& zero) {
-  if constexpr (has_zero<Code>) {
-    return (load_codes<Arch>(row, i) - zero) * scale;
-  } else {
-    return load_codes<Arch>(row, i) * scale;
+[[gnu::always_inline]] inline void load_numbers(const Code* row, std::size_t i, const batch<float, Arch>& scale,
+                                                const batch<float, Arch>& zero, batch<float, Arch> (&out)[2]) {
+  code_vectors<Arch, Code>::load(row, i, out);
+  for (auto& numbers : out) {
+    if constexpr (has_zero<Code>) {
+      numbers = (numbers - zero) * scale;
+    } else {
+      numbers = numbers * scale;
+    }
   }
 }
 
@@ -4791,69 +4836,97 @@ void decode(const scaled_matrix& w, std::size_t row, std::size_t begin, std::siz
   using vector = batch<float, Arch>;
   for_each_part(w, row, begin, begin + count,
                 [&]<class Code>(const Code* codes, std::size_t k, std::size_t end, float scale, float zero) {
-                  for (; k + vector::size <= end; k += vector::size) {
-                    load_numbers<Arch>(codes, k, vector(scale), vector(zero)).store_unaligned(y + (k - begin));
+                  const vector scales(scale * code_vectors<Arch, Code>::unit), zeros(zero);
+                  for (; k + 2 * vector::size <= end; k += 2 * vector::size) {
+                    vector numbers[2];
+                    load_numbers<Arch>(codes, k, scales, zeros, numbers);
+                    numbers[0].store_unaligned(y + (k - begin));
+                    numbers[1].store_unaligned(y + (k - begin) + vector::size);
                   }
                   for (; k < end; ++k) y[k - begin] = code_number(codes, k, scale, zero);
                 });
 }
 
-// Whether no vector along k holds numbers of two tiles.
+// Whether no two vectors along k hold numbers of two tiles.
 template <class Arch>
 bool whole_vectors(const scaled_matrix& w) {
-  return w.tile_columns % batch<float, Arch>::size == 0 || w.tile_columns >= in_features(w);
+  return w.tile_columns % (2 * batch<float, Arch>::size) == 0 || w.tile_columns >= in_features(w);
 }
 
-// out[r + c · stride] for rows first + r, r < count <= tile_rows, and tokens x[c], c < C, in the order of dot_tile.
-template <class Arch, std::size_t C, class Code>
-void scaled_tile(const scaled_matrix& w, const view<const Code, 2>& codes, std::size_t first, std::size_t count,
-                 const float* const* x, float* out, std::size_t stride) noexcept {
+inline constexpr std::size_t few_scaled_tokens = 4;
+
+// A tile of R rows by C <= few_scaled_tokens tokens, in the order of dot_tile.
+template <class Arch, class Code, std::size_t C>
+struct scaled_kernel {
   using vector = batch<float, Arch>;
-  constexpr std::size_t R = tile_rows<Arch>, ahead = 2048;  // bytes from what is multiplied to what is asked of memory
-  const std::size_t in = codes.extent(1) * codes_each<Code>, whole = in / vector::size * vector::size;
-  vector acc[R][C];
-  const Code* row[R];
-  std::size_t tile_row[R];
-  unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
-    const std::size_t n = first + std::min(r, count - 1);  // a row that is not there does as one that is
-    row[r] = codes.row(n);
-    tile_row[r] = (w.first_row + n) / w.tile_rows;
-    unroll<C>([&](std::size_t c) __attribute__((always_inline)) { acc[r][c] = vector(0.0f); });
-  });
-  for (std::size_t begin = 0, tile = 0; begin < whole; begin += w.tile_columns, ++tile) {
-    vector scale[R], zero[R];
+  static constexpr std::size_t R = many_registers<Arch> || C <= 2 ? 4 : 2;
+
+  // out[r + c · stride] for rows first + r, r < count <= R, and tokens x[c], c < tokens <= C.
+  static void tile(const scaled_matrix& w, const view<const Code, 2>& codes, std::size_t first, std::size_t count,
+                   const float* const* x, std::size_t tokens, float* out, std::size_t stride) noexcept {
+    const std::size_t in = codes.extent(1) * codes_each<Code>, whole = in / (2 * vector::size) * (2 * vector::size);
+    vector acc[R][C];
+    const Code* row[R];
+    std::size_t tile_row[R];
     unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
-      scale[r] = vector(w.scale(tile_row[r], tile));
-      zero[r] = vector(w.zero.empty() ? 0.0f : static_cast<float>(w.zero(tile_row[r], tile)));
+      const std::size_t n = first + std::min(r, count - 1);  // a row that is not there does as one that is
+      row[r] = codes.row(n);
+      tile_row[r] = (w.first_row + n) / w.tile_rows;
+      unroll<C>([&](std::size_t c) __attribute__((always_inline)) { acc[r][c] = vector(0.0f); });
     });
-    const std::size_t end = std::min(whole - begin, w.tile_columns) + begin;
-    for (std::size_t k = begin; k < end; k += vector::size) {
-      vector weights[R];
+    const float* token[C];
+    for (std::size_t c = 0; c < C; ++c) token[c] = x[std::min(c, tokens - 1)];
+    // The next tile's rows are asked of memory line after line where they follow without a gap, as dot_tile does.
+    const bool gapless = codes.stride(0) == codes.extent(1);
+    const Code* const next = gapless ? row[0] + R * codes.extent(1) : row[0] + codes.extent(1);
+    const std::size_t pace = gapless ? R : 1;
+    for (std::size_t begin = 0, tile = 0; begin < whole; begin += w.tile_columns, ++tile) {
+      vector scale[R], zero[R];
       unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
-        weights[r] = load_numbers<Arch>(row[r], k, scale[r], zero[r]);
-        __builtin_prefetch(row[r] + k / codes_each<Code> + ahead, 0, 3);
+        scale[r] = vector(w.scale(tile_row[r], tile) * code_vectors<Arch, Code>::unit);
+        zero[r] = vector(w.zero.empty() ? 0.0f : static_cast<float>(w.zero(tile_row[r], tile)));
       });
-      unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
-        const vector values = vector::load_unaligned(x[c] + k);
+      const std::size_t end = std::min(whole - begin, w.tile_columns) + begin;
+      for (std::size_t k = begin; k < end; k += 2 * vector::size) {
+        vector values[C][2];
+        if constexpr (C == 1) {
+          for (std::size_t v = 0; v < 2; ++v) values[0][v] = vector::load_unaligned(token[0] + k + v * vector::size);
+        }
         unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
-          acc[r][c] = fused_multiply_add(weights[r], values, acc[r][c]);
+          vector weights[2];
+          load_numbers<Arch>(row[r], k, scale[r], zero[r], weights);
+          __builtin_prefetch(next + k / codes_each<Code> * pace + r * 64, 0, 3);
+          unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
+            for (std::size_t v = 0; v < 2; ++v) {
+              const vector xs = C == 1 ? values[0][v] : vector::load_unaligned(token[c] + k + v * vector::size);
+              acc[r][c] = fused_multiply_add(weights[v], xs, acc[r][c]);
+            }
+          });
         });
+      }
+    }
+    unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+      float last[2 * vector::size] = {};
+      if (r < count && whole != in) decode<Arch>(w, first + r, whole, in - whole, last);
+      unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
+        if (r >= count || c >= tokens) return;
+        for (std::size_t i = whole; i < in; i += vector::size) {
+          const std::size_t some = std::min(vector::size, in - i);
+          acc[r][c] = fused_multiply_add(vector::load_unaligned(last + (i - whole)),
+                                         load_tail<Arch>(token[c] + i, some), acc[r][c]);
+        }
+        out[r + c * stride] = sum<Arch>(acc[r][c]);
       });
+    });
+  }
+
+  static void product(const scaled_matrix& w, const view<const Code, 2>& codes, std::size_t first, std::size_t rows,
+                      const float* const* x, std::size_t tokens, float* out, std::size_t stride) noexcept {
+    for (std::size_t n = 0; n < rows; n += R) {
+      tile(w, codes, first + n, std::min(R, rows - n), x, tokens, out + n, stride);
     }
   }
-  unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
-    float last[vector::size] = {};
-    if (r < count && whole != in) decode<Arch>(w, first + r, whole, in - whole, last);
-    unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
-      if (r >= count) return;
-      if (whole != in) {
-        acc[r][c] =
-            fused_multiply_add(vector::load_unaligned(last), load_tail<Arch>(x[c] + whole, in - whole), acc[r][c]);
-      }
-      out[r + c * stride] = sum<Arch>(acc[r][c]);
-    });
-  });
-}
+};
 
 }  // namespace detail
 
@@ -5241,17 +5314,19 @@ void unit_product(const view<const T, 2>& w, std::size_t first, std::size_t rows
   }
 }
 
-// Numbers that are decoded piece by piece, `Step` elements of k at a time: decode(row, begin, count, y).
+// Numbers that are decoded piece by piece, a few rows and `Step` elements of k at a time: decode(row, begin, count, y).
 template <class Arch, std::size_t Step, class Decode>
 void decoded_product(std::size_t rows, std::size_t k, const activation* x, std::size_t tokens, float* out,
                      Decode&& decode) noexcept {
-  float decoded[packed_rows][Step];
-  for (std::size_t t = 0; t < tokens; t += float_tokens) {
-    float_product<Arch, float>(rows, k, Step, x + t, std::min(float_tokens, tokens - t), out + t * unit_stride,
+  constexpr std::size_t group = packed_rows * float_tokens / unit_tokens / tile_rows<Arch> * tile_rows<Arch>;
+  float decoded[group][Step + 16];  // rows apart in the cache
+  for (std::size_t first = 0; first < rows; first += group) {
+    const std::size_t count = std::min(group, rows - first);
+    float_product<Arch, float>(count, k, Step, x, tokens, out + first,
                                [&](std::size_t begin, std::size_t depth, const float** row) {
-                                 for (std::size_t n = 0; n < rows; ++n) {
+                                 for (std::size_t n = 0; n < count; ++n) {
                                    row[n] = decoded[n];
-                                   decode(n, begin, depth, decoded[n]);
+                                   decode(first + n, begin, depth, decoded[n]);
                                  }
                                });
   }
@@ -5261,7 +5336,7 @@ void decoded_product(std::size_t rows, std::size_t k, const activation* x, std::
 template <class Arch, block_format F>
 void unit_product(const view<const F, 2>& w, std::size_t first, std::size_t rows, const activation* x,
                   std::size_t tokens, float* out) noexcept {
-  constexpr std::size_t step = (255 / F::block_size + 1) * F::block_size;
+  constexpr std::size_t step = (float_depth - 1) / F::block_size * F::block_size + F::block_size;
   decoded_product<Arch, step>(rows, in_features(w), x, tokens, out,
                               [&](std::size_t n, std::size_t begin, std::size_t count, float* y) {
                                 for (std::size_t i = 0; i < count; i += F::block_size) {
@@ -5273,25 +5348,23 @@ void unit_product(const view<const F, 2>& w, std::size_t first, std::size_t rows
 template <class Arch>
 void unit_product(const scaled_matrix& w, std::size_t first, std::size_t rows, const activation* x, std::size_t tokens,
                   float* out) noexcept {
-  if (tokens <= 2 && whole_vectors<Arch>(w)) {
-    const float* token[2] = {};
+  if (tokens <= few_scaled_tokens && whole_vectors<Arch>(w)) {
+    const float* token[few_scaled_tokens] = {};
     for (std::size_t c = 0; c < tokens; ++c) token[c] = x[c].values;
     std::visit(
-        [&](const auto& codes) {
-          for (std::size_t n = 0; n < rows; n += tile_rows<Arch>) {
-            (tokens == 1 ? scaled_tile<Arch, 1>(w, codes, first + n, std::min(rows - n, tile_rows<Arch>), token,
-                                                out + n, unit_stride)
-                         : scaled_tile<Arch, 2>(w, codes, first + n, std::min(rows - n, tile_rows<Arch>), token,
-                                                out + n, unit_stride));
-          }
+        [&]<class Code>(const view<const Code, 2>& codes) {
+          const auto product = tokens == 1   ? &scaled_kernel<Arch, Code, 1>::product
+                               : tokens == 2 ? &scaled_kernel<Arch, Code, 2>::product
+                                             : &scaled_kernel<Arch, Code, few_scaled_tokens>::product;
+          product(w, codes, first, rows, token, tokens, out, unit_stride);
         },
         w.codes);
     return;
   }
-  decoded_product<Arch, 128>(rows, in_features(w), x, tokens, out,
-                             [&](std::size_t n, std::size_t begin, std::size_t count, float* y) {
-                               decode<Arch>(w, first + n, begin, count, y);
-                             });
+  decoded_product<Arch, float_depth>(rows, in_features(w), x, tokens, out,
+                                     [&](std::size_t n, std::size_t begin, std::size_t count, float* y) {
+                                       decode<Arch>(w, first + n, begin, count, y);
+                                     });
 }
 
 // Integer formats: `bytes(begin, count)` provides those blocks of the packed panel, at most `step` of them at a time.

@@ -113,26 +113,29 @@ batch<float, Arch> widen(const f8_e5m2* p) {
   return widen<Arch, f8_e5m2>(p);
 }
 
+#if defined(__F16C__) && defined(__AVX2__)
+// Codes of e4m3, their signs extended to 16 bits, as float16.
+inline __m256i e4m3_to_f16(__m256i codes) {
+  const __m256i bits = _mm256_and_si256(_mm256_slli_epi16(codes, 7), _mm256_set1_epi16(~0x4000));
+  const __m256i nan = _mm256_cmpeq_epi16(_mm256_slli_epi16(bits, 1), _mm256_set1_epi16(0x7F00));
+  return _mm256_or_si256(bits, nan);
+}
+// Sixteen times 2^-8.
+inline __m256i load_e4m3(const f8_e4m3* p) {
+  return e4m3_to_f16(_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+#endif
+
 template <class Arch>
 batch<float, Arch> widen(const f8_e4m3* p) {
   using vector [[maybe_unused]] = batch<float, Arch>;
 #if defined(__AVX512F__)
-  if constexpr (vector::size == 16) {
-    const __m256i codes = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    const __m256i half = _mm256_srai_epi16(_mm256_slli_epi16(codes, 8), 1);
-    const __m256i magnitude = _mm256_and_si256(half, _mm256_set1_epi16(0x3FFF));
-    const __m256i nan = _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x3F80));
-    const __m256i bits = _mm256_or_si256(_mm256_and_si256(half, _mm256_set1_epi16(~0x4000)), nan);
-    return vector(_mm512_mul_ps(_mm512_cvtph_ps(bits), _mm512_set1_ps(256.0f)));
-  }
+  if constexpr (vector::size == 16) return vector(_mm512_mul_ps(_mm512_cvtph_ps(load_e4m3(p)), _mm512_set1_ps(256.0f)));
 #endif
-#if defined(__F16C__)
+#if defined(__F16C__) && defined(__AVX2__)
   if constexpr (vector::size == 8) {
-    const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
-    const __m128i half = _mm_srai_epi16(_mm_unpacklo_epi8(_mm_setzero_si128(), codes), 1);
-    const __m128i magnitude = _mm_and_si128(half, _mm_set1_epi16(0x3FFF));
-    const __m128i nan = _mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x3F80));
-    const __m128i bits = _mm_or_si128(_mm_and_si128(half, _mm_set1_epi16(~0x4000)), nan);
+    const __m128i codes = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    const __m128i bits = _mm256_castsi256_si128(e4m3_to_f16(_mm256_castsi128_si256(codes)));
     return vector(_mm256_mul_ps(_mm256_cvtph_ps(bits), _mm256_set1_ps(256.0f)));
   }
 #endif

@@ -103,6 +103,7 @@ void dot_tile(const T* const* w, const float* const* x, std::size_t k, bool resu
     vector weights[R];
     unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
       weights[r] = widen<Arch>(row[r] + i);
+      if constexpr (std::is_same_v<T, float>) keep_in_register<Arch>(weights[r]);
       fetch(r, i);
     });
     multiply(weights, i);

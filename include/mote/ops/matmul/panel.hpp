@@ -146,17 +146,19 @@ void unit_product(const view<const T, 2>& w, std::size_t first, std::size_t rows
   }
 }
 
-// Numbers that are decoded piece by piece, `Step` elements of k at a time: decode(row, begin, count, y).
+// Numbers that are decoded piece by piece, a few rows and `Step` elements of k at a time: decode(row, begin, count, y).
 template <class Arch, std::size_t Step, class Decode>
 void decoded_product(std::size_t rows, std::size_t k, const activation* x, std::size_t tokens, float* out,
                      Decode&& decode) noexcept {
-  float decoded[packed_rows][Step];
-  for (std::size_t t = 0; t < tokens; t += float_tokens) {
-    float_product<Arch, float>(rows, k, Step, x + t, std::min(float_tokens, tokens - t), out + t * unit_stride,
+  constexpr std::size_t group = packed_rows * float_tokens / unit_tokens / tile_rows<Arch> * tile_rows<Arch>;
+  float decoded[group][Step + 16];  // rows apart in the cache
+  for (std::size_t first = 0; first < rows; first += group) {
+    const std::size_t count = std::min(group, rows - first);
+    float_product<Arch, float>(count, k, Step, x, tokens, out + first,
                                [&](std::size_t begin, std::size_t depth, const float** row) {
-                                 for (std::size_t n = 0; n < rows; ++n) {
+                                 for (std::size_t n = 0; n < count; ++n) {
                                    row[n] = decoded[n];
-                                   decode(n, begin, depth, decoded[n]);
+                                   decode(first + n, begin, depth, decoded[n]);
                                  }
                                });
   }
@@ -166,7 +168,7 @@ void decoded_product(std::size_t rows, std::size_t k, const activation* x, std::
 template <class Arch, block_format F>
 void unit_product(const view<const F, 2>& w, std::size_t first, std::size_t rows, const activation* x,
                   std::size_t tokens, float* out) noexcept {
-  constexpr std::size_t step = (255 / F::block_size + 1) * F::block_size;
+  constexpr std::size_t step = (float_depth - 1) / F::block_size * F::block_size + F::block_size;
   decoded_product<Arch, step>(rows, in_features(w), x, tokens, out,
                               [&](std::size_t n, std::size_t begin, std::size_t count, float* y) {
                                 for (std::size_t i = 0; i < count; i += F::block_size) {
@@ -178,25 +180,23 @@ void unit_product(const view<const F, 2>& w, std::size_t first, std::size_t rows
 template <class Arch>
 void unit_product(const scaled_matrix& w, std::size_t first, std::size_t rows, const activation* x, std::size_t tokens,
                   float* out) noexcept {
-  if (tokens <= 2 && whole_vectors<Arch>(w)) {
-    const float* token[2] = {};
+  if (tokens <= few_scaled_tokens && whole_vectors<Arch>(w)) {
+    const float* token[few_scaled_tokens] = {};
     for (std::size_t c = 0; c < tokens; ++c) token[c] = x[c].values;
     std::visit(
-        [&](const auto& codes) {
-          for (std::size_t n = 0; n < rows; n += tile_rows<Arch>) {
-            (tokens == 1 ? scaled_tile<Arch, 1>(w, codes, first + n, std::min(rows - n, tile_rows<Arch>), token,
-                                                out + n, unit_stride)
-                         : scaled_tile<Arch, 2>(w, codes, first + n, std::min(rows - n, tile_rows<Arch>), token,
-                                                out + n, unit_stride));
-          }
+        [&]<class Code>(const view<const Code, 2>& codes) {
+          const auto product = tokens == 1   ? &scaled_kernel<Arch, Code, 1>::product
+                               : tokens == 2 ? &scaled_kernel<Arch, Code, 2>::product
+                                             : &scaled_kernel<Arch, Code, few_scaled_tokens>::product;
+          product(w, codes, first, rows, token, tokens, out, unit_stride);
         },
         w.codes);
     return;
   }
-  decoded_product<Arch, 128>(rows, in_features(w), x, tokens, out,
-                             [&](std::size_t n, std::size_t begin, std::size_t count, float* y) {
-                               decode<Arch>(w, first + n, begin, count, y);
-                             });
+  decoded_product<Arch, float_depth>(rows, in_features(w), x, tokens, out,
+                                     [&](std::size_t n, std::size_t begin, std::size_t count, float* y) {
+                                       decode<Arch>(w, first + n, begin, count, y);
+                                     });
 }
 
 // Integer formats: `bytes(begin, count)` provides those blocks of the packed panel, at most `step` of them at a time.
