@@ -12,20 +12,21 @@
 namespace quantize {
 namespace {
 
-using json = nlohmann::ordered_json;
+using nlohmann::ordered_json;
 
 // What compressed-tensors says of the weights, and of the activations that are quantized on the fly.
-json scheme(std::string_view precision) {
-  const auto numbers = [](int bits, const char* type, const char* strategy, json group_size, json dynamic) {
-    json s = {{"num_bits", bits},
-              {"type", type},
-              {"symmetric", true},
-              {"strategy", strategy},
-              {"dynamic", std::move(dynamic)}};
+ordered_json scheme(std::string_view precision) {
+  const auto numbers = [](int bits, const char* type, const char* strategy, ordered_json group_size,
+                          ordered_json dynamic) {
+    ordered_json s = {{"num_bits", bits},
+                      {"type", type},
+                      {"symmetric", true},
+                      {"strategy", strategy},
+                      {"dynamic", std::move(dynamic)}};
     if (!group_size.is_null()) s["group_size"] = std::move(group_size);
     return s;
   };
-  json group;
+  ordered_json group;
   if (precision == "int8") {
     group["weights"] = numbers(8, "int", "channel", nullptr, false);
     group["input_activations"] = numbers(8, "int", "token", nullptr, true);
@@ -57,27 +58,27 @@ std::string target(const std::string& layer) {
   return "re:" + pattern + "$";
 }
 
-json quantization_config(const std::map<std::string, std::set<std::string>>& layers,
-                         const std::set<std::string>& not_converted) {
-  json ignore = json::array({"lm_head", "re:.*mlp\\.gate$"});
+ordered_json quantization_config(const std::map<std::string, std::set<std::string>>& layers,
+                                 const std::set<std::string>& not_converted) {
+  ordered_json ignore = ordered_json::array({"lm_head", "re:.*mlp\\.gate$"});
   for (const std::string& name : not_converted) ignore.push_back(name);
   if (layers.count("fp8") != 0) {
-    json q = {
+    ordered_json q = {
         {"quant_method", "fp8"}, {"fmt", "e4m3"}, {"activation_scheme", "dynamic"}, {"weight_block_size", {128, 128}}};
     if (!not_converted.empty()) q["modules_to_not_convert"] = ignore;
     return q;
   }
-  json q = {{"quant_method", "compressed-tensors"}, {"quantization_status", "compressed"}};
-  json groups = json::object();
+  ordered_json q = {{"quant_method", "compressed-tensors"}, {"quantization_status", "compressed"}};
+  ordered_json groups = ordered_json::object();
   for (const auto& [precision, names] : layers) {
-    json group = scheme(precision);
-    group["targets"] = json::array();
+    ordered_json group = scheme(precision);
+    group["targets"] = ordered_json::array();
     if (layers.size() == 1) {
       group["targets"].push_back("Linear");
     } else {
       for (const std::string& name : names) group["targets"].push_back(name);
     }
-    q["format"] = layers.size() == 1 ? group["format"] : json("mixed-precision");
+    q["format"] = layers.size() == 1 ? group["format"] : ordered_json("mixed-precision");
     groups["group_" + std::to_string(groups.size())] = std::move(group);
   }
   q["config_groups"] = std::move(groups);
@@ -97,7 +98,7 @@ void write_config(const mote::json_file& config, const std::vector<output_tensor
     const std::string precision(precision_of(t));
     (precision == "bf16" ? not_converted : layers[precision]).insert(target(t.layer));
   }
-  json result = json::parse(config.value().dump());
+  ordered_json result = ordered_json::parse(config.value().dump());
   result.erase("quantization_config");
   if (!layers.empty()) result["quantization_config"] = quantization_config(layers, not_converted);
   std::ofstream file(directory + "/config.json");

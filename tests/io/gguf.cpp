@@ -31,8 +31,8 @@ std::string entry(const std::string& key, std::uint32_t type, const std::string&
   return text(key) + u32(type) + value;
 }
 // Extents innermost first, as the file has them.
-std::string tensor(const std::string& name, const std::vector<std::uint64_t>& extents, std::uint32_t type,
-                   std::uint64_t offset) {
+std::string tensor_entry(const std::string& name, const std::vector<std::uint64_t>& extents, std::uint32_t type,
+                         std::uint64_t offset) {
   std::string bytes = text(name) + u32(static_cast<std::uint32_t>(extents.size()));
   for (const std::uint64_t n : extents) bytes += u64(n);
   return bytes + u32(type) + u64(offset);
@@ -45,20 +45,13 @@ std::string with_data(std::string head, const std::string& data, std::size_t ali
 
 constexpr std::uint32_t f32 = 0, f16 = 1, q8_0 = 8, q4_k = 12;
 
-void refuses(const std::string& bytes, const std::string& what) {
+void refuses_gguf(const std::string& bytes, const std::string& what) {
   const test::temporary_directory directory;
   const std::string path = directory.write("x.gguf", bytes);
   CAPTURE(bytes.substr(0, 200));
   CHECK_THROWS_AS(mote::gguf_file(path), mote::format_error);
   CHECK_THROWS_WITH(mote::gguf_file(path), contains("x.gguf: ") && contains(what));
 }
-
-std::string read_bytes(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-std::span<const std::byte> bytes_of(const std::string& s) { return std::as_bytes(std::span(s)); }
 
 // For every block format that GGUF has a type for.
 template <class Function>
@@ -132,13 +125,13 @@ TEST_CASE("gguf: tensors as typed views and as floats") {
   for (int i = 0; i < 64; ++i) x[i] = static_cast<float>(i - 20) / 8.0f;
   const mote::q8_0 blocks[] = {mote::q8_0::encode(x), mote::q8_0::encode(x + 32)};
   std::memcpy(data.data() + 64, blocks, sizeof blocks);
-  const std::string head = header(4, 1) + entry("general.alignment", 4, u32(64)) + tensor("row", {3}, f32, 0) +
-                           tensor("empty", {0, 5}, f16, 0) + tensor("scalar", {}, f32, 0 + 0) +
-                           tensor("q", {32, 2, 2}, q8_0, 64);
+  const std::string head = header(4, 1) + entry("general.alignment", 4, u32(64)) + tensor_entry("row", {3}, f32, 0) +
+                           tensor_entry("empty", {0, 5}, f16, 0) + tensor_entry("scalar", {}, f32, 0 + 0) +
+                           tensor_entry("q", {32, 2, 2}, q8_0, 64);
   // "scalar" would overlap "row".
-  refuses(with_data(head, data, 64), "tensor scalar: its data overlaps that of row");
-  const std::string good = header(3, 1) + entry("general.alignment", 4, u32(64)) + tensor("row", {3}, f32, 0) +
-                           tensor("empty", {0, 5}, f16, 0) + tensor("q", {32, 2, 2}, q8_0, 64);
+  refuses_gguf(with_data(head, data, 64), "tensor scalar: its data overlaps that of row");
+  const std::string good = header(3, 1) + entry("general.alignment", 4, u32(64)) + tensor_entry("row", {3}, f32, 0) +
+                           tensor_entry("empty", {0, 5}, f16, 0) + tensor_entry("q", {32, 2, 2}, q8_0, 64);
   const mote::gguf_file file(directory.write("x.gguf", with_data(good, data, 64)));
   CHECK(file.alignment() == 64);
   CHECK(file.tensors().size() == 3);
@@ -169,16 +162,17 @@ TEST_CASE("gguf: every known type can be listed; those without a format are name
   for (const mote::ggml_type_info& type : mote::ggml_types) {
     CAPTURE(std::string(type.name));
     const std::string head =
-        header(1, 0) + tensor("w", {2 * type.block_size, 3}, static_cast<std::uint32_t>(type.type), 0);
+        header(1, 0) + tensor_entry("w", {2 * type.block_size, 3}, static_cast<std::uint32_t>(type.type), 0);
     const mote::gguf_file file(directory.write("x.gguf", with_data(head, std::string(6 * type.bytes, '\0'))));
     const mote::gguf_tensor& t = file.tensor("w");
     CHECK(t.type == type.type);
     CHECK(t.size() == 6 * type.block_size);
-    refuses(with_data(head, std::string(6 * type.bytes - 1, '\0')), "needs " + std::to_string(6 * type.bytes));
+    refuses_gguf(with_data(head, std::string(6 * type.bytes - 1, '\0')), "needs " + std::to_string(6 * type.bytes));
     if (type.block_size > 1) {
-      refuses(with_data(header(1, 0) + tensor("w", {type.block_size + 1, 3}, static_cast<std::uint32_t>(type.type), 0),
-                        std::string(1000, '\0')),
-              "multiples of " + std::to_string(type.block_size));
+      refuses_gguf(with_data(header(1, 0) +
+                                 tensor_entry("w", {type.block_size + 1, 3}, static_cast<std::uint32_t>(type.type), 0),
+                             std::string(1000, '\0')),
+                   "multiples of " + std::to_string(type.block_size));
     }
     bool has_format = false;
     mote::for_each_format([&]<class F>() { has_format = has_format || F::name == type.name; });
@@ -192,73 +186,75 @@ TEST_CASE("gguf: every known type can be listed; those without a format are name
 }
 
 TEST_CASE("gguf: a broken header is refused") {
-  refuses("", "4 bytes");
-  refuses("GGU", "4 bytes");
-  refuses("GGML" + u32(3) + u64(0) + u64(0), "begins with GGUF");
-  refuses("GGUF", "4 bytes at byte 4");
-  refuses(header(0, 0, 1), "version 1");
-  refuses(header(0, 0, 4), "version 4");
-  refuses(header(0, 0, 0), "version 0");
-  refuses(header(0, 0, 0x03000000u), "big-endian");
-  refuses("GGUF" + u32(3) + u64(0), "the file ends at byte 16");
-  refuses(header(1ull << 60, 0), "1152921504606846976 tensors");
-  refuses(header(0, 1ull << 60), "1152921504606846976 metadata entries");
-  refuses(header(0, ~0ull), "metadata entries");
-  refuses(header(~0ull, 0), "tensors");
-  refuses(header(0, 1) + std::string(12, '\0'), "metadata entries");
+  refuses_gguf("", "4 bytes");
+  refuses_gguf("GGU", "4 bytes");
+  refuses_gguf("GGML" + u32(3) + u64(0) + u64(0), "begins with GGUF");
+  refuses_gguf("GGUF", "4 bytes at byte 4");
+  refuses_gguf(header(0, 0, 1), "version 1");
+  refuses_gguf(header(0, 0, 4), "version 4");
+  refuses_gguf(header(0, 0, 0), "version 0");
+  refuses_gguf(header(0, 0, 0x03000000u), "big-endian");
+  refuses_gguf("GGUF" + u32(3) + u64(0), "the file ends at byte 16");
+  refuses_gguf(header(1ull << 60, 0), "1152921504606846976 tensors");
+  refuses_gguf(header(0, 1ull << 60), "1152921504606846976 metadata entries");
+  refuses_gguf(header(0, ~0ull), "metadata entries");
+  refuses_gguf(header(~0ull, 0), "tensors");
+  refuses_gguf(header(0, 1) + std::string(12, '\0'), "metadata entries");
 }
 
 TEST_CASE("gguf: broken metadata is refused by key") {
   const std::string space(64, '\0');
-  refuses(header(0, 1) + u64(1ull << 60) + space, "metadata entry 0: a string of 1152921504606846976 bytes");
-  refuses(header(0, 1) + u64(0) + space, "metadata entry 0: expected a key");
-  refuses(header(0, 1) + text(std::string(70000, 'k')) + u32(0) + space, "a string of 70000 bytes");
-  refuses(header(0, 1) + entry("k", 13, space), "key k: unknown value type 13");
-  refuses(header(0, 1) + entry("k", 0xFFFFFFFFu, space), "key k: unknown value type");
-  refuses(header(0, 1) + entry("k", 8, u64(1ull << 60) + space), "key k: a string of 1152921504606846976 bytes");
-  refuses(header(0, 1) + entry("k", 7, "\x02" + space), "key k: expected the boolean 0 or 1, got 2");
-  refuses(header(0, 1) + entry("some", 10, "1234"), "key some: expected 8 bytes");
-  refuses(header(0, 1) + entry("k", 9, u32(4) + u64(1ull << 62) + space), "key k: 4611686018427387904 array elements");
-  refuses(header(0, 1) + entry("k", 9, u32(8) + u64(100) + space), "key k: 100 array elements");
-  refuses(header(0, 1) + entry("k", 9, u32(13) + u64(1) + space), "key k: unknown value type 13");
-  refuses(header(0, 1) + entry("k", 9, u32(8) + u64(1) + u64(~0ull) + space), "key k: a string of");
+  refuses_gguf(header(0, 1) + u64(1ull << 60) + space, "metadata entry 0: a string of 1152921504606846976 bytes");
+  refuses_gguf(header(0, 1) + u64(0) + space, "metadata entry 0: expected a key");
+  refuses_gguf(header(0, 1) + text(std::string(70000, 'k')) + u32(0) + space, "a string of 70000 bytes");
+  refuses_gguf(header(0, 1) + entry("k", 13, space), "key k: unknown value type 13");
+  refuses_gguf(header(0, 1) + entry("k", 0xFFFFFFFFu, space), "key k: unknown value type");
+  refuses_gguf(header(0, 1) + entry("k", 8, u64(1ull << 60) + space), "key k: a string of 1152921504606846976 bytes");
+  refuses_gguf(header(0, 1) + entry("k", 7, "\x02" + space), "key k: expected the boolean 0 or 1, got 2");
+  refuses_gguf(header(0, 1) + entry("some", 10, "1234"), "key some: expected 8 bytes");
+  refuses_gguf(header(0, 1) + entry("k", 9, u32(4) + u64(1ull << 62) + space),
+               "key k: 4611686018427387904 array elements");
+  refuses_gguf(header(0, 1) + entry("k", 9, u32(8) + u64(100) + space), "key k: 100 array elements");
+  refuses_gguf(header(0, 1) + entry("k", 9, u32(13) + u64(1) + space), "key k: unknown value type 13");
+  refuses_gguf(header(0, 1) + entry("k", 9, u32(8) + u64(1) + u64(~0ull) + space), "key k: a string of");
   std::string deep;
   for (int i = 0; i < 1000; ++i) deep += u32(9) + u64(1);
-  refuses(header(0, 1) + entry("k", 9, deep + u32(0) + u64(0)), "key k: arrays nested more than 8 deep");
-  refuses(header(0, 2) + entry("k", 0, "1") + entry("k", 0, "1") + space, "key k: stands twice");
+  refuses_gguf(header(0, 1) + entry("k", 9, deep + u32(0) + u64(0)), "key k: arrays nested more than 8 deep");
+  refuses_gguf(header(0, 2) + entry("k", 0, "1") + entry("k", 0, "1") + space, "key k: stands twice");
   for (const std::uint32_t alignment : {0u, 1u, 4u, 24u, 33u, 0xFFFFFFFFu}) {
-    refuses(header(0, 1) + entry("general.alignment", 4, u32(alignment)) + space, "general.alignment");
+    refuses_gguf(header(0, 1) + entry("general.alignment", 4, u32(alignment)) + space, "general.alignment");
   }
-  refuses(header(0, 1) + entry("general.alignment", 8, text("32")) + space, "general.alignment");
+  refuses_gguf(header(0, 1) + entry("general.alignment", 8, text("32")) + space, "general.alignment");
 }
 
 TEST_CASE("gguf: broken tensors are refused by name") {
   const std::string data(256, '\0');
   const auto one = [&](const std::string& t) { return with_data(header(1, 0) + t, data); };
-  refuses(one(u64(1ull << 60)), "tensor 0: a string of 1152921504606846976 bytes");
-  refuses(one(tensor(std::string(65, 'n'), {1}, f32, 0)), "tensor 0: a string of 65 bytes");
-  refuses(one(tensor("", {1}, f32, 0)), "tensor 0: expected a name");
-  refuses(one(tensor("w", {1, 1, 1, 1, 1}, f32, 0)), "tensor w: 5 dimensions");
-  refuses(one(text("w") + u32(0xFFFFFFFFu)), "tensor w: 4294967295 dimensions");
-  refuses(one(tensor("w", {~0ull}, f32, 0)), "tensor w: an extent of");
-  refuses(one(tensor("w", {1ull << 62, 2}, f32, 0)), "overflows");
-  refuses(one(tensor("w", {1ull << 32, 1ull << 32}, f32, 0)), "overflows");
-  refuses(one(tensor("w", {1ull << 30, 1ull << 30, 16}, f32, 0)), "overflows");
+  refuses_gguf(one(u64(1ull << 60)), "tensor 0: a string of 1152921504606846976 bytes");
+  refuses_gguf(one(tensor_entry(std::string(65, 'n'), {1}, f32, 0)), "tensor 0: a string of 65 bytes");
+  refuses_gguf(one(tensor_entry("", {1}, f32, 0)), "tensor 0: expected a name");
+  refuses_gguf(one(tensor_entry("w", {1, 1, 1, 1, 1}, f32, 0)), "tensor w: 5 dimensions");
+  refuses_gguf(one(text("w") + u32(0xFFFFFFFFu)), "tensor w: 4294967295 dimensions");
+  refuses_gguf(one(tensor_entry("w", {~0ull}, f32, 0)), "tensor w: an extent of");
+  refuses_gguf(one(tensor_entry("w", {1ull << 62, 2}, f32, 0)), "overflows");
+  refuses_gguf(one(tensor_entry("w", {1ull << 32, 1ull << 32}, f32, 0)), "overflows");
+  refuses_gguf(one(tensor_entry("w", {1ull << 30, 1ull << 30, 16}, f32, 0)), "overflows");
   for (const std::uint32_t type : {4u, 5u, 31u, 36u, 43u, 1000u, ~0u}) {
-    refuses(one(tensor("w", {256}, type, 0)), "tensor w: unknown type " + std::to_string(type));
+    refuses_gguf(one(tensor_entry("w", {256}, type, 0)), "tensor w: unknown type " + std::to_string(type));
   }
-  refuses(one(tensor("w", {4}, f32, 4)), "tensor w: offset 4, expected a multiple of 32");
-  refuses(one(tensor("w", {65}, f32, 0)), "tensor w: f32 [65] needs 260 bytes at offset 0, outside the file's 256");
-  refuses(one(tensor("w", {4}, f32, 256)), "outside the file's 256");
-  refuses(one(tensor("w", {4}, f32, ~0ull - 31)), "outside the file's 256");
-  refuses(one(tensor("w", {128}, q4_k, 0)), "tensor w: expected rows in multiples of 256");
-  refuses(with_data(header(2, 0) + tensor("a", {16}, f32, 0) + tensor("b", {16}, f32, 32), data),
-          "tensor b: its data overlaps that of a");
-  refuses(with_data(header(2, 0) + tensor("a", {8}, f32, 0) + tensor("a", {8}, f32, 32), data),
-          "tensor a: stands twice");
+  refuses_gguf(one(tensor_entry("w", {4}, f32, 4)), "tensor w: offset 4, expected a multiple of 32");
+  refuses_gguf(one(tensor_entry("w", {65}, f32, 0)),
+               "tensor w: f32 [65] needs 260 bytes at offset 0, outside the file's 256");
+  refuses_gguf(one(tensor_entry("w", {4}, f32, 256)), "outside the file's 256");
+  refuses_gguf(one(tensor_entry("w", {4}, f32, ~0ull - 31)), "outside the file's 256");
+  refuses_gguf(one(tensor_entry("w", {128}, q4_k, 0)), "tensor w: expected rows in multiples of 256");
+  refuses_gguf(with_data(header(2, 0) + tensor_entry("a", {16}, f32, 0) + tensor_entry("b", {16}, f32, 32), data),
+               "tensor b: its data overlaps that of a");
+  refuses_gguf(with_data(header(2, 0) + tensor_entry("a", {8}, f32, 0) + tensor_entry("a", {8}, f32, 32), data),
+               "tensor a: stands twice");
   // Cut anywhere, the head never is a file.
-  const std::string head = header(1, 1) + entry("k", 8, text("value")) + tensor("w", {4, 2}, f32, 0);
-  for (std::size_t n = 0; n < head.size(); ++n) refuses(head.substr(0, n), "");
+  const std::string head = header(1, 1) + entry("k", 8, text("value")) + tensor_entry("w", {4, 2}, f32, 0);
+  for (std::size_t n = 0; n < head.size(); ++n) refuses_gguf(head.substr(0, n), "");
 }
 
 TEST_CASE("gguf: the writer's bytes") {
@@ -283,10 +279,10 @@ TEST_CASE("gguf: the writer's bytes") {
   const std::string data(reinterpret_cast<const char*>(values), sizeof values);
   const std::string want =
       with_data(header(3, 3) + entry("a", 8, text("text")) + entry("b", 9, u32(5) + u64(2) + u32(7) + u32(8)) +
-                    entry("c", 7, "\x01") + tensor("m", {3, 2}, f32, 0) + tensor("none", {4, 0}, f16, 32) +
-                    tensor("n", {2}, f32, 32),
+                    entry("c", 7, "\x01") + tensor_entry("m", {3, 2}, f32, 0) + tensor_entry("none", {4, 0}, f16, 32) +
+                    tensor_entry("n", {2}, f32, 32),
                 data + std::string(8, '\0') + data.substr(0, 8) + std::string(24, '\0'));
-  CHECK(read_bytes(path) == want);
+  CHECK(test::read_bytes(path) == want);
   CHECK_FALSE(std::filesystem::exists(path + ".part"));
   const mote::gguf_file file(path);
   CHECK(mote::mapped_view<float>(file.tensor("m"))(1, 2) == 6.0f);
@@ -367,12 +363,12 @@ TEST_CASE("gguf: an unfinished file leaves nothing behind; misuse is named") {
     CHECK_THROWS_WITH(w.add_tensor("c", mote::ggml_type::q4_0, odd), contains("c: expected rows in multiples of 32"));
     CHECK_THROWS_WITH(w.add_tensor("d", mote::ggml_type::f32, huge), contains("d: its size overflows"));
     CHECK_THROWS_WITH(w.add_tensor("e", mote::ggml_type::f32, many), contains("e: expected at most 4"));
-    CHECK_THROWS_WITH(w.write("b", bytes_of(four)), contains("b: expected a"));
+    CHECK_THROWS_WITH(w.write("b", test::bytes_of(four)), contains("b: expected a"));
     CHECK_THROWS_WITH(w.add("late", std::uint32_t{1}), contains("late: after the first data"));
-    CHECK_THROWS_WITH(w.write("a", bytes_of(four + "y")), contains("a: more than its 16 bytes"));
-    w.write("a", bytes_of(four));
+    CHECK_THROWS_WITH(w.write("a", test::bytes_of(four + "y")), contains("a: more than its 16 bytes"));
+    w.write("a", test::bytes_of(four));
     CHECK_THROWS_WITH(w.finish(), contains("b: data is missing"));
-    w.write("b", bytes_of(four.substr(0, 15)));
+    w.write("b", test::bytes_of(four.substr(0, 15)));
     CHECK_THROWS_WITH(w.finish(), contains("b: data is missing"));
   }
   CHECK(std::filesystem::is_empty(directory.path()));

@@ -27,7 +27,7 @@ std::string with_tensor(const std::string& entry, std::size_t data) {
   return with_header("{\"w\":" + entry + "}", data);
 }
 
-void refuses(const std::string& bytes, const std::string& what) {
+void refuses_safetensors(const std::string& bytes, const std::string& what) {
   const test::temporary_directory directory;
   const std::string path = directory.write("model.safetensors", bytes);
   CAPTURE(bytes.substr(0, 200));
@@ -62,18 +62,18 @@ TEST_CASE("safetensors: reads tensors of every type, aligned or not") {
 }
 
 TEST_CASE("safetensors: a broken header is refused") {
-  refuses("", "8 bytes");
-  refuses("1234567", "8 bytes");
-  refuses(std::string("\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF", 8), "header's length");
-  refuses(std::string("\x10\0\0\0\0\0\0\0{}", 10), "header's length");
-  refuses(with_header(""), "malformed JSON");
-  refuses(with_header("{"), "malformed JSON");
-  refuses(with_header("{\"w\":\"\xFF\xFE\"}"), "malformed JSON");
-  refuses(with_header("[]"), "JSON object");
-  refuses(with_header("null"), "JSON object");
-  refuses(with_header(std::string(100000, '[')), "nested");
-  refuses(with_header("{\"w\":" + std::string(80, '[') + std::string(80, ']') + "}"), "nested");
-  refuses(
+  refuses_safetensors("", "8 bytes");
+  refuses_safetensors("1234567", "8 bytes");
+  refuses_safetensors(std::string("\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF", 8), "header's length");
+  refuses_safetensors(std::string("\x10\0\0\0\0\0\0\0{}", 10), "header's length");
+  refuses_safetensors(with_header(""), "malformed JSON");
+  refuses_safetensors(with_header("{"), "malformed JSON");
+  refuses_safetensors(with_header("{\"w\":\"\xFF\xFE\"}"), "malformed JSON");
+  refuses_safetensors(with_header("[]"), "JSON object");
+  refuses_safetensors(with_header("null"), "JSON object");
+  refuses_safetensors(with_header(std::string(100000, '[')), "nested");
+  refuses_safetensors(with_header("{\"w\":" + std::string(80, '[') + std::string(80, ']') + "}"), "nested");
+  refuses_safetensors(
       with_header(
           R"({"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}})",
           1),
@@ -81,27 +81,31 @@ TEST_CASE("safetensors: a broken header is refused") {
 }
 
 TEST_CASE("safetensors: a broken tensor entry is refused by name") {
-  refuses(with_tensor("1", 0), "tensor w");
-  refuses(with_tensor("{}", 0), "dtype");
-  refuses(with_tensor(R"({"dtype":"F99","shape":[1],"data_offsets":[0,4]})", 4), "F99");
-  refuses(with_tensor(R"({"dtype":7,"shape":[1],"data_offsets":[0,4]})", 4), "dtype");
-  refuses(with_tensor(R"({"dtype":"F32","data_offsets":[0,4]})", 4), "shape");
-  refuses(with_tensor(R"({"dtype":"F32","shape":4,"data_offsets":[0,4]})", 4), "shape");
-  refuses(with_tensor(R"({"dtype":"F32","shape":[-1],"data_offsets":[0,4]})", 4), "shape");
-  refuses(with_tensor(R"({"dtype":"F32","shape":[1.5],"data_offsets":[0,4]})", 4), "shape");
-  refuses(with_tensor(R"({"dtype":"F32","shape":["1"],"data_offsets":[0,4]})", 4), "shape");
-  refuses(with_tensor(R"({"dtype":"F32","shape":[18446744073709551615,2],"data_offsets":[0,4]})", 4), "overflow");
-  refuses(with_tensor(R"({"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,0]})", 4), "overflow");
-  refuses(with_tensor(R"({"dtype":"F32","shape":[99999999999999999999999],"data_offsets":[0,4]})", 4), "shape");
-  refuses(with_tensor(R"({"dtype":"F32","shape":[1]})", 4), "data_offsets");
-  refuses(with_tensor(R"({"dtype":"F32","shape":[1],"data_offsets":[0]})", 4), "data_offsets");
-  refuses(with_tensor(R"({"dtype":"F32","shape":[1],"data_offsets":[0,4,8]})", 8), "data_offsets");
-  refuses(with_tensor(R"({"dtype":"F32","shape":[1],"data_offsets":[-4,0]})", 4), "data_offsets");
-  refuses(with_tensor(R"({"dtype":"F32","shape":[1],"data_offsets":[4,0]})", 4), "outside");
-  refuses(with_tensor(R"({"dtype":"F32","shape":[1],"data_offsets":[0,4]})", 3), "outside");
-  refuses(with_tensor(R"({"dtype":"F32","shape":[1],"data_offsets":[0,18446744073709551615]})", 4), "outside");
-  refuses(with_tensor(R"({"dtype":"F32","shape":[2],"data_offsets":[0,4]})", 4), "needs 8");
-  refuses(
+  refuses_safetensors(with_tensor("1", 0), "tensor w");
+  refuses_safetensors(with_tensor("{}", 0), "dtype");
+  refuses_safetensors(with_tensor(R"({"dtype":"F99","shape":[1],"data_offsets":[0,4]})", 4), "F99");
+  refuses_safetensors(with_tensor(R"({"dtype":7,"shape":[1],"data_offsets":[0,4]})", 4), "dtype");
+  refuses_safetensors(with_tensor(R"({"dtype":"F32","data_offsets":[0,4]})", 4), "shape");
+  refuses_safetensors(with_tensor(R"({"dtype":"F32","shape":4,"data_offsets":[0,4]})", 4), "shape");
+  refuses_safetensors(with_tensor(R"({"dtype":"F32","shape":[-1],"data_offsets":[0,4]})", 4), "shape");
+  refuses_safetensors(with_tensor(R"({"dtype":"F32","shape":[1.5],"data_offsets":[0,4]})", 4), "shape");
+  refuses_safetensors(with_tensor(R"({"dtype":"F32","shape":["1"],"data_offsets":[0,4]})", 4), "shape");
+  refuses_safetensors(with_tensor(R"({"dtype":"F32","shape":[18446744073709551615,2],"data_offsets":[0,4]})", 4),
+                      "overflow");
+  refuses_safetensors(with_tensor(R"({"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,0]})", 4),
+                      "overflow");
+  refuses_safetensors(with_tensor(R"({"dtype":"F32","shape":[99999999999999999999999],"data_offsets":[0,4]})", 4),
+                      "shape");
+  refuses_safetensors(with_tensor(R"({"dtype":"F32","shape":[1]})", 4), "data_offsets");
+  refuses_safetensors(with_tensor(R"({"dtype":"F32","shape":[1],"data_offsets":[0]})", 4), "data_offsets");
+  refuses_safetensors(with_tensor(R"({"dtype":"F32","shape":[1],"data_offsets":[0,4,8]})", 8), "data_offsets");
+  refuses_safetensors(with_tensor(R"({"dtype":"F32","shape":[1],"data_offsets":[-4,0]})", 4), "data_offsets");
+  refuses_safetensors(with_tensor(R"({"dtype":"F32","shape":[1],"data_offsets":[4,0]})", 4), "outside");
+  refuses_safetensors(with_tensor(R"({"dtype":"F32","shape":[1],"data_offsets":[0,4]})", 3), "outside");
+  refuses_safetensors(with_tensor(R"({"dtype":"F32","shape":[1],"data_offsets":[0,18446744073709551615]})", 4),
+                      "outside");
+  refuses_safetensors(with_tensor(R"({"dtype":"F32","shape":[2],"data_offsets":[0,4]})", 4), "needs 8");
+  refuses_safetensors(
       with_header(
           R"({"a":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},"b":{"dtype":"U8","shape":[2],"data_offsets":[2,4]}})",
           4),

@@ -19,13 +19,6 @@ namespace {
 
 using shape = std::vector<std::size_t>;
 
-std::string read_bytes(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-std::span<const std::byte> bytes_of(const std::string& text) { return std::as_bytes(std::span(text)); }
-
 void add_tensors(mote::safetensors_writer& file) {
   file.add("format", "pt");
   file.add_tensor("weight", mote::dtype::i8, shape{2, 3});
@@ -54,8 +47,8 @@ void check_resume(const std::string& name) {
   const std::string whole = directory.path() + "/whole-" + name, path = directory.path() + "/" + name;
   const std::string weight = "abcdef", scale = "12345678";
   const auto write_rest = [&](Writer& file, std::size_t from) {
-    if (from < 1) file.write("weight", bytes_of(weight));
-    file.write("scale", bytes_of(scale));
+    if (from < 1) file.write("weight", test::bytes_of(weight));
+    file.write("scale", test::bytes_of(scale));
     file.finish();
   };
   {
@@ -68,8 +61,8 @@ void check_resume(const std::string& name) {
     {
       Writer file = make_writer<Writer>(path, mote::unfinished::kept);
       add_tensors(file);
-      file.write("weight", bytes_of(weight));
-      file.write("scale", bytes_of(done == 3 ? scale : scale.substr(0, 3)));
+      file.write("weight", test::bytes_of(weight));
+      file.write("scale", test::bytes_of(done == 3 ? scale : scale.substr(0, 3)));
       file.flush();
     }
     CHECK(std::filesystem::exists(path + ".part"));
@@ -85,7 +78,7 @@ void check_resume(const std::string& name) {
       }
     }
     CHECK(!std::filesystem::exists(path + ".part"));
-    CHECK(read_bytes(path) == read_bytes(whole));
+    CHECK(test::read_bytes(path) == test::read_bytes(whole));
     std::filesystem::remove(path);
   }
   // Another file's beginning, and one that is too short.
@@ -96,7 +89,7 @@ void check_resume(const std::string& name) {
     } else {
       file.add_tensor("other", mote::dtype::f32, shape{1});
     }
-    file.write("other", bytes_of("abcd"));
+    file.write("other", test::bytes_of("abcd"));
   }
   {
     Writer file = make_writer<Writer>(path, mote::unfinished::kept);
@@ -106,7 +99,7 @@ void check_resume(const std::string& name) {
   {
     Writer file = make_writer<Writer>(path, mote::unfinished::kept);
     add_tensors(file);
-    file.write("weight", bytes_of("abc"));
+    file.write("weight", test::bytes_of("abc"));
   }
   {
     Writer file = make_writer<Writer>(path, mote::unfinished::kept);
@@ -124,9 +117,9 @@ TEST_CASE("safetensors_writer: the reader reads what was written") {
   {
     mote::safetensors_writer file(path);
     add_tensors(file);
-    file.write("weight", bytes_of("abc"));
+    file.write("weight", test::bytes_of("abc"));
     CHECK(!std::filesystem::exists(path));
-    file.write("weight", bytes_of("def"));
+    file.write("weight", test::bytes_of("def"));
     file.write("scale", mote::view<const float, 1>(scale.data(), 2));
     file.finish();
   }
@@ -138,9 +131,9 @@ TEST_CASE("safetensors_writer: the reader reads what was written") {
   CHECK(std::memcmp(read.tensor("weight").bytes.data(), "abcdef", 6) == 0);
   CHECK(read.tensor("none").shape == shape{0, 4});
   CHECK(mote::read_float(read.tensor("scale"))[1] == 2.0f);
-  CHECK(read_bytes(path).find("\"__metadata__\":{\"format\":\"pt\"}") != std::string::npos);
+  CHECK(test::read_bytes(path).find("\"__metadata__\":{\"format\":\"pt\"}") != std::string::npos);
   // The data begins at a multiple of 8 bytes.
-  CHECK(static_cast<unsigned char>(read_bytes(path)[0]) % 8 == 0);
+  CHECK(static_cast<unsigned char>(test::read_bytes(path)[0]) % 8 == 0);
 }
 
 TEST_CASE("safetensors_writer: wrong use is refused, and nothing is left behind") {
@@ -153,11 +146,11 @@ TEST_CASE("safetensors_writer: wrong use is refused, and nothing is left behind"
     CHECK_THROWS_WITH(file.add_tensor("__metadata__", mote::dtype::f32, shape{1}), contains("is reserved"));
     CHECK_THROWS_WITH(file.add_tensor("huge", mote::dtype::f32, shape{std::size_t{1} << 40, std::size_t{1} << 40}),
                       contains("huge: its size overflows"));
-    CHECK_THROWS_WITH(file.write("scale", bytes_of("12345678")), contains("write: scale: expected weight"));
-    CHECK_THROWS_WITH(file.write("weight", bytes_of("1234567")), contains("weight: more than its 6 bytes"));
+    CHECK_THROWS_WITH(file.write("scale", test::bytes_of("12345678")), contains("write: scale: expected weight"));
+    CHECK_THROWS_WITH(file.write("weight", test::bytes_of("1234567")), contains("weight: more than its 6 bytes"));
     CHECK_THROWS_WITH(file.add_tensor("late", mote::dtype::f32, shape{1}), contains("late: after the first data"));
     CHECK_THROWS_WITH(file.add("late", "x"), contains("late: after the first data"));
-    file.write("weight", bytes_of("abcdef"));
+    file.write("weight", test::bytes_of("abcdef"));
     CHECK_THROWS_WITH(file.finish(), contains("finish: scale: data is missing"));
   }
   CHECK(std::filesystem::is_empty(directory.path()));

@@ -18,7 +18,7 @@ std::string small(const std::string& model = "", const std::string& rest = "") {
   return "{\"model\":" + (model.empty() ? plain_model : model) + "," + (rest.empty() ? plain_rest : rest) + "}";
 }
 
-void refuses(const std::string& json, const std::string& what) {
+void refuses_tokenizer(const std::string& json, const std::string& what) {
   const test::temporary_directory directory;
   directory.write("tokenizer.json", json);
   CAPTURE(json.substr(0, 300));
@@ -88,52 +88,56 @@ TEST_CASE("tokenizer: an id that no token has is refused") {
 
 TEST_CASE("tokenizer: a malformed file is refused by field") {
   CHECK_THROWS_WITH(mote::tokenizer("no-such-directory"), contains("no-such-directory/tokenizer.json"));
-  refuses("", "malformed JSON");
-  refuses("{", "malformed JSON");
-  refuses("[]", "JSON object");
-  refuses("{}", "model");
-  refuses(R"({"model":[]})", "model");
-  refuses(small(R"({"type":"WordPiece","vocab":{},"merges":[]})"), "BPE");
-  refuses(small(R"({"type":"BPE","merges":[]})"), "vocab");
-  refuses(small(R"({"type":"BPE","vocab":[],"merges":[]})"), "vocab");
-  refuses(small(R"({"type":"BPE","vocab":{},"merges":[]})"), "empty");
-  refuses(small(R"({"type":"BPE","vocab":{"a":-1},"merges":[]})"), "vocab: a");
-  refuses(small(R"({"type":"BPE","vocab":{"a":1.5},"merges":[]})"), "vocab: a");
-  refuses(small(R"({"type":"BPE","vocab":{"a":99999999999},"merges":[]})"), "vocab: a");
-  refuses(small(R"({"type":"BPE","vocab":{"a":0,"b":0},"merges":[]})"), "given twice");
-  refuses(small(R"({"type":"BPE","vocab":{"a":0,"a":1},"merges":[]})"), "twice");
-  refuses(small(R"({"type":"BPE","vocab":{"a":0}})"), "merges");
-  refuses(small(R"({"type":"BPE","vocab":{"a":0},"merges":["a"]})"), "merges[0]");
-  refuses(small(R"({"type":"BPE","vocab":{"a":0},"merges":[["a"]]})"), "merges[0]");
-  refuses(small(R"({"type":"BPE","vocab":{"a":0},"merges":[7]})"), "merges[0]");
-  refuses(small(R"({"type":"BPE","vocab":{"a":0},"merges":["a a"]})"), "lacks");
-  refuses(small(R"({"type":"BPE","vocab":{"a":0},"merges":["a z"]})"), "lacks");
-  refuses(small(R"({"type":"BPE","vocab":{"a":0},"merges":[],"unk_token":"<unk>"})"), "unk_token");
-  refuses(small(R"({"type":"BPE","vocab":{"a":0},"merges":[],"unk_token":"a","fuse_unk":true})"), "fuse_unk");
-  refuses(small(R"({"type":"BPE","vocab":{"a":0},"merges":[],"dropout":0.5})"), "dropout");
-  refuses(small(R"({"type":"BPE","vocab":{"a":0},"merges":[],"byte_fallback":true})"), "byte_fallback");
-  refuses(small(R"({"type":"BPE","vocab":{"a":0},"merges":[],"end_of_word_suffix":"</w>"})"), "end_of_word_suffix");
+  refuses_tokenizer("", "malformed JSON");
+  refuses_tokenizer("{", "malformed JSON");
+  refuses_tokenizer("[]", "JSON object");
+  refuses_tokenizer("{}", "model");
+  refuses_tokenizer(R"({"model":[]})", "model");
+  refuses_tokenizer(small(R"({"type":"WordPiece","vocab":{},"merges":[]})"), "BPE");
+  refuses_tokenizer(small(R"({"type":"BPE","merges":[]})"), "vocab");
+  refuses_tokenizer(small(R"({"type":"BPE","vocab":[],"merges":[]})"), "vocab");
+  refuses_tokenizer(small(R"({"type":"BPE","vocab":{},"merges":[]})"), "empty");
+  refuses_tokenizer(small(R"({"type":"BPE","vocab":{"a":-1},"merges":[]})"), "vocab: a");
+  refuses_tokenizer(small(R"({"type":"BPE","vocab":{"a":1.5},"merges":[]})"), "vocab: a");
+  refuses_tokenizer(small(R"({"type":"BPE","vocab":{"a":99999999999},"merges":[]})"), "vocab: a");
+  refuses_tokenizer(small(R"({"type":"BPE","vocab":{"a":0,"b":0},"merges":[]})"), "given twice");
+  refuses_tokenizer(small(R"({"type":"BPE","vocab":{"a":0,"a":1},"merges":[]})"), "twice");
+  refuses_tokenizer(small(R"({"type":"BPE","vocab":{"a":0}})"), "merges");
+  refuses_tokenizer(small(R"({"type":"BPE","vocab":{"a":0},"merges":["a"]})"), "merges[0]");
+  refuses_tokenizer(small(R"({"type":"BPE","vocab":{"a":0},"merges":[["a"]]})"), "merges[0]");
+  refuses_tokenizer(small(R"({"type":"BPE","vocab":{"a":0},"merges":[7]})"), "merges[0]");
+  refuses_tokenizer(small(R"({"type":"BPE","vocab":{"a":0},"merges":["a a"]})"), "lacks");
+  refuses_tokenizer(small(R"({"type":"BPE","vocab":{"a":0},"merges":["a z"]})"), "lacks");
+  refuses_tokenizer(small(R"({"type":"BPE","vocab":{"a":0},"merges":[],"unk_token":"<unk>"})"), "unk_token");
+  refuses_tokenizer(small(R"({"type":"BPE","vocab":{"a":0},"merges":[],"unk_token":"a","fuse_unk":true})"), "fuse_unk");
+  refuses_tokenizer(small(R"({"type":"BPE","vocab":{"a":0},"merges":[],"dropout":0.5})"), "dropout");
+  refuses_tokenizer(small(R"({"type":"BPE","vocab":{"a":0},"merges":[],"byte_fallback":true})"), "byte_fallback");
+  refuses_tokenizer(small(R"({"type":"BPE","vocab":{"a":0},"merges":[],"end_of_word_suffix":"</w>"})"),
+                    "end_of_word_suffix");
 }
 
 TEST_CASE("tokenizer: what is not supported is refused, never passed over") {
-  refuses(small("", R"("x":1)"), "pre_tokenizer");
-  refuses(small("", R"("pre_tokenizer":null)"), "pre_tokenizer");
-  refuses(small("", R"("pre_tokenizer":{"type":"Whitespace"})"), "Whitespace");
-  refuses(small("", R"("pre_tokenizer":{"type":"Sequence","pretokenizers":[]})"), "ByteLevel");
-  refuses(small("", R"("pre_tokenizer":{"type":"Split","pattern":{"Regex":"a("},"behavior":"Isolated"})"), "pattern");
-  refuses(small("", R"("pre_tokenizer":{"type":"Split","pattern":{"Regex":"a"},"behavior":"Sideways"})"), "behavior");
-  refuses(small("", R"("pre_tokenizer":{"type":"Split","pattern":{"Regex":"[a&&b]"},"behavior":"Isolated"})"), "&&");
-  refuses(
+  refuses_tokenizer(small("", R"("x":1)"), "pre_tokenizer");
+  refuses_tokenizer(small("", R"("pre_tokenizer":null)"), "pre_tokenizer");
+  refuses_tokenizer(small("", R"("pre_tokenizer":{"type":"Whitespace"})"), "Whitespace");
+  refuses_tokenizer(small("", R"("pre_tokenizer":{"type":"Sequence","pretokenizers":[]})"), "ByteLevel");
+  refuses_tokenizer(small("", R"("pre_tokenizer":{"type":"Split","pattern":{"Regex":"a("},"behavior":"Isolated"})"),
+                    "pattern");
+  refuses_tokenizer(small("", R"("pre_tokenizer":{"type":"Split","pattern":{"Regex":"a"},"behavior":"Sideways"})"),
+                    "behavior");
+  refuses_tokenizer(small("", R"("pre_tokenizer":{"type":"Split","pattern":{"Regex":"[a&&b]"},"behavior":"Isolated"})"),
+                    "&&");
+  refuses_tokenizer(
       small("", R"("pre_tokenizer":{"type":"Sequence","pretokenizers":[{"type":"ByteLevel"},{"type":"ByteLevel"}]})"),
       "ByteLevel");
   const std::string byte_level = R"("pre_tokenizer":{"type":"ByteLevel"},)";
-  refuses(small("", byte_level + R"("normalizer":{"type":"NFC"})"), "NFC");
-  refuses(small("", byte_level + R"("decoder":{"type":"WordPiece"})"), "decoder");
-  refuses(small("", byte_level + R"("post_processor":{"type":"BertProcessing"})"), "BertProcessing");
-  refuses(small("", byte_level + R"("added_tokens":[{"id":5}])"), "added_tokens[0]");
-  refuses(small("", byte_level + R"("added_tokens":[{"id":5,"content":""}])"), "empty");
-  refuses(small("", byte_level + R"("added_tokens":[{"id":0,"content":"<s>"}])"), "contradicts");
-  refuses(small("", byte_level + R"("added_tokens":7)"), "added_tokens");
+  refuses_tokenizer(small("", byte_level + R"("normalizer":{"type":"NFC"})"), "NFC");
+  refuses_tokenizer(small("", byte_level + R"("decoder":{"type":"WordPiece"})"), "decoder");
+  refuses_tokenizer(small("", byte_level + R"("post_processor":{"type":"BertProcessing"})"), "BertProcessing");
+  refuses_tokenizer(small("", byte_level + R"("added_tokens":[{"id":5}])"), "added_tokens[0]");
+  refuses_tokenizer(small("", byte_level + R"("added_tokens":[{"id":5,"content":""}])"), "empty");
+  refuses_tokenizer(small("", byte_level + R"("added_tokens":[{"id":0,"content":"<s>"}])"), "contradicts");
+  refuses_tokenizer(small("", byte_level + R"("added_tokens":7)"), "added_tokens");
 
   const test::temporary_directory directory;
   directory.write("tokenizer.json", small());
@@ -144,7 +148,7 @@ TEST_CASE("tokenizer: what is not supported is refused, never passed over") {
 TEST_CASE("tokenizer: patterns that would cut a character or step back are refused") {
   for (const std::string escape :
        {"\\\\C", "(?<=\\\\Ka)", "\\\\Qa\\\\E", "\\\\h", "\\\\\\u0000\\\\C", "\\\\\\u0000C\\\\C"}) {
-    refuses(
+    refuses_tokenizer(
         small("", R"("pre_tokenizer":{"type":"Split","pattern":{"Regex":")" + escape + R"("},"behavior":"Isolated"})"),
         "pattern");
   }
@@ -175,16 +179,16 @@ TEST_CASE("tokenizer: the tokens around a text exist and are not too many") {
                      single + R"(],"special_tokens":{"s":{"ids":[)" + ids + "]}}}");
   };
   const std::string item = R"({"SpecialToken":{"id":"s"}})";
-  refuses(template_of(item, "3"), "no token has");
-  refuses(template_of(item, "4294967296"), "no token has");  // 0, if cut to 32 bits
-  refuses(template_of(item, "-1"), "no token has");
-  refuses(template_of(item, "\"0\""), "no token has");
+  refuses_tokenizer(template_of(item, "3"), "no token has");
+  refuses_tokenizer(template_of(item, "4294967296"), "no token has");  // 0, if cut to 32 bits
+  refuses_tokenizer(template_of(item, "-1"), "no token has");
+  refuses_tokenizer(template_of(item, "\"0\""), "no token has");
   std::string items = item, ids = "0";
   for (int i = 1; i < 100; ++i) {
     items += "," + item;
     ids += ",0";
   }
-  refuses(template_of(items, ids), "too many");
+  refuses_tokenizer(template_of(items, ids), "too many");
 }
 
 TEST_CASE("tokenizer: a pattern that would run for ever is stopped") {

@@ -12,11 +12,11 @@
 
 namespace {
 
-const std::string directory = MOTE_MODEL_DIR;
+const std::string austen_moe = MOTE_MODEL_DIR;
 
 std::unique_ptr<lm::engine> make(lm::weight_format format, lm::backend_kind backend, std::size_t threads = 2,
                                  bool speculative = false) {
-  return lm::make_engine({.model = directory,
+  return lm::make_engine({.model = austen_moe,
                           .weights = format,
                           .backend = backend,
                           .threads = threads,
@@ -38,7 +38,7 @@ double negative_log_likelihood(std::span<const float> logits, std::int32_t token
 
 // Mean negative log-likelihood of the first `rows` rows of the held-out passage; `want` receives the expected values.
 double passage(lm::engine& e, std::size_t rows, const float* want = nullptr) {
-  const test::golden_file expected(directory + "/expected.safetensors");
+  const test::golden_file expected(austen_moe + "/expected.safetensors");
   const auto ids = expected.integers("passage.ids");
   const std::size_t length = ids.shape[1], vocab = e.config().vocab_size;
   double total = 0.0;
@@ -62,7 +62,7 @@ double passage(lm::engine& e, std::size_t rows, const float* want = nullptr) {
 }  // namespace
 
 TEST_CASE("austen-moe: logits and greedy text equal those of transformers, both back ends") {
-  const test::golden_file expected(directory + "/expected.safetensors");
+  const test::golden_file expected(austen_moe + "/expected.safetensors");
   for (const auto backend : {lm::backend_kind::reference, lm::backend_kind::simd}) {
     const auto e = make(lm::weight_format::stored, backend);
     const std::size_t vocab = e->config().vocab_size;
@@ -88,7 +88,7 @@ TEST_CASE("austen-moe: logits and greedy text equal those of transformers, both 
 }
 
 TEST_CASE("austen-moe: the multi-token-prediction module drafts as transformers does") {
-  const test::golden_file expected(directory + "/expected.safetensors");
+  const test::golden_file expected(austen_moe + "/expected.safetensors");
   const auto ids = expected.integers("mtp.input_ids");
   const auto want = expected.floats("mtp.logits");
   const auto e = make(lm::weight_format::stored, lm::backend_kind::simd, 2, true);
@@ -108,7 +108,7 @@ TEST_CASE("austen-moe: the multi-token-prediction module drafts as transformers 
 }
 
 TEST_CASE("austen-moe: perplexity of the held-out passage, and int8 within 1 % of it") {
-  const test::golden_file expected(directory + "/expected.safetensors");
+  const test::golden_file expected(austen_moe + "/expected.safetensors");
   const auto nll = expected.floats("passage.nll");
   const auto exact = make(lm::weight_format::bf16, lm::backend_kind::simd);
   const double bf16 = passage(*exact, nll.shape[0], nll.values.data());
@@ -119,7 +119,7 @@ TEST_CASE("austen-moe: perplexity of the held-out passage, and int8 within 1 % o
 }
 
 TEST_CASE("austen-moe: every block format is near bf16 and the same on both back ends") {
-  const test::golden_file expected(directory + "/expected.safetensors");
+  const test::golden_file expected(austen_moe + "/expected.safetensors");
   const auto ids = expected.integers("passage.ids");
   const std::vector<std::int32_t> tokens(ids.values.begin(), ids.values.begin() + 12);
   const auto logits_of = [&](lm::weight_format format, lm::backend_kind backend) {
@@ -161,7 +161,7 @@ std::vector<float> logits_in(lm::engine& e, std::span<const std::int32_t> tokens
 // Whether the logits of 40 tokens have the same bits computed one by one, in batches, in chunks, at once, after a prefix
 // that was kept, and with another number of threads.
 void check_bits(const lm::engine_options& options) {
-  const test::golden_file expected(directory + "/expected.safetensors");
+  const test::golden_file expected(austen_moe + "/expected.safetensors");
   const auto ids = expected.integers("passage.ids");
   const auto tokens = std::span<const std::int32_t>(ids.values).first(40);
   std::vector<float> want;
@@ -188,7 +188,7 @@ void check_bits(const lm::engine_options& options) {
 TEST_CASE("austen-moe: logits have the same bits however a text is cut and for any number of threads, all weights") {
   for (const auto& [name, format] : lm::weight_format_names()) {
     INFO(name);
-    check_bits({.model = directory, .weights = format, .context = 64, .chunk = 40});
+    check_bits({.model = austen_moe, .weights = format, .context = 64, .chunk = 40});
   }
 }
 
@@ -197,7 +197,7 @@ TEST_CASE("austen-moe: logits have the same bits however a text is cut and for a
       [&]<class T>() {
         constexpr auto format = mote::row_format::of<T>();
         INFO(format.name);
-        lm::engine_options o{.model = directory, .context = 64, .chunk = 40};
+        lm::engine_options o{.model = austen_moe, .context = 64, .chunk = 40};
         o.cache = format;
         if (96 % format.block_size == 0) {
           check_bits(o);
@@ -221,7 +221,7 @@ TEST_CASE("austen-moe: perplexity with a rounded cache") {
   const double f32 = passage(*exact, rows);
   for (const limit& l : limits) {
     INFO(l.cache.name);
-    const auto e = lm::make_engine({.model = directory, .threads = 2, .context = 320, .chunk = 100, .cache = l.cache});
+    const auto e = lm::make_engine({.model = austen_moe, .threads = 2, .context = 320, .chunk = 100, .cache = l.cache});
     const double rounded = passage(*e, rows);
     CHECK(rounded != f32);
     CHECK(std::exp(rounded) < l.most * std::exp(f32));

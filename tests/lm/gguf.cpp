@@ -166,7 +166,7 @@ std::unique_ptr<lm::engine> make(const std::string& model, lm::weight_format for
                           .speculative = speculative});
 }
 
-const std::vector<std::int32_t> tokens = {1, 17, 60, 3, 9, 42, 5, 11};
+const std::vector<std::int32_t> prompt_tokens = {1, 17, 60, 3, 9, 42, 5, 11};
 
 // Logits of a prefill, then of a decoded token.
 std::vector<float> logits_of(const std::string& model, lm::weight_format format = lm::weight_format::stored,
@@ -174,8 +174,8 @@ std::vector<float> logits_of(const std::string& model, lm::weight_format format 
   const auto engine = make(model, format, backend);
   const std::size_t vocab = engine->config().vocab_size;
   std::vector<float> all;
-  const auto prefill = engine->forward(tokens, tokens.size());
-  all.assign(prefill.data(), prefill.data() + tokens.size() * vocab);
+  const auto prefill = engine->forward(prompt_tokens, prompt_tokens.size());
+  all.assign(prefill.data(), prefill.data() + prompt_tokens.size() * vocab);
   const std::int32_t next[] = {7};
   const auto decoded = engine->forward(next, 1);
   all.insert(all.end(), decoded.data(), decoded.data() + vocab);
@@ -223,7 +223,7 @@ TEST_CASE("gguf model: the shipped weights give the same logits from a GGUF file
   // The multi-token-prediction module, too.
   const auto drafted = [](const std::string& model) {
     const auto engine = make(model, lm::weight_format::stored, lm::backend_kind::simd, true);
-    engine->forward(tokens, 1);
+    engine->forward(prompt_tokens, 1);
     const auto logits = engine->draft(7);
     return std::vector<float>(logits.data(), logits.data() + engine->config().vocab_size);
   };

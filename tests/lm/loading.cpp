@@ -26,7 +26,8 @@
 
 namespace {
 
-const std::vector<std::int32_t> tokens = {3, 17, 5, 60, 2, 41, 8, 8, 33, 12, 55, 1, 9, 27, 44, 6, 13, 50, 21, 30};
+const std::vector<std::int32_t> loading_tokens = {3,  17, 5, 60, 2,  41, 8,  8,  33, 12,
+                                                  55, 1,  9, 27, 44, 6,  13, 50, 21, 30};
 
 // Logits of a prefill in chunks, then of single tokens; `each` is called after every step.
 template <class Each = void (*)()>
@@ -35,12 +36,12 @@ std::vector<float> logits_of(
   std::vector<float> all;
   const std::size_t vocab = e.config().vocab_size, prompt = 14;
   const auto step = [&](std::size_t first, std::size_t count) {
-    const auto logits = e.forward(std::span(tokens).subspan(first, count), std::min(count, e.chunk()));
+    const auto logits = e.forward(std::span(loading_tokens).subspan(first, count), std::min(count, e.chunk()));
     all.insert(all.end(), logits.data(), logits.data() + logits.extent(0) * vocab);
     each();
   };
   step(0, prompt);
-  for (std::size_t t = prompt; t < tokens.size(); ++t) step(t, 1);
+  for (std::size_t t = prompt; t < loading_tokens.size(); ++t) step(t, 1);
   return all;
 }
 
@@ -68,15 +69,15 @@ std::string bytes_of(const std::string& path) {
 }
 
 // A model with many experts of 384 KiB (bf16), of which the first are chosen more often.
-constexpr std::size_t hidden = 256, intermediate = 256, experts = 24, layers = 4;
+constexpr std::size_t hidden_size = 256, intermediate_size = 256, experts = 24, layers = 4;
 
 void write_model(const std::string& directory) {
   const nlohmann::json config = {{"architectures", {"DeepseekV2ForCausalLM"}},
                                  {"model_type", "deepseek_v2"},
                                  {"vocab_size", 64},
-                                 {"hidden_size", hidden},
+                                 {"hidden_size", hidden_size},
                                  {"intermediate_size", 512},
-                                 {"moe_intermediate_size", intermediate},
+                                 {"moe_intermediate_size", intermediate_size},
                                  {"num_hidden_layers", layers},
                                  {"num_attention_heads", 2},
                                  {"num_key_value_heads", 2},
@@ -104,22 +105,24 @@ void write_model(const std::string& directory) {
                                  {"tie_word_embeddings", false}};
   std::ofstream(directory + "/config.json") << config.dump();
   std::vector<std::pair<std::string, std::vector<std::size_t>>> tensors = {
-      {"model.embed_tokens.weight", {64, hidden}}, {"lm_head.weight", {64, hidden}}, {"model.norm.weight", {hidden}}};
+      {"model.embed_tokens.weight", {64, hidden_size}},
+      {"lm_head.weight", {64, hidden_size}},
+      {"model.norm.weight", {hidden_size}}};
   const auto ffn = [&](const std::string& p) {
-    tensors.push_back({p + "gate_proj.weight", {intermediate, hidden}});
-    tensors.push_back({p + "up_proj.weight", {intermediate, hidden}});
-    tensors.push_back({p + "down_proj.weight", {hidden, intermediate}});
+    tensors.push_back({p + "gate_proj.weight", {intermediate_size, hidden_size}});
+    tensors.push_back({p + "up_proj.weight", {intermediate_size, hidden_size}});
+    tensors.push_back({p + "down_proj.weight", {hidden_size, intermediate_size}});
   };
   for (std::size_t l = 0; l < layers; ++l) {
     const std::string p = "model.layers." + std::to_string(l) + ".";
-    tensors.push_back({p + "input_layernorm.weight", {hidden}});
-    tensors.push_back({p + "post_attention_layernorm.weight", {hidden}});
-    tensors.push_back({p + "self_attn.q_proj.weight", {2 * 48, hidden}});
-    tensors.push_back({p + "self_attn.kv_a_proj_with_mqa.weight", {32 + 16, hidden}});
+    tensors.push_back({p + "input_layernorm.weight", {hidden_size}});
+    tensors.push_back({p + "post_attention_layernorm.weight", {hidden_size}});
+    tensors.push_back({p + "self_attn.q_proj.weight", {2 * 48, hidden_size}});
+    tensors.push_back({p + "self_attn.kv_a_proj_with_mqa.weight", {32 + 16, hidden_size}});
     tensors.push_back({p + "self_attn.kv_a_layernorm.weight", {32}});
     tensors.push_back({p + "self_attn.kv_b_proj.weight", {2 * 64, 32}});
-    tensors.push_back({p + "self_attn.o_proj.weight", {hidden, 2 * 32}});
-    tensors.push_back({p + "mlp.gate.weight", {experts, hidden}});
+    tensors.push_back({p + "self_attn.o_proj.weight", {hidden_size, 2 * 32}});
+    tensors.push_back({p + "mlp.gate.weight", {experts, hidden_size}});
     for (std::size_t e = 0; e < experts; ++e) ffn(p + "mlp.experts." + std::to_string(e) + ".");
     ffn(p + "mlp.shared_experts.");
   }
@@ -132,7 +135,7 @@ void write_model(const std::string& directory) {
     std::vector<float> values = random.normal(size, 0.06f);
     std::vector<mote::bf16> narrow;
     for (std::size_t i = 0; i < size; ++i) {
-      const bool norm = shape.size() == 1, popular = name.ends_with("mlp.gate.weight") && i / hidden < 5;
+      const bool norm = shape.size() == 1, popular = name.ends_with("mlp.gate.weight") && i / hidden_size < 5;
       narrow.push_back(mote::bf16(norm ? 1.0f + values[i] : popular ? 3.0f * values[i] : values[i]));
     }
     writer.write(name, mote::view<const mote::bf16, 1>(narrow.data(), size));
@@ -257,7 +260,7 @@ TEST_CASE("memory limit: a model several times as large gives the same bits with
         REQUIRE(uses[0].size() == experts);
         std::uint64_t total = 0;
         for (const std::uint64_t n : uses[1]) total += n;
-        CHECK(total == 3 * tokens.size());
+        CHECK(total == 3 * loading_tokens.size());
       } else {
         CHECK(cache.uses(1, 2) == 2 * uses[1][2]);  // goes on counting
       }
