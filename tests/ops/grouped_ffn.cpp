@@ -65,7 +65,7 @@ class routed_case {
   std::vector<std::unique_ptr<strided_weight>> owned_;
 };
 
-const std::vector<moe_shape> shapes = {
+const std::vector<moe_shape> moe_shapes = {
     {0, 3, 2, 5, 4},    {1, 1, 1, 1, 1},    {3, 4, 0, 5, 6},     {2, 3, 2, 7, 0},    {1, 6, 3, 67, 35},
     {11, 5, 2, 24, 16}, {40, 4, 2, 33, 70}, {30, 2, 1, 65, 129}, {9, 16, 6, 48, 31}, {60, 3, 3, 130, 1100}};
 
@@ -79,7 +79,7 @@ const std::vector<std::vector<weight_format>> mixtures = {
 }  // namespace
 
 TEST_CASE("grouped_ffn: the vector back end agrees with the reference, set and added") {
-  for (const auto& shape : shapes) {
+  for (const auto& shape : moe_shapes) {
     for (const auto& formats : mixtures) {
       CAPTURE(shape.tokens, shape.experts, shape.top_k, shape.hidden, shape.intermediate, test::name(formats.front()),
               formats.size());

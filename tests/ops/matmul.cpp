@@ -27,7 +27,7 @@ struct product_shape {
 };
 
 // Around tiles, panels and blocks of k.
-const std::vector<product_shape> shapes = {
+const std::vector<product_shape> product_shapes = {
     {0, 5, 7},    {3, 0, 7},    {3, 5, 0},    {1, 1, 1},    {1, 1, 15},   {1, 33, 16},   {2, 3, 17},   {5, 4, 31},
     {6, 4, 64},   {7, 5, 67},   {1, 70, 130}, {25, 35, 33}, {50, 33, 19}, {1, 3, 1023},  {3, 9, 1024}, {26, 6, 1041},
     {2, 37, 129}, {24, 32, 65}, {13, 64, 80}, {4, 2, 3},    {1, 129, 48}, {7, 31, 2100}, {70, 2, 5},   {97, 7, 40}};
@@ -43,7 +43,7 @@ std::vector<float> run(auto& be, const std::vector<float>& x, std::size_t tokens
 
 TEST_CASE("matmul: forms that are widened equal the sum in double precision, strided rows, set and added") {
   test::random_source random(1);
-  for (const auto& s : shapes) {
+  for (const auto& s : product_shapes) {
     const std::size_t tokens = s.tokens, out = s.out, in = s.in;
     for (const auto format : test::float_formats) {
       CAPTURE(tokens, out, in, test::name(format));
@@ -67,7 +67,7 @@ TEST_CASE("matmul: forms that are widened equal the sum in double precision, str
 
 TEST_CASE("matmul: int8 equals the reference bit for bit") {
   test::random_source random(2);
-  for (const auto& s : shapes) {
+  for (const auto& s : product_shapes) {
     const std::size_t tokens = s.tokens, out = s.out, in = s.in;
     CAPTURE(tokens, out, in);
     const auto x = random.normal(tokens * in, 3.0f);
@@ -106,7 +106,7 @@ TEST_CASE("matmul: int8 is exact at the largest codes, of zero rows and at ties"
 
 TEST_CASE("matmul: bf16, f16 and fp8 weights give the bits of the same weights in float32") {
   test::random_source random(3);
-  for (const auto& s : shapes) {
+  for (const auto& s : product_shapes) {
     const std::size_t tokens = s.tokens, out = s.out, in = s.in;
     const auto x = random.normal(tokens * in);
     for (const auto format : test::float_formats) {
@@ -167,7 +167,7 @@ TEST_CASE("matmul: an output does not depend on the other rows of the matrix") {
   }
 }
 
-TEST_CASE("matmul: wrong shapes name the argument") {
+TEST_CASE("matmul: wrong product_shapes name the argument") {
   std::vector<float> x(12), y(15);
   const strided_weight w(weight_format::f32, 5, 4, std::vector<float>(20));
   test::for_each_backend([&](auto& be) {

@@ -86,9 +86,9 @@ struct shape {
   std::size_t experts, groups, kept, top_k;
 };
 
-const std::vector<shape> shapes = {{256, 8, 4, 8}, {64, 1, 1, 6},  {160, 8, 3, 6}, {16, 4, 2, 4},  {1, 1, 1, 1},
-                                   {2, 2, 1, 1},   {5, 1, 1, 5},   {21, 7, 3, 9},  {12, 4, 4, 12}, {33, 3, 2, 20},
-                                   {72, 8, 8, 2},  {40, 40, 7, 7}, {384, 1, 1, 8}, {300, 2, 1, 40}};
+const std::vector<shape> router_shapes = {
+    {256, 8, 4, 8}, {64, 1, 1, 6},  {160, 8, 3, 6}, {16, 4, 2, 4}, {1, 1, 1, 1},   {2, 2, 1, 1},   {5, 1, 1, 5},
+    {21, 7, 3, 9},  {12, 4, 4, 12}, {33, 3, 2, 20}, {72, 8, 8, 2}, {40, 40, 7, 7}, {384, 1, 1, 8}, {300, 2, 1, 40}};
 
 std::vector<mote::router_config> configs(const shape& s) {
   std::vector<mote::router_config> list;
@@ -112,7 +112,7 @@ std::vector<mote::router_config> configs(const shape& s) {
 
 TEST_CASE("route: every method and scoring equals the definition") {
   test::random_source random(1);
-  for (const shape& s : shapes) {
+  for (const shape& s : router_shapes) {
     for (const auto& c : configs(s)) {
       // Values far enough apart to rank the same in any precision: shuffled steps.
       std::vector<float> logits(7 * s.experts);
@@ -143,7 +143,7 @@ TEST_CASE("route: every method and scoring equals the definition") {
 }
 
 TEST_CASE("route: ties go to the lower index") {
-  for (const shape& s : shapes) {
+  for (const shape& s : router_shapes) {
     for (const auto& c : configs(s)) {
       test::random_source random(5);
       std::vector<float> logits(6 * s.experts);
@@ -160,7 +160,7 @@ TEST_CASE("route: ties go to the lower index") {
 
 TEST_CASE("route: NaN and infinite logits give different experts within range, the same on all back ends") {
   const float nan = std::nanf(""), infinity = std::numeric_limits<float>::infinity();
-  for (const shape& s : shapes) {
+  for (const shape& s : router_shapes) {
     for (const auto& c : configs(s)) {
       test::random_source random(6);
       std::vector<float> logits = random.normal(8 * s.experts);
@@ -197,7 +197,7 @@ TEST_CASE("route: a token's bits do not depend on threads nor on other tokens") 
   const std::size_t tokens = 300, experts = 256;
   const auto logits = test::random_source(7).normal(tokens * experts),
              bias = test::random_source(8).normal(experts, 0.1f);
-  const auto c = configs(shapes[0]).back();
+  const auto c = configs(router_shapes[0]).back();
   mote::simd<> one, three{mote::threads{3}};
   const routed all = run(one, c, logits, experts, bias), other = run(three, c, logits, experts, bias);
   CHECK(all.indices == other.indices);
@@ -215,7 +215,7 @@ TEST_CASE("route: a token's bits do not depend on threads nor on other tokens") 
   CHECK(test::same_bits(weights, all.weights));
 }
 
-TEST_CASE("route: wrong shapes and settings name the argument") {
+TEST_CASE("route: wrong router_shapes and settings name the argument") {
   std::vector<float> x(64);
   std::vector<std::int32_t> i(64);
   test::for_each_backend([&](auto& be) {

@@ -72,7 +72,7 @@ class random_scaled {
   mote::scaled_matrix matrix_;
 };
 
-std::vector<float> run(auto& be, const std::vector<float>& x, std::size_t tokens, const mote::weight& w) {
+std::vector<float> run_scaled(auto& be, const std::vector<float>& x, std::size_t tokens, const mote::weight& w) {
   std::vector<float> y(tokens * mote::out_features(w));
   mote::matmul(be, mote::view<const float, 2>(x.data(), tokens, mote::in_features(w)), w,
                mote::view<float, 2>(y.data(), tokens, mote::out_features(w)));
@@ -106,10 +106,10 @@ TEST_CASE("scaled matmul: the bits of the dequantized matrix, whatever the codes
           const mote::view<const float, 2> dequantized(values.data(), s.out, s.in);
           const auto x = random.normal(27 * s.in);
           mote::reference reference;
-          CHECK(test::same_bits(run(reference, x, 5, w.get()), run(reference, x, 5, dequantized)));
+          CHECK(test::same_bits(run_scaled(reference, x, 5, w.get()), run_scaled(reference, x, 5, dequantized)));
           test::for_each_simd([&](auto& be) {
             for (const std::size_t tokens : {1u, 2u, 3u, 27u}) {
-              CHECK(test::same_bits(run(be, x, tokens, w.get()), run(be, x, tokens, dequantized)));
+              CHECK(test::same_bits(run_scaled(be, x, tokens, w.get()), run_scaled(be, x, tokens, dequantized)));
             }
           });
         }
@@ -124,13 +124,13 @@ TEST_CASE("scaled matmul: rows cut anywhere, again and again, are the same rows"
   const random_scaled<std::int8_t> w(random, out, in, {128, 20}, true);
   mote::simd<> be;
   const auto x = random.normal(2 * in);
-  const auto all = run(be, x, 2, w.get());
+  const auto all = run_scaled(be, x, 2, w.get());
   for (const std::size_t begin : {0u, 1u, 127u, 128u, 200u, 299u, 300u}) {
     const auto part = mote::slice_rows(w.get(), begin, out - begin);
     const std::size_t second = (out - begin) / 2, count = (out - begin) / 3;
     const auto piece = mote::slice_rows(part, second, count);
     CHECK((mote::out_features(piece) == count && mote::in_features(piece) == in));
-    const auto y = run(be, x, 2, piece);
+    const auto y = run_scaled(be, x, 2, piece);
     for (std::size_t n = 0; n < count; ++n) {
       CHECK(test::same_bits({&y[n], 1}, {&all[begin + second + n], 1}));
       CHECK(test::same_bits({&y[count + n], 1}, {&all[out + begin + second + n], 1}));
@@ -150,7 +150,7 @@ TEST_CASE("scaled matmul: every fp8 code is its number; NaN and infinity stay wh
                                   .tile_columns = in};
       test::for_each_backend([&](auto& be) {
         for (const std::size_t tokens : {1u, 3u}) {
-          const auto y = run(be, x, tokens, w);
+          const auto y = run_scaled(be, x, tokens, w);
           std::size_t wrong = 0;
           for (std::size_t i = 0; i < 256; ++i) {
             const auto want = static_cast<float>(codes[i * in + in - 1]);

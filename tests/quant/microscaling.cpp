@@ -10,7 +10,7 @@
 namespace {
 
 template <class F>
-std::vector<float> decode(const std::vector<F>& blocks, float factor = 1.0f) {
+std::vector<float> decode_blocks(const std::vector<F>& blocks, float factor = 1.0f) {
   std::vector<float> y(blocks.size() * F::block_size);
   mote::dequantize<F>({blocks.data(), 1, blocks.size()}, {y.data(), 1, y.size()});
   for (float& v : y) v *= factor;
@@ -41,7 +41,7 @@ TEST_CASE("mxfp4: the safetensors layout, both ways, and the MX rounding") {
   const auto scales = scales_of<mote::f8_e8m0>(scale_bits);
   std::vector<mote::mxfp4> loaded(rows * blocks), encoded;
   mote::load_mxfp4({bytes.data(), rows, columns / 2}, {scales.data(), rows, blocks}, {loaded.data(), rows, blocks});
-  test::check_close(decode(loaded), golden.floats("mxfp4.dequantized"), 0.0f);
+  test::check_close(decode_blocks(loaded), golden.floats("mxfp4.dequantized"), 0.0f);
 
   for (std::size_t b = 0; b < rows * blocks; ++b) encoded.push_back(mote::encode_mx(x.data() + 32 * b));
   std::vector<std::uint8_t> stored(bytes.size());
@@ -62,7 +62,7 @@ TEST_CASE("nvfp4: the safetensors layout with a scale of the tensor, both ways")
   CHECK(g == golden.floats("nvfp4.global_scale")[0]);
   std::vector<mote::nvfp4> loaded(rows * blocks), encoded;
   mote::load_nvfp4({bytes.data(), rows, columns / 2}, {scales.data(), rows, 4 * blocks}, {loaded.data(), rows, blocks});
-  test::check_close(decode(loaded, g), golden.floats("nvfp4.dequantized"), 0.0f, 1e-6f);
+  test::check_close(decode_blocks(loaded, g), golden.floats("nvfp4.dequantized"), 0.0f, 1e-6f);
 
   for (std::size_t b = 0; b < rows * blocks; ++b) encoded.push_back(mote::encode_nvfp4(x.data() + 64 * b, g));
   std::vector<std::uint8_t> stored(bytes.size());
@@ -108,12 +108,12 @@ TEST_CASE("microscaling: zero, tiny and huge blocks") {
   for (const float value : {0.0f, 1e-45f, 1e-38f, 1e-20f, 1.0f, 1e20f, 3.4e38f}) {
     CAPTURE(value);
     const std::vector<float> x(64, -value);
-    for (const float v : decode(std::vector<mote::mxfp4>{mote::encode_mx(x.data())})) {
+    for (const float v : decode_blocks(std::vector<mote::mxfp4>{mote::encode_mx(x.data())})) {
       CHECK(std::isfinite(v));
       CHECK(std::abs(v + value) <= 0.26f * value + 1e-38f);
     }
     const float g = mote::nvfp4_tensor_scale({x.data(), 1, 64});
-    for (const float v : decode(std::vector<mote::nvfp4>{mote::encode_nvfp4(x.data(), g)}, g)) {
+    for (const float v : decode_blocks(std::vector<mote::nvfp4>{mote::encode_nvfp4(x.data(), g)}, g)) {
       CHECK(std::isfinite(v));
       CHECK(std::abs(v + value) <= 0.01f * value + 1e-38f);
     }
