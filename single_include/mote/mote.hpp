@@ -3086,7 +3086,7 @@ MOTE_END_NAMESPACE
 //
 //   W[n, k] = scale[n / tile_rows, k / tile_columns] · (code[n, k] - zero[n / tile_rows, k / tile_columns])
 //
-// as float32, rounded once. Codes lie as checkpoints store them, so that those of a mapped file are used in place:
+// as float32, rounded once; scales are below 2^119, where numbers of e4m3 become infinite. Codes lie as checkpoints store them, so that those of a mapped file are used in place:
 //
 //   f8_e4m3, f8_e5m2   one scale for the matrix, one a row, or DeepSeek's 128×128 blocks; no zero points
 //   std::int8_t        one for the matrix, one a row, or one for each group of a row
@@ -3166,7 +3166,7 @@ inline std::size_t bytes(const scaled_matrix& w) {
 inline void check_rows(std::string_view op, std::string_view argument, const scaled_matrix& w) {
   // Messages are put together for errors only: a decode step allocates nothing.
   const auto expect = [&](bool condition, const char* what) {
-    if (!condition) raise<shape_error>(std::string(op) + ": " + std::string(argument) + ": " + what);
+    if (!condition) raise<shape_error>(detail::concatenate({op, ": ", argument, ": ", what}));
   };
   const std::size_t out = out_features(w), in = in_features(w);
   expect(w.tile_rows > 0 && w.tile_columns > 0, "tiles must not be empty");
@@ -3182,7 +3182,7 @@ inline void check_rows(std::string_view op, std::string_view argument, const sca
                     columns = in == 0 ? 0 : (in - 1) / w.tile_columns + 1;
   const auto check_tiles = [&](const char* what, const auto& tiles) {
     if (tiles.extent(0) == rows && tiles.extent(1) == columns) return;
-    check_view(op, std::string(argument) + ": " + what, tiles, {rows, columns});
+    check_view(op, detail::concatenate({argument, ": ", what}), tiles, {rows, columns});
   };
   check_tiles("scale", w.scale);
   if (!w.zero.empty()) check_tiles("zero", w.zero);
@@ -3807,14 +3807,14 @@ batch<float, Arch> widen(const f8_e5m2* p) {
   return widen<Arch, f8_e5m2>(p);
 }
 
-#if defined(__F16C__) && defined(__AVX2__)
+#if defined(__AVX2__)
 // Codes of e4m3, their signs extended to 16 bits, as float16.
 inline __m256i e4m3_to_f16(__m256i codes) {
   const __m256i bits = _mm256_and_si256(_mm256_slli_epi16(codes, 7), _mm256_set1_epi16(~0x4000));
   const __m256i nan = _mm256_cmpeq_epi16(_mm256_slli_epi16(bits, 1), _mm256_set1_epi16(0x7F00));
   return _mm256_or_si256(bits, nan);
 }
-// Sixteen times 2^-8.
+// Sixteen codes as float16, each 2^-8 of its number.
 inline __m256i load_e4m3(const f8_e4m3* p) {
   return e4m3_to_f16(_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
@@ -4878,8 +4878,8 @@ struct scaled_kernel {
     for (std::size_t c = 0; c < C; ++c) token[c] = x[std::min(c, tokens - 1)];
     // The next tile's rows are asked of memory line after line where they follow without a gap, as dot_tile does.
     const bool gapless = codes.stride(0) == codes.extent(1);
-    const Code* const next = gapless ? row[0] + R * codes.extent(1) : row[0] + codes.extent(1);
-    const std::size_t pace = gapless ? R : 1;
+    const Code* const next = row[0] + R * codes.stride(0);
+    const std::size_t pace = gapless ? R : 1, apart = gapless ? 64 : codes.stride(0);
     for (std::size_t begin = 0, tile = 0; begin < whole; begin += w.tile_columns, ++tile) {
       vector scale[R], zero[R];
       unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
@@ -4895,7 +4895,7 @@ struct scaled_kernel {
         unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
           vector weights[2];
           load_numbers<Arch>(row[r], k, scale[r], zero[r], weights);
-          __builtin_prefetch(next + k / codes_each<Code> * pace + r * 64, 0, 3);
+          __builtin_prefetch(next + k / codes_each<Code> * pace + r * apart, 0, 3);
           unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
             for (std::size_t v = 0; v < 2; ++v) {
               const vector xs = C == 1 ? values[0][v] : vector::load_unaligned(token[c] + k + v * vector::size);
@@ -5192,9 +5192,10 @@ MOTE_BEGIN_NAMESPACE
 namespace detail {
 
 inline constexpr std::size_t unit_tokens = 48;
-inline constexpr std::size_t unit_stride = 64;    // from one token's results to the next one's
-inline constexpr std::size_t float_depth = 1024;  // elements of k a block: a tile's rows and tokens fit 48 KiB
-inline constexpr std::size_t float_tokens = 24;   // whose accumulators are kept between blocks of k
+inline constexpr std::size_t unit_stride = 64;     // from one token's results to the next one's
+inline constexpr std::size_t float_depth = 1024;   // elements of k a block: a tile's rows and tokens fit 48 KiB
+inline constexpr std::size_t float_tokens = 24;    // whose accumulators are kept between blocks of k, of all rows
+inline constexpr std::size_t decoded_depth = 512;  // elements of k that are decoded at a time, of some rows
 
 // Rows of a unit: a panel's, or what the kernel takes at once. Units begin at multiples of it.
 template <class Arch, class Matrix>
@@ -5318,6 +5319,7 @@ void unit_product(const view<const T, 2>& w, std::size_t first, std::size_t rows
 template <class Arch, std::size_t Step, class Decode>
 void decoded_product(std::size_t rows, std::size_t k, const activation* x, std::size_t tokens, float* out,
                      Decode&& decode) noexcept {
+  // As many as leave room for the accumulators of all tokens.
   constexpr std::size_t group = packed_rows * float_tokens / unit_tokens / tile_rows<Arch> * tile_rows<Arch>;
   float decoded[group][Step + 16];  // rows apart in the cache
   for (std::size_t first = 0; first < rows; first += group) {
@@ -5336,7 +5338,7 @@ void decoded_product(std::size_t rows, std::size_t k, const activation* x, std::
 template <class Arch, block_format F>
 void unit_product(const view<const F, 2>& w, std::size_t first, std::size_t rows, const activation* x,
                   std::size_t tokens, float* out) noexcept {
-  constexpr std::size_t step = (float_depth - 1) / F::block_size * F::block_size + F::block_size;
+  constexpr std::size_t step = (decoded_depth - 1) / F::block_size * F::block_size + F::block_size;
   decoded_product<Arch, step>(rows, in_features(w), x, tokens, out,
                               [&](std::size_t n, std::size_t begin, std::size_t count, float* y) {
                                 for (std::size_t i = 0; i < count; i += F::block_size) {
@@ -5361,10 +5363,10 @@ void unit_product(const scaled_matrix& w, std::size_t first, std::size_t rows, c
         w.codes);
     return;
   }
-  decoded_product<Arch, float_depth>(rows, in_features(w), x, tokens, out,
-                                     [&](std::size_t n, std::size_t begin, std::size_t count, float* y) {
-                                       decode<Arch>(w, first + n, begin, count, y);
-                                     });
+  decoded_product<Arch, decoded_depth>(rows, in_features(w), x, tokens, out,
+                                       [&](std::size_t n, std::size_t begin, std::size_t count, float* y) {
+                                         decode<Arch>(w, first + n, begin, count, y);
+                                       });
 }
 
 // Integer formats: `bytes(begin, count)` provides those blocks of the packed panel, at most `step` of them at a time.
@@ -6033,9 +6035,9 @@ struct row_format {
 inline void check_whole_blocks(std::string_view op, std::string_view argument, std::size_t columns,
                                const row_format& format) {
   if (columns % format.block_size == 0) return;
-  raise<shape_error>(std::string(op) + ": " + std::string(argument) + ": expected whole blocks of " +
-                     std::to_string(format.block_size) + " for " + std::string(format.name) + ", got " +
-                     std::to_string(columns));
+  raise<shape_error>(
+      detail::concatenate({op, ": ", argument, ": expected whole blocks of ", std::to_string(format.block_size),
+                           " for ", format.name, ", got ", std::to_string(columns)}));
 }
 
 // Numbers in a row.
@@ -9077,8 +9079,8 @@ namespace detail {
 template <class Values, class Packed, class Scale>
 void check_int4(std::string_view op, const Values& w, std::size_t group, const Packed& packed, const Scale& scale) {
   if (group == 0 || group % 2 != 0 || w.extent(1) % group != 0) {
-    raise<shape_error>(std::string(op) + ": group: expected an even number that divides the " +
-                       std::to_string(w.extent(1)) + " columns, got " + std::to_string(group));
+    raise<shape_error>(concatenate({op, ": group: expected an even number that divides the ",
+                                    std::to_string(w.extent(1)), " columns, got ", std::to_string(group)}));
   }
   check_view(op, "w", w, {w.extent(0), w.extent(1)});
   check_view(op, "packed", packed, {w.extent(0), w.extent(1) / 2});
@@ -9279,9 +9281,8 @@ namespace detail {
 template <block_format F, class T, class Blocks>
 void check_blocks(std::string_view op, const view<T, 2>& values, const Blocks& blocks) {
   if (values.extent(1) % F::block_size != 0) {
-    raise<shape_error>(std::string(op) + ": " + std::string(std::string_view(F::name)) +
-                       ": expected columns in multiples of " + std::to_string(F::block_size) + ", got " +
-                       std::to_string(values.extent(1)));
+    raise<shape_error>(concatenate({op, ": ", F::name, ": expected columns in multiples of ",
+                                    std::to_string(F::block_size), ", got ", std::to_string(values.extent(1))}));
   }
   check_view(op, "values", values, {values.extent(0), values.extent(1)});
   check_view(op, "blocks", blocks, {values.extent(0), values.extent(1) / F::block_size});

@@ -167,7 +167,7 @@ TEST_CASE("matmul: an output does not depend on the other rows of the matrix") {
   }
 }
 
-TEST_CASE("matmul: wrong product_shapes name the argument") {
+TEST_CASE("matmul: wrong shapes name the argument") {
   std::vector<float> x(12), y(15);
   const strided_weight w(weight_format::f32, 5, 4, std::vector<float>(20));
   test::for_each_backend([&](auto& be) {

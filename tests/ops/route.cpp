@@ -215,7 +215,7 @@ TEST_CASE("route: a token's bits do not depend on threads nor on other tokens") 
   CHECK(test::same_bits(weights, all.weights));
 }
 
-TEST_CASE("route: wrong router_shapes and settings name the argument") {
+TEST_CASE("route: wrong shapes and settings name the argument") {
   std::vector<float> x(64);
   std::vector<std::int32_t> i(64);
   test::for_each_backend([&](auto& be) {

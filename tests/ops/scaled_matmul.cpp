@@ -108,7 +108,7 @@ TEST_CASE("scaled matmul: the bits of the dequantized matrix, whatever the codes
           mote::reference reference;
           CHECK(test::same_bits(run_scaled(reference, x, 5, w.get()), run_scaled(reference, x, 5, dequantized)));
           test::for_each_simd([&](auto& be) {
-            for (const std::size_t tokens : {1u, 2u, 3u, 27u}) {
+            for (const std::size_t tokens : {1u, 2u, 3u, 4u, 5u, 27u}) {
               CHECK(test::same_bits(run_scaled(be, x, tokens, w.get()), run_scaled(be, x, tokens, dequantized)));
             }
           });
@@ -140,16 +140,16 @@ TEST_CASE("scaled matmul: rows cut anywhere, again and again, are the same rows"
 
 TEST_CASE("scaled matmul: every fp8 code is its number; NaN and infinity stay what they are") {
   const auto check = [&]<class Code>(Code) {
-    for (const std::size_t in : {16u, 16u + 1u}) {  // vectors, and the last element by itself
+    for (const std::size_t in : {32u, 32u + 1u}) {  // vectors, and the last element by itself
       std::vector<Code> codes(256 * in, Code::from_bits(0));
       for (std::size_t i = 0; i < 256; ++i) codes[i * in + in - 1] = Code::from_bits(static_cast<std::uint8_t>(i));
-      const std::vector<float> scale = {0.5f}, x(3 * in, 2.0f);
+      const std::vector<float> scale = {0.5f}, x(5 * in, 2.0f);
       const mote::scaled_matrix w{.codes = mote::view<const Code, 2>(codes.data(), 256, in),
                                   .scale = {scale.data(), 1, 1},
                                   .tile_rows = 256,
                                   .tile_columns = in};
       test::for_each_backend([&](auto& be) {
-        for (const std::size_t tokens : {1u, 3u}) {
+        for (const std::size_t tokens : {1u, 3u, 5u}) {
           const auto y = run_scaled(be, x, tokens, w);
           std::size_t wrong = 0;
           for (std::size_t i = 0; i < 256; ++i) {

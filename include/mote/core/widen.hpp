@@ -113,14 +113,14 @@ batch<float, Arch> widen(const f8_e5m2* p) {
   return widen<Arch, f8_e5m2>(p);
 }
 
-#if defined(__F16C__) && defined(__AVX2__)
+#if defined(__AVX2__)
 // Codes of e4m3, their signs extended to 16 bits, as float16.
 inline __m256i e4m3_to_f16(__m256i codes) {
   const __m256i bits = _mm256_and_si256(_mm256_slli_epi16(codes, 7), _mm256_set1_epi16(~0x4000));
   const __m256i nan = _mm256_cmpeq_epi16(_mm256_slli_epi16(bits, 1), _mm256_set1_epi16(0x7F00));
   return _mm256_or_si256(bits, nan);
 }
-// Sixteen times 2^-8.
+// Sixteen codes as float16, each 2^-8 of its number.
 inline __m256i load_e4m3(const f8_e4m3* p) {
   return e4m3_to_f16(_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }

@@ -38,8 +38,8 @@ namespace detail {
 template <class Values, class Packed, class Scale>
 void check_int4(std::string_view op, const Values& w, std::size_t group, const Packed& packed, const Scale& scale) {
   if (group == 0 || group % 2 != 0 || w.extent(1) % group != 0) {
-    raise<shape_error>(std::string(op) + ": group: expected an even number that divides the " +
-                       std::to_string(w.extent(1)) + " columns, got " + std::to_string(group));
+    raise<shape_error>(concatenate({op, ": group: expected an even number that divides the ",
+                                    std::to_string(w.extent(1)), " columns, got ", std::to_string(group)}));
   }
   check_view(op, "w", w, {w.extent(0), w.extent(1)});
   check_view(op, "packed", packed, {w.extent(0), w.extent(1) / 2});

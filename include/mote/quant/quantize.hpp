@@ -16,9 +16,8 @@ namespace detail {
 template <block_format F, class T, class Blocks>
 void check_blocks(std::string_view op, const view<T, 2>& values, const Blocks& blocks) {
   if (values.extent(1) % F::block_size != 0) {
-    raise<shape_error>(std::string(op) + ": " + std::string(std::string_view(F::name)) +
-                       ": expected columns in multiples of " + std::to_string(F::block_size) + ", got " +
-                       std::to_string(values.extent(1)));
+    raise<shape_error>(concatenate({op, ": ", F::name, ": expected columns in multiples of ",
+                                    std::to_string(F::block_size), ", got ", std::to_string(values.extent(1))}));
   }
   check_view(op, "values", values, {values.extent(0), values.extent(1)});
   check_view(op, "blocks", blocks, {values.extent(0), values.extent(1) / F::block_size});

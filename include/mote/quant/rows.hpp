@@ -87,9 +87,9 @@ struct row_format {
 inline void check_whole_blocks(std::string_view op, std::string_view argument, std::size_t columns,
                                const row_format& format) {
   if (columns % format.block_size == 0) return;
-  raise<shape_error>(std::string(op) + ": " + std::string(argument) + ": expected whole blocks of " +
-                     std::to_string(format.block_size) + " for " + std::string(format.name) + ", got " +
-                     std::to_string(columns));
+  raise<shape_error>(
+      detail::concatenate({op, ": ", argument, ": expected whole blocks of ", std::to_string(format.block_size),
+                           " for ", format.name, ", got ", std::to_string(columns)}));
 }
 
 // Numbers in a row.

@@ -3,7 +3,7 @@
 //
 //   W[n, k] = scale[n / tile_rows, k / tile_columns] · (code[n, k] - zero[n / tile_rows, k / tile_columns])
 //
-// as float32, rounded once. Codes lie as checkpoints store them, so that those of a mapped file are used in place:
+// as float32, rounded once; scales are below 2^119, where numbers of e4m3 become infinite. Codes lie as checkpoints store them, so that those of a mapped file are used in place:
 //
 //   f8_e4m3, f8_e5m2   one scale for the matrix, one a row, or DeepSeek's 128×128 blocks; no zero points
 //   std::int8_t        one for the matrix, one a row, or one for each group of a row
@@ -96,7 +96,7 @@ inline std::size_t bytes(const scaled_matrix& w) {
 inline void check_rows(std::string_view op, std::string_view argument, const scaled_matrix& w) {
   // Messages are put together for errors only: a decode step allocates nothing.
   const auto expect = [&](bool condition, const char* what) {
-    if (!condition) raise<shape_error>(std::string(op) + ": " + std::string(argument) + ": " + what);
+    if (!condition) raise<shape_error>(detail::concatenate({op, ": ", argument, ": ", what}));
   };
   const std::size_t out = out_features(w), in = in_features(w);
   expect(w.tile_rows > 0 && w.tile_columns > 0, "tiles must not be empty");
@@ -112,7 +112,7 @@ inline void check_rows(std::string_view op, std::string_view argument, const sca
                     columns = in == 0 ? 0 : (in - 1) / w.tile_columns + 1;
   const auto check_tiles = [&](const char* what, const auto& tiles) {
     if (tiles.extent(0) == rows && tiles.extent(1) == columns) return;
-    check_view(op, std::string(argument) + ": " + what, tiles, {rows, columns});
+    check_view(op, detail::concatenate({argument, ": ", what}), tiles, {rows, columns});
   };
   check_tiles("scale", w.scale);
   if (!w.zero.empty()) check_tiles("zero", w.zero);

@@ -5,6 +5,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <iterator>
 #include <type_traits>
 #include <utility>
@@ -24,9 +25,10 @@ MOTE_BEGIN_NAMESPACE
 namespace detail {
 
 inline constexpr std::size_t unit_tokens = 48;
-inline constexpr std::size_t unit_stride = 64;    // from one token's results to the next one's
-inline constexpr std::size_t float_depth = 1024;  // elements of k a block: a tile's rows and tokens fit 48 KiB
-inline constexpr std::size_t float_tokens = 24;   // whose accumulators are kept between blocks of k
+inline constexpr std::size_t unit_stride = 64;     // from one token's results to the next one's
+inline constexpr std::size_t float_depth = 1024;   // elements of k a block: a tile's rows and tokens fit 48 KiB
+inline constexpr std::size_t float_tokens = 24;    // whose accumulators are kept between blocks of k, of all rows
+inline constexpr std::size_t decoded_depth = 512;  // elements of k that are decoded at a time, of some rows
 
 // Rows of a unit: a panel's, or what the kernel takes at once. Units begin at multiples of it.
 template <class Arch, class Matrix>
@@ -150,6 +152,7 @@ void unit_product(const view<const T, 2>& w, std::size_t first, std::size_t rows
 template <class Arch, std::size_t Step, class Decode>
 void decoded_product(std::size_t rows, std::size_t k, const activation* x, std::size_t tokens, float* out,
                      Decode&& decode) noexcept {
+  // As many as leave room for the accumulators of all tokens.
   constexpr std::size_t group = packed_rows * float_tokens / unit_tokens / tile_rows<Arch> * tile_rows<Arch>;
   float decoded[group][Step + 16];  // rows apart in the cache
   for (std::size_t first = 0; first < rows; first += group) {
@@ -168,7 +171,7 @@ void decoded_product(std::size_t rows, std::size_t k, const activation* x, std::
 template <class Arch, block_format F>
 void unit_product(const view<const F, 2>& w, std::size_t first, std::size_t rows, const activation* x,
                   std::size_t tokens, float* out) noexcept {
-  constexpr std::size_t step = (float_depth - 1) / F::block_size * F::block_size + F::block_size;
+  constexpr std::size_t step = (decoded_depth - 1) / F::block_size * F::block_size + F::block_size;
   decoded_product<Arch, step>(rows, in_features(w), x, tokens, out,
                               [&](std::size_t n, std::size_t begin, std::size_t count, float* y) {
                                 for (std::size_t i = 0; i < count; i += F::block_size) {
@@ -193,10 +196,10 @@ void unit_product(const scaled_matrix& w, std::size_t first, std::size_t rows, c
         w.codes);
     return;
   }
-  decoded_product<Arch, float_depth>(rows, in_features(w), x, tokens, out,
-                                     [&](std::size_t n, std::size_t begin, std::size_t count, float* y) {
-                                       decode<Arch>(w, first + n, begin, count, y);
-                                     });
+  decoded_product<Arch, decoded_depth>(rows, in_features(w), x, tokens, out,
+                                       [&](std::size_t n, std::size_t begin, std::size_t count, float* y) {
+                                         decode<Arch>(w, first + n, begin, count, y);
+                                       });
 }
 
 // Integer formats: `bytes(begin, count)` provides those blocks of the packed panel, at most `step` of them at a time.

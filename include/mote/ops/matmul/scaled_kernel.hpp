@@ -8,8 +8,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <type_traits>
-#include <variant>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -150,8 +148,8 @@ struct scaled_kernel {
     for (std::size_t c = 0; c < C; ++c) token[c] = x[std::min(c, tokens - 1)];
     // The next tile's rows are asked of memory line after line where they follow without a gap, as dot_tile does.
     const bool gapless = codes.stride(0) == codes.extent(1);
-    const Code* const next = gapless ? row[0] + R * codes.extent(1) : row[0] + codes.extent(1);
-    const std::size_t pace = gapless ? R : 1;
+    const Code* const next = row[0] + R * codes.stride(0);
+    const std::size_t pace = gapless ? R : 1, apart = gapless ? 64 : codes.stride(0);
     for (std::size_t begin = 0, tile = 0; begin < whole; begin += w.tile_columns, ++tile) {
       vector scale[R], zero[R];
       unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
@@ -167,7 +165,7 @@ struct scaled_kernel {
         unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
           vector weights[2];
           load_numbers<Arch>(row[r], k, scale[r], zero[r], weights);
-          __builtin_prefetch(next + k / codes_each<Code> * pace + r * 64, 0, 3);
+          __builtin_prefetch(next + k / codes_each<Code> * pace + r * apart, 0, 3);
           unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
             for (std::size_t v = 0; v < 2; ++v) {
               const vector xs = C == 1 ? values[0][v] : vector::load_unaligned(token[c] + k + v * vector::size);
