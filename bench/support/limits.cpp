@@ -57,6 +57,25 @@ template <std::size_t... Chain>
   (benchmark::DoNotOptimize(sums[Chain]), ...);
 }
 
+// A whole number of cache lines; memory is asked for what lies `Ahead` bytes behind.
+template <std::size_t Ahead>
+float sum_of(const float* x, std::size_t n) {
+  using vector = mote::batch<float, mote::default_arch>;
+  constexpr std::size_t sums = 8;
+  vector total[sums];
+  for (auto& t : total) t = vector(0.0f);
+  for (std::size_t i = 0; i < n; i += sums * vector::size) {
+    for (std::size_t c = 0; c < sums; ++c) {
+      const float* const from = x + i + c * vector::size;
+      if (Ahead != 0 && c * vector::size % (64 / sizeof(float)) == 0)
+        __builtin_prefetch(from + Ahead / sizeof(float), 0, 3);
+      total[c] += vector::load_unaligned(from);
+    }
+  }
+  for (std::size_t c = 1; c < sums; ++c) total[0] += total[c];
+  return mote::sum<mote::default_arch>(total[0]);
+}
+
 template <class T>
 void tile_chains() {
   mote::detail::amx_tiles tiles({16, 16, 16, 16, 16, 16, 16, 16});
@@ -125,26 +144,19 @@ namespace bench {
 double read_bandwidth(std::size_t threads) {
   static std::map<std::size_t, double> measured;
   if (const auto known = measured.find(threads); known != measured.end()) return known->second;
-  using vector = mote::batch<float, mote::default_arch>;
-  constexpr std::size_t sums = 8;
   const std::size_t n = beyond_cache / sizeof(float), piece = std::size_t{1} << 16;
   const mote::buffer<float> x(n);
   std::vector<float> totals(n / piece);
   mote::simd<> be{mote::threads{threads}};
-  // Short stretches, all over the memory and again: the shortest counts, as of products.
-  constexpr std::size_t stretch = std::size_t{1} << 21;
+  // Short stretches, all over the memory and again, with and without asking for what comes next: the shortest counts, as of
+  // products.
+  constexpr std::size_t stretch = std::size_t{1} << 19, passes = 16;
   double seconds = 1e300;
-  for (std::size_t from = 0; from + stretch <= 8 * n; from += stretch) {
+  for (std::size_t from = 0; from + stretch <= passes * n; from += stretch) {
+    const auto read = from / n % 2 == 0 ? &sum_of<0> : &sum_of<4096>;
     const double taken = shortest_real(1, [&] {
       be.parallel_for(stretch, piece, [&](std::size_t begin, std::size_t end) {
-        const float* const p = x.data() + from % n;
-        vector total[sums];
-        for (auto& t : total) t = vector(0.0f);
-        for (std::size_t i = begin; i < end; i += sums * vector::size) {
-          for (std::size_t c = 0; c < sums; ++c) total[c] += vector::load_unaligned(p + i + c * vector::size);
-        }
-        for (std::size_t c = 1; c < sums; ++c) total[0] += total[c];
-        totals[begin / piece] = mote::sum<mote::default_arch>(total[0]);
+        totals[begin / piece] = read(x.data() + from % n + begin, end - begin);
       });
       benchmark::DoNotOptimize(totals.data());
     });

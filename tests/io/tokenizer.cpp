@@ -165,11 +165,11 @@ TEST_CASE("tokenizer: added tokens that overlap, as the tokenizers package finds
                             R"({"id":7,"content":"!","normalized":false,"rstrip":true},)"
                             R"({"id":8,"content":" ","normalized":false}])"));
   const mote::tokenizer tokenizer(directory.path());
-  using ids = std::vector<std::int32_t>;
-  CHECK(tokenizer.encode("a<") == ids{0, 3});      // what is not normalized comes first
-  CHECK(tokenizer.encode("abb>") == ids{2, 1});    // bb is refused, and b> is not looked for inside it
-  CHECK(tokenizer.encode("bb>") == ids{5});        // the vocabulary lacks >
-  CHECK(tokenizer.encode("! a") == ids{7, 8, 0});  // the white space that ! takes is a token too
+  using tokens = std::vector<std::int32_t>;
+  CHECK(tokenizer.encode("a<") == tokens{0, 3});      // what is not normalized comes first
+  CHECK(tokenizer.encode("abb>") == tokens{2, 1});    // bb is refused, and b> is not looked for inside it
+  CHECK(tokenizer.encode("bb>") == tokens{5});        // the vocabulary lacks >
+  CHECK(tokenizer.encode("! a") == tokens{7, 8, 0});  // the white space that ! takes is a token too
 }
 
 TEST_CASE("tokenizer: the tokens around a text exist and are not too many") {
