@@ -4,9 +4,7 @@
 
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
 #include <functional>
-#include <iterator>
 #include <sstream>
 #include <string>
 #include <string_view>
@@ -142,10 +140,6 @@ TEST_CASE("gguf tokenizer: chat template") {
 TEST_CASE("gguf tokenizer: published vocabularies") {
   const char* const directory = std::getenv("MOTE_GGUF_VOCABS");
   if (directory == nullptr) return;
-  const auto read = [](const std::string& path) {
-    std::ifstream file(path, std::ios::binary);
-    return std::string(std::istreambuf_iterator<char>(file), {});
-  };
   std::size_t vocabularies = 0;
   for (const auto& entry : std::filesystem::directory_iterator(directory)) {
     const std::string path = entry.path().string();
@@ -155,8 +149,8 @@ TEST_CASE("gguf tokenizer: published vocabularies") {
     CAPTURE(path);
     const mote::tokenizer t = mote::read_gguf_tokenizer(file.metadata());
     constexpr std::string_view separator = "\n__ggml_vocab_test__\n";
-    const std::string text = read(path + ".inp");
-    std::istringstream lines(read(path + ".out"));
+    const std::string text = test::read_bytes(path + ".inp");
+    std::istringstream lines(test::read_bytes(path + ".out"));
     std::string line;
     std::size_t tests = 0;
     for (std::size_t begin = 0, end; (end = text.find(separator, begin)) != std::string::npos;

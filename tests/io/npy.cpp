@@ -1,8 +1,6 @@
 #include <mote/io/npy.hpp>
 
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <vector>
 
 #include "io/temporary.hpp"
@@ -21,8 +19,7 @@ TEST_CASE("npy: header and rows, named only when whole") {
     CHECK_THROWS_AS(out.append({values.data(), std::size_t{1}, std::size_t{3}}), mote::shape_error);
     out.finish();
   }
-  std::ifstream file(path, std::ios::binary);
-  const std::string bytes((std::istreambuf_iterator<char>(file)), {});
+  const std::string bytes = test::read_bytes(path);
   REQUIRE(bytes.size() == 128 + 24);
   CHECK(bytes.substr(0, 8) == std::string("\x93NUMPY\x01\0", 8));
   CHECK(bytes.find("'shape': (2, 3)") != std::string::npos);

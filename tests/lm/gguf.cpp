@@ -7,9 +7,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <fstream>
 #include <functional>
-#include <iterator>
 #include <map>
 #include <memory>
 #include <string>
@@ -182,11 +180,6 @@ std::vector<float> logits_of(const std::string& model, lm::weight_format format 
   return all;
 }
 
-std::string read_text(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
 void check_close(const std::vector<float>& got, const std::vector<float>& want, float share) {
   const auto [low, high] = std::minmax_element(want.begin(), want.end());
   test::check_within(got, want, share * (*high - *low), 0.0f);
@@ -236,13 +229,13 @@ TEST_CASE("gguf model: routers, yarn and queries of the published kinds") {
   for (const char* name : {"deepseek_v2_lite", "deepseek_v2_group", "deepseek_v3"}) {
     CAPTURE(name);
     // GGUF has one number for yarn's mscale and mscale_all_dim.
-    std::string config = read_text(test::golden_model(name) + "/config.json");
+    std::string config = test::read_bytes(test::golden_model(name) + "/config.json");
     if (const std::size_t other = config.find("\"mscale_all_dim\": 0.707"); other != std::string::npos) {
       const std::size_t at = config.find("\"mscale\": ");
       config.replace(at, config.find(',', at) - at, "\"mscale\": 0.707");
     }
     directory.write("config.json", config);
-    directory.write("model.safetensors", read_text(test::golden_model(name) + "/model.safetensors"));
+    directory.write("model.safetensors", test::read_bytes(test::golden_model(name) + "/model.safetensors"));
     write_gguf(directory.path(), path, {});
     check_close(logits_of(path), logits_of(directory.path()), 1e-5f);
   }

@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <memory>
 #include <string>
 #include <utility>
@@ -61,11 +60,6 @@ std::size_t memory_in_use() {
   malloc_trim(0);
 #endif
   return mote::resident_memory();
-}
-
-std::string bytes_of(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
 }
 
 // A model with many experts of 384 KiB (bf16), of which the first are chosen more often.
@@ -184,12 +178,12 @@ TEST_CASE("packed cache: a file that is stale, cut off or damaged is made anew, 
   lm::engine_options o{.model = model, .packed_cache = true, .packed_cache_path = path};
   o.note = [&](const std::string& line) { notes += line; };
   const std::vector<float> want = logits_of(*lm::make_engine(o));
-  const std::string good = bytes_of(path);
+  const std::string good = test::read_bytes(path);
   const auto remade = [&](const std::string& why) {
     notes.clear();
     CHECK(logits_of(*lm::make_engine(o)) == want);
     CHECK_THAT(notes, contains(path) && contains(why) && contains("made anew"));
-    CHECK(bytes_of(path) == good);
+    CHECK(test::read_bytes(path) == good);
   };
   CHECK(notes.empty());
   for (const std::size_t size : {good.size() - 1, good.size() / 2, std::size_t{20}}) {
@@ -215,7 +209,7 @@ TEST_CASE("packed cache: a file that is stale, cut off or damaged is made anew, 
 
   directory.write("weights.mote", "a text of somebody's");
   CHECK_THROWS_WITH(lm::make_engine(o), contains(path) && contains("not overwritten"));
-  CHECK(bytes_of(path) == "a text of somebody's");
+  CHECK(test::read_bytes(path) == "a text of somebody's");
   o.packed_cache_path = directory.path() + "/no/weights.mote";
   CHECK_THROWS_WITH(lm::make_engine(o), contains("no/weights.mote: cannot be written"));
 }
