@@ -19,8 +19,8 @@ using bf16_dot = mote::detail::element_dot<mote::default_arch, mote::bf16>;
 constexpr int steps = 20000;
 constexpr std::size_t chains = 10;
 
-// `steps` dot products in each of several independent chains, their sums in registers until the end. Not inlined, and no
-// lambda: every sum stays in a register.
+// `steps` dot products in each of several independent chains, their sums in registers until the end. Not inlined, so
+// that every sum stays in a register.
 template <class Dot, std::size_t... Chain>
 [[gnu::noinline]] void int8_chains(std::index_sequence<Chain...>) {
   const std::uint8_t codes[Dot::lanes * 4] = {1, 2, 3};

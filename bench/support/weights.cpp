@@ -8,6 +8,7 @@
 
 #include <mote/core/simd.hpp>
 #include <mote/quant/formats.hpp>
+#include <mote/quant/fp8.hpp>
 #include <mote/quant/int8.hpp>
 #include <mote/quant/quantize.hpp>
 
@@ -69,25 +70,21 @@ void matrices::keep_rows() {
   }
 }
 
-// DeepSeek's blocks, all of one scale.
+// The few rows lie within one row of DeepSeek's blocks, whose scales do for all others.
 void matrices::keep_fp8() {
-  constexpr std::size_t block = 128;
-  const float scale = 1.0f / 512.0f;
+  static_assert(rows <= mote::fp8_block);
+  const std::size_t size = out_ * in_, blocks = mote::fp8_blocks(in_);
   stored_ = mote::buffer<std::uint8_t>(rows * in_);
-  std::transform(values_.begin(), values_.end(), reinterpret_cast<mote::f8_e4m3*>(stored_.data()),
-                 [&](float v) { return mote::f8_e4m3(v / scale); });
-  const std::size_t size = out_ * in_, scale_rows = (out_ + block - 1) / block,
-                    scale_columns = (in_ + block - 1) / block;
+  scales_ = mote::buffer<float>(blocks);
+  mote::quantize_fp8(values_.as(rows, in_), {reinterpret_cast<mote::f8_e4m3*>(stored_.data()), rows, in_},
+                     scales_.as(1, blocks));
   repeat(stored_.data(), in_, rows, size);
-  scales_ = mote::buffer<float>(scale_rows * scale_columns);
-  std::fill(scales_.begin(), scales_.end(), scale);
   for (std::size_t i = 0; i < count_; ++i) {
-    mote::scaled_matrix w;
-    w.codes =
-        mote::view<const mote::f8_e4m3, 2>(reinterpret_cast<const mote::f8_e4m3*>(bytes_.data() + i * size), out_, in_);
-    w.scale = std::as_const(scales_).as(scale_rows, scale_columns);
-    w.tile_rows = w.tile_columns = block;
-    all_.push_back(w);
+    const auto* codes = reinterpret_cast<const mote::f8_e4m3*>(bytes_.data() + i * size);
+    all_.push_back(mote::scaled_matrix{.codes = mote::view<const mote::f8_e4m3, 2>(codes, out_, in_),
+                                       .scale = {scales_.data(), {mote::fp8_blocks(out_), blocks}, {0, 1}},
+                                       .tile_rows = mote::fp8_block,
+                                       .tile_columns = mote::fp8_block});
   }
 }
 

@@ -27,9 +27,8 @@ weight_form form_named(const std::string& name);
 struct weight_source {
   std::string form;
   std::size_t out, in, count;
-  mote::view<const float, 2> values;  // [rows, in], before they were quantized
-  mote::view<const std::uint8_t, 2>
-      stored;  // [rows, bytes]: as files hold block formats, bf16, float32 and the codes of fp8
+  mote::view<const float, 2> values;         // [rows, in], before they were quantized
+  mote::view<const std::uint8_t, 2> stored;  // [rows, bytes]: as files hold them, without the scales of fp8
 };
 
 // Only `rows` rows are drawn, quantized and packed, and then repeated: all of them would take longer than the benchmarks.

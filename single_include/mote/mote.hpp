@@ -3086,7 +3086,8 @@ MOTE_END_NAMESPACE
 //
 //   W[n, k] = scale[n / tile_rows, k / tile_columns] · (code[n, k] - zero[n / tile_rows, k / tile_columns])
 //
-// as float32, rounded once; scales are below 2^119, where numbers of e4m3 become infinite. Codes lie as checkpoints store them, so that those of a mapped file are used in place:
+// as float32, rounded once; scales are below 2^119, where numbers of e4m3 become infinite. Codes lie as checkpoints store
+// them, so that those of a mapped file are used in place:
 //
 //   f8_e4m3, f8_e5m2   one scale for the matrix, one a row, or DeepSeek's 128×128 blocks; no zero points
 //   std::int8_t        one for the matrix, one a row, or one for each group of a row
@@ -4888,18 +4889,14 @@ struct scaled_kernel {
       });
       const std::size_t end = std::min(whole - begin, w.tile_columns) + begin;
       for (std::size_t k = begin; k < end; k += 2 * vector::size) {
-        vector values[C][2];
-        if constexpr (C == 1) {
-          for (std::size_t v = 0; v < 2; ++v) values[0][v] = vector::load_unaligned(token[0] + k + v * vector::size);
-        }
         unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
           vector weights[2];
           load_numbers<Arch>(row[r], k, scale[r], zero[r], weights);
           __builtin_prefetch(next + k / codes_each<Code> * pace + r * apart, 0, 3);
           unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
             for (std::size_t v = 0; v < 2; ++v) {
-              const vector xs = C == 1 ? values[0][v] : vector::load_unaligned(token[c] + k + v * vector::size);
-              acc[r][c] = fused_multiply_add(weights[v], xs, acc[r][c]);
+              const vector values = vector::load_unaligned(token[c] + k + v * vector::size);
+              acc[r][c] = fused_multiply_add(weights[v], values, acc[r][c]);
             }
           });
         });

@@ -3,7 +3,8 @@
 //
 //   W[n, k] = scale[n / tile_rows, k / tile_columns] · (code[n, k] - zero[n / tile_rows, k / tile_columns])
 //
-// as float32, rounded once; scales are below 2^119, where numbers of e4m3 become infinite. Codes lie as checkpoints store them, so that those of a mapped file are used in place:
+// as float32, rounded once; scales are below 2^119, where numbers of e4m3 become infinite. Codes lie as checkpoints store
+// them, so that those of a mapped file are used in place:
 //
 //   f8_e4m3, f8_e5m2   one scale for the matrix, one a row, or DeepSeek's 128×128 blocks; no zero points
 //   std::int8_t        one for the matrix, one a row, or one for each group of a row
