@@ -153,7 +153,7 @@ double read_bandwidth(std::size_t threads) {
   constexpr std::size_t stretch = std::size_t{1} << 19, passes = 16;
   double seconds = 1e300;
   for (std::size_t from = 0; from + stretch <= passes * n; from += stretch) {
-    const auto read = from / n % 2 == 0 ? &sum_of<0> : &sum_of<4096>;
+    const auto read = from / n % 2 == 0 ? &sum_of<0> : &sum_of<1536>;
     const double taken = shortest_real(1, [&] {
       be.parallel_for(stretch, piece, [&](std::size_t begin, std::size_t end) {
         totals[begin / piece] = read(x.data() + from % n + begin, end - begin);

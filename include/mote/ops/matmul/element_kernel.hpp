@@ -125,7 +125,8 @@ struct element_kernel {
   static constexpr std::size_t tokens = many_registers<Arch> ? 6 : std::is_same_v<T, bf16> ? 5 : 4;
   // Rows that a tile covers, and that are shared out together: of two panels with AVX-512.
   static constexpr std::size_t rows = std::max(strips * lanes, packed_rows);
-  static constexpr std::size_t look_ahead = 4096;  // bytes from what is multiplied to what is asked of memory
+  // Bytes from what is multiplied to what is asked of memory; as in block_kernel.
+  static constexpr std::size_t look_ahead(std::size_t token_count) { return token_count <= few_tokens ? 1536 : 4096; }
 
   // strip[R]: the first quad of each vector of rows; x[C]: the first quad of each token; sums go on from out[c · stride +
   // r · lanes], where there were quads before these (`resume`), and are left there as they are.
@@ -148,7 +149,7 @@ struct element_kernel {
         unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
           const std::uint8_t* from = w[r] + q * layout::quad_bytes;
           weights[r] = dot::template load<Part>(from);
-          if (Part == 0 && r * lanes * 4 % 64 == 0) __builtin_prefetch(from + look_ahead, 0, 3);
+          if (Part == 0 && r * lanes * 4 % 64 == 0) __builtin_prefetch(from + look_ahead(C), 0, 3);
         });
         unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
           const operand quad = dot::template splat<Part>(token[c] + q * dot::x_bytes);
