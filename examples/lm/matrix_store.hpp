@@ -128,8 +128,7 @@ class matrix_store {
   template <class F, class Arch, class Executor>
   mote::weight arrange(mote::simd<Arch, Executor>& be, mote::view<const F, 2> blocks) {
     if constexpr (mote::integer_format<F>) {
-      auto& packed = bytes_.emplace_back(mote::packed_matrix<F>::size(blocks.extent(0), mote::in_features(blocks)));
-      return mote::pack(be, blocks, packed.as(packed.size()));
+      return mote::pack(be, blocks, room(mote::packed_matrix<F>::size(blocks.extent(0), mote::in_features(blocks))));
     } else {
       return blocks;
     }
@@ -141,8 +140,8 @@ class matrix_store {
   // The same times a scale, which blocks alone do not have: packed, or nothing.
   template <class F, class Arch, class Executor>
   std::optional<mote::weight> packed(mote::simd<Arch, Executor>& be, mote::view<const F, 2> blocks, float scale) {
-    auto& bytes = bytes_.emplace_back(mote::packed_matrix<F>::size(blocks.extent(0), mote::in_features(blocks)));
-    return mote::pack(be, blocks, bytes.as(bytes.size()), scale);
+    const std::size_t size = mote::packed_matrix<F>::size(blocks.extent(0), mote::in_features(blocks));
+    return mote::pack(be, blocks, room(size), scale);
   }
   template <class F, class Backend>
   std::optional<mote::weight> packed(Backend&, mote::view<const F, 2>, float) {
@@ -150,9 +149,8 @@ class matrix_store {
   }
   template <class Arch, class Executor>
   mote::weight arrange(mote::simd<Arch, Executor>& be, const mote::int8_matrix& matrix) {
-    auto& packed = bytes_.emplace_back(
-        mote::packed_matrix<std::int8_t>::size(mote::out_features(matrix), mote::in_features(matrix)));
-    return mote::pack(be, matrix, packed.as(packed.size()));
+    const std::size_t out = mote::out_features(matrix), in = mote::in_features(matrix);
+    return mote::pack(be, matrix, room(mote::packed_matrix<std::int8_t>::size(out, in)));
   }
   template <class Backend>
   mote::weight arrange(Backend&, const mote::int8_matrix& matrix) {
@@ -160,6 +158,21 @@ class matrix_store {
   }
 
  private:
+  // For a packed matrix. They lie together in few large buffers, which the system can hold in huge pages; a buffer is as
+  // large as those before it, so that a small model wastes little.
+  mote::view<std::uint8_t, 1> room(std::size_t bytes) {
+    const std::size_t taken = (bytes + mote::buffer_alignment - 1) / mote::buffer_alignment * mote::buffer_alignment;
+    if (room_.size() < taken) {
+      auto& more =
+          bytes_.emplace_back(std::max(taken, std::clamp(packed_, std::size_t{1} << 20, std::size_t{1} << 26)));
+      packed_ += more.size();
+      room_ = more.as(more.size());
+    }
+    const mote::view<std::uint8_t, 1> result = room_.slice(0, 0, bytes);
+    room_ = room_.slice(0, taken, room_.size() - taken);
+    return result;
+  }
+
   template <class Backend>
   std::optional<mote::weight> quantized(Backend& be, const mote::buffer<float>& values, std::size_t rows,
                                         std::size_t columns, weight_format format, std::size_t slice) {
@@ -181,6 +194,8 @@ class matrix_store {
   std::vector<mote::buffer<mote::bf16>> halves_;
   std::vector<mote::buffer<std::int8_t>> codes_;
   std::vector<mote::buffer<std::uint8_t>> bytes_;
+  mote::view<std::uint8_t, 1> room_;  // what is left of the last buffer of packed matrices
+  std::size_t packed_ = 0;            // the size of all of those
 };
 
 }  // namespace lm

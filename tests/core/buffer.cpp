@@ -1,6 +1,7 @@
 #include <mote/core/buffer.hpp>
 #include <mote/core/types.hpp>
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <type_traits>
@@ -42,6 +43,20 @@ TEST_CASE("buffer: moves hand the memory over") {
   c = std::move(b);
   CHECK(c.data() == data);
   CHECK(c.size() == 4);
+}
+
+TEST_CASE("buffer: large ones begin on a huge page, and are freed as they were allocated") {
+  for (const std::size_t size :
+       {mote::detail::large_buffer - 1, mote::detail::large_buffer, (std::size_t{5} << 22) + 3}) {
+    buffer<std::uint8_t> large(size), small(5);
+    const bool huge = size >= mote::detail::large_buffer;
+    if (huge) CHECK(reinterpret_cast<std::uintptr_t>(large.data()) % mote::detail::huge_page == 0);
+    CHECK(std::all_of(large.begin(), large.end(), [](std::uint8_t x) { return x == 0; }));
+    large[size - 1] = 3;
+    small = std::move(large);
+    CHECK(small.size() == size);
+    CHECK(small[size - 1] == 3);
+  }
 }
 
 TEST_CASE("buffer: seen as a tensor") {

@@ -33,7 +33,7 @@ inline std::align_val_t alignment_of(std::size_t bytes) {
 }
 
 inline void* allocate_zeros(std::size_t bytes) {
-  void* const data = ::operator new (bytes, alignment_of(bytes));
+  void* const data = ::operator new(bytes, alignment_of(bytes));
 #if defined(__linux__)
   if (bytes >= large_buffer) ::madvise(data, bytes / huge_page * huge_page, MADV_HUGEPAGE);  // may be left untaken
 #endif
@@ -66,7 +66,7 @@ class buffer {
   }
   buffer(const buffer&) = delete;
   buffer& operator=(const buffer&) = delete;
-  ~buffer() { ::operator delete (data_, detail::alignment_of(size_ * sizeof(T))); }
+  ~buffer() { ::operator delete(data_, detail::alignment_of(size_ * sizeof(T))); }
 
   T* data() { return data_; }
   const T* data() const { return data_; }
