@@ -521,9 +521,34 @@ MOTE_END_NAMESPACE
 #include <cstring>
 #include <new>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 MOTE_BEGIN_NAMESPACE
 
 inline constexpr std::size_t buffer_alignment = 64;
+
+namespace detail {
+
+// Large buffers lie in huge pages where the system has them: weights are read from front to back, and walking the tables of
+// small pages costs a sixth of the bandwidth (Zen 3 in a virtual machine, one thread: 16 to 19 GB/s). Only large ones,
+// since each is an area of its own to the system, which has a limited number of them.
+inline constexpr std::size_t huge_page = std::size_t{1} << 21, large_buffer = 8 * huge_page;
+
+inline std::align_val_t alignment_of(std::size_t bytes) {
+  return std::align_val_t{bytes < large_buffer ? buffer_alignment : huge_page};
+}
+
+inline void* allocate_zeros(std::size_t bytes) {
+  void* const data = ::operator new(bytes, alignment_of(bytes));
+#if defined(__linux__)
+  if (bytes >= large_buffer) ::madvise(data, bytes / huge_page * huge_page, MADV_HUGEPAGE);  // may be left untaken
+#endif
+  return std::memset(data, 0, bytes);
+}
+
+}  // namespace detail
 
 template <class T>
 class buffer {
@@ -538,8 +563,7 @@ class buffer {
   explicit buffer(std::size_t size) : size_(size) {
     if (size == 0) return;
     check(size <= std::numeric_limits<std::size_t>::max() / 2 / sizeof(T), "buffer", "size overflows memory");
-    data_ = static_cast<T*>(::operator new (size * sizeof(T), std::align_val_t{buffer_alignment}));
-    std::memset(static_cast<void*>(data_), 0, size * sizeof(T));
+    data_ = static_cast<T*>(detail::allocate_zeros(size * sizeof(T)));
   }
 
   buffer(buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
@@ -550,7 +574,7 @@ class buffer {
   }
   buffer(const buffer&) = delete;
   buffer& operator=(const buffer&) = delete;
-  ~buffer() { ::operator delete (data_, std::align_val_t{buffer_alignment}); }
+  ~buffer() { ::operator delete(data_, detail::alignment_of(size_ * sizeof(T))); }
 
   T* data() { return data_; }
   const T* data() const { return data_; }
@@ -4066,9 +4090,10 @@ struct block_kernel {
   using floats = typename dot::floats;
   using operand = typename dot::operand;
 
-  // Bytes from what is multiplied to what is asked of memory. Zen 5, one thread, Q4_0: with none, four tokens reach 35 %
-  // of the read bandwidth, with 4 KiB 76 %, with 8 KiB 89 %.
-  static constexpr std::size_t look_ahead = 8192;
+  // Bytes from what is multiplied to what is asked of memory. A panel that is read from front to back needs few: Zen 3, one
+  // token, Q8_0: with none 11 GB/s, with 1.5 KiB 15, with 8 KiB 13. One that is read in pieces needs many: Zen 5, four
+  // tokens, Q4_0: with none 35 % of the read bandwidth, with 4 KiB 76 %, with 8 KiB 89 %.
+  static constexpr std::size_t look_ahead(std::size_t token_count) { return token_count <= 2 ? 1536 : 8192; }
   static constexpr int offset = code_offset<F>(packing_of<Arch>.largest_code);
   static constexpr bool unsigned_codes = !has_negative_codes<F>(offset) && dot::unsigned_limit > 0;
 
@@ -4152,7 +4177,7 @@ struct block_kernel {
       p += layout::super_bytes;
       for (std::size_t g = 0; g < layout::groups; ++g) {
         unroll<layout::group_bytes / 64>([&](std::size_t i) __attribute__((always_inline)) {
-          __builtin_prefetch(p + look_ahead + i * 64, 0, 3);
+          __builtin_prefetch(p + look_ahead(C) + i * 64, 0, 3);
         });
         ints acc[R][C];
         [[maybe_unused]] ints narrow[R][C];
@@ -4371,7 +4396,8 @@ struct element_kernel {
   static constexpr std::size_t tokens = many_registers<Arch> ? 6 : std::is_same_v<T, bf16> ? 5 : 4;
   // Rows that a tile covers, and that are shared out together: of two panels with AVX-512.
   static constexpr std::size_t rows = std::max(strips * lanes, packed_rows);
-  static constexpr std::size_t look_ahead = 4096;  // bytes from what is multiplied to what is asked of memory
+  // Bytes from what is multiplied to what is asked of memory; as in block_kernel.
+  static constexpr std::size_t look_ahead(std::size_t token_count) { return token_count <= few_tokens ? 1536 : 4096; }
 
   // strip[R]: the first quad of each vector of rows; x[C]: the first quad of each token; sums go on from out[c · stride +
   // r · lanes], where there were quads before these (`resume`), and are left there as they are.
@@ -4394,7 +4420,7 @@ struct element_kernel {
         unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
           const std::uint8_t* from = w[r] + q * layout::quad_bytes;
           weights[r] = dot::template load<Part>(from);
-          if (Part == 0 && r * lanes * 4 % 64 == 0) __builtin_prefetch(from + look_ahead, 0, 3);
+          if (Part == 0 && r * lanes * 4 % 64 == 0) __builtin_prefetch(from + look_ahead(C), 0, 3);
         });
         unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
           const operand quad = dot::template splat<Part>(token[c] + q * dot::x_bytes);
