@@ -13,6 +13,7 @@
 #include <mote/core/backend.hpp>
 #include <mote/core/buffer.hpp>
 #include <mote/core/simd.hpp>
+#include <mote/core/workspace.hpp>
 #include <mote/io/compressed_tensors.hpp>
 #include <mote/quant/fp8.hpp>
 #include <mote/quant/int8.hpp>
@@ -158,19 +159,9 @@ class matrix_store {
   }
 
  private:
-  // For a packed matrix. They lie together in few large buffers, which the system can hold in huge pages; a buffer is as
-  // large as those before it, so that a small model wastes little.
+  // For a packed matrix. They lie together in few large blocks, which the system can hold in huge pages.
   mote::view<std::uint8_t, 1> room(std::size_t bytes) {
-    const std::size_t taken = (bytes + mote::buffer_alignment - 1) / mote::buffer_alignment * mote::buffer_alignment;
-    if (room_.size() < taken) {
-      auto& more =
-          bytes_.emplace_back(std::max(taken, std::clamp(packed_, std::size_t{1} << 20, std::size_t{1} << 26)));
-      packed_ += more.size();
-      room_ = more.as(more.size());
-    }
-    const mote::view<std::uint8_t, 1> result = room_.slice(0, 0, bytes);
-    room_ = room_.slice(0, taken, room_.size() - taken);
-    return result;
+    return {static_cast<std::uint8_t*>(packed_.allocate(bytes)), bytes};
   }
 
   template <class Backend>
@@ -194,8 +185,7 @@ class matrix_store {
   std::vector<mote::buffer<mote::bf16>> halves_;
   std::vector<mote::buffer<std::int8_t>> codes_;
   std::vector<mote::buffer<std::uint8_t>> bytes_;
-  mote::view<std::uint8_t, 1> room_;  // what is left of the last buffer of packed matrices
-  std::size_t packed_ = 0;            // the size of all of those
+  mote::workspace packed_{std::size_t{1} << 26};
 };
 
 }  // namespace lm

@@ -512,6 +512,7 @@ MOTE_END_NAMESPACE
 // ---- mote/core/workspace.hpp
 // Scratch memory: an arena that grows once and a scope that gives back what it took.
 
+#include <algorithm>
 #include <limits>
 #include <vector>
 
@@ -635,11 +636,18 @@ class workspace {
     std::size_t block = 0, used = 0;
   };
 
+  workspace() = default;
+  // For many allocations that stay: a further block is as large as those before it together, `largest_step` bytes at most,
+  // unless more is asked for at once.
+  explicit workspace(std::size_t largest_step) : largest_step_(largest_step) {}
+
   void* allocate(std::size_t bytes) {
     check(bytes <= std::numeric_limits<std::size_t>::max() / 4, "workspace", "size overflows memory");
     bytes = (bytes + buffer_alignment - 1) / buffer_alignment * buffer_alignment;
     while (top_.block < blocks_.size() && blocks_[top_.block].size() - top_.used < bytes) top_ = {top_.block + 1, 0};
-    if (top_.block == blocks_.size()) blocks_.emplace_back(bytes > minimum_block ? bytes : minimum_block);
+    if (top_.block == blocks_.size()) {
+      blocks_.emplace_back(std::max(bytes, std::max(minimum_block, std::min(capacity(), largest_step_))));
+    }
     void* p = blocks_[top_.block].data() + top_.used;
     top_.used += bytes;
     return p;
@@ -667,6 +675,7 @@ class workspace {
  private:
   static constexpr std::size_t minimum_block = std::size_t{1} << 16;
 
+  std::size_t largest_step_ = minimum_block;
   std::vector<buffer<std::byte>> blocks_;
   mark top_;
 };
@@ -1603,8 +1612,6 @@ MOTE_END_NAMESPACE
 // ---- mote/quant/formats/search.hpp
 // Scales that lose least: encoders of formats without a published rule try several ways to round a group of elements to
 // its integers q, and take for each the scale (and minimum) of least squared error, which has a closed form.
-
-#include <algorithm>
 
 // ---- mote/quant/formats/bits.hpp
 // What the formats' encoders share: largest magnitudes, published roundings, saturation and nibbles.
@@ -4093,7 +4100,7 @@ struct block_kernel {
   // Bytes from what is multiplied to what is asked of memory. A panel that is read from front to back needs few: Zen 3, one
   // token, Q8_0: with none 11 GB/s, with 1.5 KiB 15, with 8 KiB 13. One that is read in pieces needs many: Zen 5, four
   // tokens, Q4_0: with none 35 % of the read bandwidth, with 4 KiB 76 %, with 8 KiB 89 %.
-  static constexpr std::size_t look_ahead(std::size_t token_count) { return token_count <= 2 ? 1536 : 8192; }
+  static constexpr std::size_t look_ahead(std::size_t token_count) { return token_count <= few_tokens ? 1536 : 8192; }
   static constexpr int offset = code_offset<F>(packing_of<Arch>.largest_code);
   static constexpr bool unsigned_codes = !has_negative_codes<F>(offset) && dot::unsigned_limit > 0;
 
@@ -4126,10 +4133,10 @@ struct block_kernel {
     }
   }();
 
-  static constexpr std::size_t tokens = many_registers<Arch> ? 6 : 4;
-  // One token takes all rows of a panel at once, so that they are read from front to back.
+  static constexpr std::size_t tokens = many_registers<Arch> ? 6 : 4, few_tokens = 2;
+  // Few tokens take all rows of a panel at once, so that they are read from front to back.
   static constexpr std::size_t strips(std::size_t token_count) {
-    return token_count <= 2 ? std::min(std::size_t{4}, packed_rows / dot::lanes) : 2;
+    return token_count <= few_tokens ? std::min(std::size_t{4}, packed_rows / dot::lanes) : 2;
   }
 
   static operand values(operand codes) {

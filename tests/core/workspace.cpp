@@ -51,6 +51,17 @@ TEST_CASE("workspace: the second round of the same work finds one block") {
   }
 }
 
+TEST_CASE("workspace: with a largest step it grows by what it holds, up to that step") {
+  constexpr std::size_t first = std::size_t{1} << 17, step = std::size_t{1} << 18;
+  mote::workspace arena(step);
+  for (const std::size_t capacity : {first, 2 * first, 4 * first, 4 * first + step, 4 * first + 2 * step}) {
+    while (arena.capacity() < capacity) arena.allocate(first);
+    CHECK(arena.capacity() == capacity);
+  }
+  arena.allocate(3 * step);
+  CHECK(arena.capacity() == 4 * first + 5 * step);
+}
+
 TEST_CASE("workspace: scopes nest like a stack") {
   mote::reference be;
   const float* reused = nullptr;

@@ -1,6 +1,7 @@
 // Scratch memory: an arena that grows once and a scope that gives back what it took.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <limits>
 #include <vector>
@@ -34,11 +35,18 @@ class workspace {
     std::size_t block = 0, used = 0;
   };
 
+  workspace() = default;
+  // For many allocations that stay: a further block is as large as those before it together, `largest_step` bytes at most,
+  // unless more is asked for at once.
+  explicit workspace(std::size_t largest_step) : largest_step_(largest_step) {}
+
   void* allocate(std::size_t bytes) {
     check(bytes <= std::numeric_limits<std::size_t>::max() / 4, "workspace", "size overflows memory");
     bytes = (bytes + buffer_alignment - 1) / buffer_alignment * buffer_alignment;
     while (top_.block < blocks_.size() && blocks_[top_.block].size() - top_.used < bytes) top_ = {top_.block + 1, 0};
-    if (top_.block == blocks_.size()) blocks_.emplace_back(bytes > minimum_block ? bytes : minimum_block);
+    if (top_.block == blocks_.size()) {
+      blocks_.emplace_back(std::max(bytes, std::max(minimum_block, std::min(capacity(), largest_step_))));
+    }
     void* p = blocks_[top_.block].data() + top_.used;
     top_.used += bytes;
     return p;
@@ -66,6 +74,7 @@ class workspace {
  private:
   static constexpr std::size_t minimum_block = std::size_t{1} << 16;
 
+  std::size_t largest_step_ = minimum_block;
   std::vector<buffer<std::byte>> blocks_;
   mark top_;
 };

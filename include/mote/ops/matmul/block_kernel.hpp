@@ -76,7 +76,7 @@ struct block_kernel {
   // Bytes from what is multiplied to what is asked of memory. A panel that is read from front to back needs few: Zen 3, one
   // token, Q8_0: with none 11 GB/s, with 1.5 KiB 15, with 8 KiB 13. One that is read in pieces needs many: Zen 5, four
   // tokens, Q4_0: with none 35 % of the read bandwidth, with 4 KiB 76 %, with 8 KiB 89 %.
-  static constexpr std::size_t look_ahead(std::size_t token_count) { return token_count <= 2 ? 1536 : 8192; }
+  static constexpr std::size_t look_ahead(std::size_t token_count) { return token_count <= few_tokens ? 1536 : 8192; }
   static constexpr int offset = code_offset<F>(packing_of<Arch>.largest_code);
   static constexpr bool unsigned_codes = !has_negative_codes<F>(offset) && dot::unsigned_limit > 0;
 
@@ -109,10 +109,10 @@ struct block_kernel {
     }
   }();
 
-  static constexpr std::size_t tokens = many_registers<Arch> ? 6 : 4;
-  // One token takes all rows of a panel at once, so that they are read from front to back.
+  static constexpr std::size_t tokens = many_registers<Arch> ? 6 : 4, few_tokens = 2;
+  // Few tokens take all rows of a panel at once, so that they are read from front to back.
   static constexpr std::size_t strips(std::size_t token_count) {
-    return token_count <= 2 ? std::min(std::size_t{4}, packed_rows / dot::lanes) : 2;
+    return token_count <= few_tokens ? std::min(std::size_t{4}, packed_rows / dot::lanes) : 2;
   }
 
   static operand values(operand codes) {
