@@ -128,3 +128,14 @@ TEST_CASE("tiles: a token's bf16 sums have the same bits alone and with any numb
     }
   }
 }
+
+TEST_CASE("tiles: who had configured them finds them so again") {
+  if (mote::detail::has_amx_tiles && !mote::detail::amx_tiles::available()) return;
+  constexpr std::size_t height = mote::detail::tile_height, width = mote::detail::tile_bytes;
+  mote::detail::amx_tiles mine({16, 16, 16, 16, 16, 16, 16, 16});
+  { const mote::detail::amx_tiles others({1, 1, 1, 1, 1, 1, 1, 1}); }
+  std::vector<std::uint8_t> stored(height * width, 1);
+  mine.zero<0>();
+  mine.store<0>(stored.data(), width);
+  CHECK(stored == std::vector<std::uint8_t>(height * width, 0));
+}

@@ -4,7 +4,8 @@
 //   c[m][n] += Σ_q Σ_{i<2} a[m][2 q + i] · b[q][2 n + i]     bf16, summed in float32 (tdpbf16ps)
 //
 // Kernels take the engine as a template parameter: `amx_tiles` is the machine's, `software_tiles` does the same in plain
-// loops, so that kernels are tested on every machine. An engine is configured where it is made and let go with it.
+// loops, so that kernels are tested on every machine. An engine is configured where it is made and let go with it; others
+// who use tiles in the same thread, as ggml does, find their configuration again.
 // Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.
 #pragma once
 
@@ -92,11 +93,9 @@ inline constexpr bool has_amx_tiles = true;
 class amx_tiles {
  public:
   explicit amx_tiles(const tile_shapes& rows) {
-    struct alignas(64) {
-      std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      std::uint16_t columns[16] = {};
-      std::uint8_t rows[16] = {};
-    } config;
+    asm volatile("sttilecfg %0" : "=m"(before_));
+    configuration config;
+    config.palette = 1;
     for (std::size_t i = 0; i < tile_count; ++i) {
       config.columns[i] = tile_bytes;
       config.rows[i] = static_cast<std::uint8_t>(rows[i]);
@@ -105,7 +104,10 @@ class amx_tiles {
   }
   amx_tiles(const amx_tiles&) = delete;
   amx_tiles& operator=(const amx_tiles&) = delete;
-  ~amx_tiles() { asm volatile("tilerelease"); }
+  ~amx_tiles() {
+    asm volatile("tilerelease");
+    if (before_.palette != 0) asm volatile("ldtilecfg %0" ::"m"(before_));
+  }
 
   // Whether the kernel lets this process use tiles; asked once, as Linux wants it.
   static bool available() {
@@ -137,6 +139,14 @@ class amx_tiles {
   void dot_bf16() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
   }
+
+ private:
+  struct alignas(64) configuration {
+    std::uint8_t palette = 0, start_row = 0, reserved[14] = {};
+    std::uint16_t columns[16] = {};
+    std::uint8_t rows[16] = {};
+  };
+  configuration before_;  // palette 0: none
 };
 
 #else
