@@ -17,7 +17,24 @@ using int8_dot = mote::detail::int8_dot<mote::default_arch>;
 using bf16_dot = mote::detail::element_dot<mote::default_arch, mote::bf16>;
 
 constexpr int steps = 20000;
-constexpr std::size_t chains = 10;
+// Enough for two products a cycle of five cycles each, and as many as fit the registers.
+constexpr std::size_t chains = mote::detail::many_registers<mote::default_arch> ? 16 : 10;
+
+// Lets the compiler assume nothing of x, nor take it from its register where it has one.
+template <class T>
+[[gnu::always_inline]] inline void keep(T& x) {
+  if constexpr (requires { x.lane; }) {
+    benchmark::DoNotOptimize(x);
+  } else {
+#if defined(__aarch64__)
+    asm("" : "+w"(x));
+#elif defined(__AVX512F__)
+    asm("" : "+v"(x));
+#else
+    asm("" : "+x"(x));
+#endif
+  }
+}
 
 // `steps` dot products in each of several independent chains, their sums in registers until the end. Not inlined, so
 // that every sum stays in a register.
@@ -27,20 +44,19 @@ template <class Dot, std::size_t... Chain>
   const std::int8_t four[4] = {4, 5, 6, 7};
   auto w = Dot::load(codes);
   const auto x = Dot::splat_codes(four);
-  constexpr bool apart = requires { Dot::in_order(w); };
   const auto dot = [&](typename Dot::ints acc) {
-    // Where a product is apart from its sum, one must not do for all chains.
-    if constexpr (apart) w = Dot::in_order(w);
+    keep(w);  // where a product is apart from its sum, one must not do for all chains
     if constexpr (Dot::unsigned_limit > 0) {
-      return Dot::dot_unsigned(acc, w, x);
+      acc = Dot::dot_unsigned(acc, w, x);
     } else {
-      return Dot::dot_signed(acc, w, x);
+      acc = Dot::dot_signed(acc, w, x);
     }
+    keep(acc);
+    return acc;
   };
   typename Dot::ints sums[] = {Dot::splat(static_cast<std::int32_t>(Chain))...};
   for (int i = 0; i < steps; ++i) {
     ((sums[Chain] = dot(sums[Chain])), ...);
-    if constexpr (!apart) benchmark::DoNotOptimize(w);
   }
   (benchmark::DoNotOptimize(sums[Chain]), ...);
 }
