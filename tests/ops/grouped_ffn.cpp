@@ -104,7 +104,7 @@ TEST_CASE("grouped_ffn: the vector back end agrees with the reference, set and a
   }
 }
 
-TEST_CASE("grouped_ffn: a token's bits do not depend on the batch nor on threads") {
+TEST_CASE("grouped_ffn: a token's bits do not depend on the batch nor on threads", "[long]") {
   for (const auto& formats : mixtures) {
     for (const auto& shape : {moe_shape{60, 3, 2, 130, 1100}, moe_shape{33, 16, 6, 48, 31}}) {
       CAPTURE(shape.hidden, test::name(formats.front()), formats.size());

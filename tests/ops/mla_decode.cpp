@@ -160,7 +160,8 @@ struct sequence_case {
 
 }  // namespace
 
-TEST_CASE("mla_decode: a sequence's tokens have the same bits however they are cut, in every format of the cache") {
+TEST_CASE("mla_decode: a sequence's tokens have the same bits however they are cut, in every format of the cache",
+          "[long]") {
   const auto check = [&]<class T>() {
     INFO(mote::row_format::of<T>().name);
     // Around parts of 512 rows and with heads that fill vectors or do not.
