@@ -77,6 +77,12 @@ struct block_kernel {
   // token, Q8_0: with none 11 GB/s, with 1.5 KiB 15, with 8 KiB 13. One that is read in pieces needs many: Zen 5, four
   // tokens, Q4_0: with none 35 % of the read bandwidth, with 4 KiB 76 %, with 8 KiB 89 %.
   static constexpr std::size_t look_ahead(std::size_t token_count) { return token_count <= few_tokens ? 1536 : 8192; }
+  // Many passes over the same blocks share what they ask for, the blocks that follow: else the first would wait for memory
+  // and the others leave it idle. A pass asks for every `passes`th line.
+  struct shared_fetch {
+    std::size_t pass = 0, passes;
+  };
+  static constexpr std::size_t most_passes_alone = 2, group_lines = (layout::group_bytes + 63) / 64;
   static constexpr int offset = code_offset<F>(packing_of<Arch>.largest_code);
   static constexpr bool unsigned_codes = !has_negative_codes<F>(offset) && dot::unsigned_limit > 0;
 
@@ -133,9 +139,9 @@ struct block_kernel {
 
   // `strip` [R] of the panel, blocks [0, blocks) of `panel`, against tokens x[C]: adds to out[row + c · stride], which
   // starts as zeros unless there were blocks before these (`resume`).
-  template <std::size_t C>
+  template <std::size_t C, bool Shared = false>
   static void tile(const std::uint8_t* panel, std::size_t strip, std::size_t blocks, const activation_block* const* x,
-                   bool resume, float* out, std::size_t stride) noexcept {
+                   bool resume, [[maybe_unused]] shared_fetch fetch, float* out, std::size_t stride) noexcept {
     constexpr std::size_t R = strips(C), lanes = dot::lanes, strip_bytes = lanes * layout::row_codes;
     floats total[R][C];
     const activation_block* token[C];
@@ -159,9 +165,15 @@ struct block_kernel {
       }
       p += layout::super_bytes;
       for (std::size_t g = 0; g < layout::groups; ++g) {
-        unroll<layout::group_bytes / 64>([&](std::size_t i) __attribute__((always_inline)) {
-          __builtin_prefetch(p + look_ahead(C) + i * 64, 0, 3);
-        });
+        if constexpr (Shared) {
+          for (std::size_t i = fetch.pass; i < group_lines; i += fetch.passes) {
+            __builtin_prefetch(p + blocks * layout::block_bytes + i * 64, 0, 2);
+          }
+        } else {
+          unroll<group_lines>([&](std::size_t i) __attribute__((always_inline)) {
+            __builtin_prefetch(p + look_ahead(C) + i * 64, 0, 3);
+          });
+        }
         ints acc[R][C];
         [[maybe_unused]] ints narrow[R][C];
         unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
@@ -251,11 +263,14 @@ struct block_kernel {
   // The whole panel against `count` tokens, as tile().
   static void panel(const std::uint8_t* bytes, std::size_t blocks, const activation_block* const* x, std::size_t count,
                     bool resume, float* out, std::size_t stride) noexcept {
+    shared_fetch fetch{.passes = count / tokens * (packed_rows / dot::lanes / strips(tokens))};
     for (std::size_t t = 0; t < count; t += tokens) {
       const std::size_t some = std::min(tokens, count - t);
-      const auto run = function(some);
+      const bool shared = some == tokens && fetch.passes > most_passes_alone;
+      const auto run = shared ? &block_kernel::template tile<tokens, true> : function(some);
       for (std::size_t strip = 0; strip * dot::lanes < packed_rows; strip += strips(some)) {
-        run(bytes, strip, blocks, x + t, resume, out + t * stride, stride);
+        run(bytes, strip, blocks, x + t, resume, fetch, out + t * stride, stride);
+        ++fetch.pass;
       }
     }
   }
