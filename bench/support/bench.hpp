@@ -80,9 +80,7 @@ template <std::size_t... Chain>
   const vector a(0.5f), b(0.25f);
   vector sums[] = {vector(static_cast<float>(Chain))...};
   for (int i = 0; i < steps; ++i) {
-    ((sums[Chain] = mote::fused_multiply_add(sums[Chain], a, b),
-      mote::detail::keep_in_register<mote::default_arch>(sums[Chain])),
-     ...);
+    ((sums[Chain] = mote::fused_multiply_add(sums[Chain], a, b), mote::detail::keep_in_register(sums[Chain])), ...);
   }
   return mote::sum<mote::default_arch>((sums[Chain] + ...));
 }

@@ -20,19 +20,13 @@ constexpr int steps = 20000;
 // Enough for two products a cycle of five cycles each, and as many as fit the registers.
 constexpr std::size_t chains = mote::detail::many_registers<mote::default_arch> ? 16 : 10;
 
-// Lets the compiler assume nothing of x, nor take it from its register where it has one.
+// Sums and operands in registers; those of plain loops are in memory anyway.
 template <class T>
 [[gnu::always_inline]] inline void keep(T& x) {
-  if constexpr (requires { x.lane; }) {
+  if constexpr (std::is_class_v<T>) {
     benchmark::DoNotOptimize(x);
   } else {
-#if defined(__aarch64__)
-    asm("" : "+w"(x));
-#elif defined(__AVX512F__)
-    asm("" : "+v"(x));
-#else
-    asm("" : "+x"(x));
-#endif
+    mote::detail::keep_in_register(x);
   }
 }
 
@@ -67,8 +61,7 @@ template <std::size_t... Chain>
   const auto w = bf16_dot::load<0>(pairs), x = bf16_dot::splat<0>(pairs);
   typename bf16_dot::sums sums[] = {typename bf16_dot::sums(static_cast<float>(Chain))...};
   for (int i = 0; i < steps; ++i) {
-    ((sums[Chain] = bf16_dot::add(sums[Chain], w, x), mote::detail::keep_in_register<mote::default_arch>(sums[Chain])),
-     ...);
+    ((sums[Chain] = bf16_dot::add(sums[Chain], w, x), mote::detail::keep_in_register(sums[Chain])), ...);
   }
   (benchmark::DoNotOptimize(sums[Chain]), ...);
 }

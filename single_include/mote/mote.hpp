@@ -976,6 +976,29 @@ batch<float, Arch> fused_multiply_add(const batch<float, Arch>& a, const batch<f
 #endif
 }
 
+namespace detail {
+
+// Keeps what a vector register holds there, and lets the compiler assume nothing of it: g++ would otherwise load weights
+// again for every product that uses them, and add integers in an order for which it lacks registers.
+template <class Register>
+[[gnu::always_inline]] inline void keep_in_register([[maybe_unused]] Register& x) {
+#if defined(__x86_64__)
+  if constexpr (sizeof(x) == 64) {
+    asm("" : "+v"(x));
+  } else {
+    asm("" : "+x"(x));
+  }
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+#endif
+}
+template <class T, class Arch>
+[[gnu::always_inline]] inline void keep_in_register(xsimd::batch<T, Arch>& x) {
+  keep_in_register(x.data);
+}
+
+}  // namespace detail
+
 // Horizontal sum; xsimd 8 calls it hadd, later versions reduce_add.
 template <class Arch>
 float sum(const batch<float, Arch>& x) {
@@ -2577,9 +2600,8 @@ struct int8_dot<Arch, 16> {
   static ints widen(ints acc, ints sums) {
     return in_order(_mm512_add_epi32(acc, _mm512_madd_epi16(sums, _mm512_set1_epi16(1))));
   }
-  // Compilers would add integers in another order, for which they lack registers.
   static ints in_order(ints sums) {
-    asm("" : "+v"(sums));
+    keep_in_register(sums);
     return sums;
   }
   static ints dot_unsigned(ints acc, operand w, operand x) { return widen(acc, narrow_dot(w, x)); }
@@ -2632,9 +2654,8 @@ struct int8_dot<Arch, 8> {
   static ints widen(ints acc, ints sums) {
     return in_order(_mm256_add_epi32(acc, _mm256_madd_epi16(sums, _mm256_set1_epi16(1))));
   }
-  // Compilers would add integers in another order, for which they lack registers.
   static ints in_order(ints sums) {
-    asm("" : "+x"(sums));
+    keep_in_register(sums);
     return sums;
   }
   static ints dot_unsigned(ints acc, operand w, operand x) { return widen(acc, narrow_dot(w, x)); }
@@ -3958,20 +3979,6 @@ template <std::size_t N, class F>
   (std::make_index_sequence<N>{});
 }
 
-// Keeps a loaded vector in its register: g++ would otherwise load it again for every product that uses it.
-template <class Arch>
-[[gnu::always_inline]] inline void keep_in_register([[maybe_unused]] batch<float, Arch>& x) {
-#if defined(__x86_64__)
-  if constexpr (sizeof(x.data) == 64) {
-    asm("" : "+v"(x.data));
-  } else {
-    asm("" : "+x"(x.data));
-  }
-#elif defined(__aarch64__)
-  asm("" : "+w"(x.data));
-#endif
-}
-
 // One tile over k elements. k may come in blocks: `state` holds the R·C accumulators between them (`resume`: there is a
 // block before this one). After the last block, where `out` is given, the sums go to out[r + c · out_stride].
 //
@@ -4007,7 +4014,7 @@ void dot_tile(const T* const* w, const float* const* x, std::size_t k, bool resu
   const auto multiply = [&](const vector* weights, std::size_t i) __attribute__((always_inline)) {
     unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
       vector values = vector::load_unaligned(token[c] + i);
-      keep_in_register<Arch>(values);
+      keep_in_register(values);
       unroll<R>([&](std::size_t r)
                     __attribute__((always_inline)) { acc[r][c] = fused_multiply_add(weights[r], values, acc[r][c]); });
     });
@@ -4016,7 +4023,7 @@ void dot_tile(const T* const* w, const float* const* x, std::size_t k, bool resu
     vector weights[R];
     unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
       weights[r] = widen<Arch>(row[r] + i);
-      if constexpr (std::is_same_v<T, float>) keep_in_register<Arch>(weights[r]);
+      if constexpr (std::is_same_v<T, float>) keep_in_register(weights[r]);
       fetch(r, i);
     });
     multiply(weights, i);

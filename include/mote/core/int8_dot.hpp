@@ -123,9 +123,8 @@ struct int8_dot<Arch, 16> {
   static ints widen(ints acc, ints sums) {
     return in_order(_mm512_add_epi32(acc, _mm512_madd_epi16(sums, _mm512_set1_epi16(1))));
   }
-  // Compilers would add integers in another order, for which they lack registers.
   static ints in_order(ints sums) {
-    asm("" : "+v"(sums));
+    keep_in_register(sums);
     return sums;
   }
   static ints dot_unsigned(ints acc, operand w, operand x) { return widen(acc, narrow_dot(w, x)); }
@@ -178,9 +177,8 @@ struct int8_dot<Arch, 8> {
   static ints widen(ints acc, ints sums) {
     return in_order(_mm256_add_epi32(acc, _mm256_madd_epi16(sums, _mm256_set1_epi16(1))));
   }
-  // Compilers would add integers in another order, for which they lack registers.
   static ints in_order(ints sums) {
-    asm("" : "+x"(sums));
+    keep_in_register(sums);
     return sums;
   }
   static ints dot_unsigned(ints acc, operand w, operand x) { return widen(acc, narrow_dot(w, x)); }

@@ -56,6 +56,29 @@ batch<float, Arch> fused_multiply_add(const batch<float, Arch>& a, const batch<f
 #endif
 }
 
+namespace detail {
+
+// Keeps what a vector register holds there, and lets the compiler assume nothing of it: g++ would otherwise load weights
+// again for every product that uses them, and add integers in an order for which it lacks registers.
+template <class Register>
+[[gnu::always_inline]] inline void keep_in_register([[maybe_unused]] Register& x) {
+#if defined(__x86_64__)
+  if constexpr (sizeof(x) == 64) {
+    asm("" : "+v"(x));
+  } else {
+    asm("" : "+x"(x));
+  }
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+#endif
+}
+template <class T, class Arch>
+[[gnu::always_inline]] inline void keep_in_register(xsimd::batch<T, Arch>& x) {
+  keep_in_register(x.data);
+}
+
+}  // namespace detail
+
 // Horizontal sum; xsimd 8 calls it hadd, later versions reduce_add.
 template <class Arch>
 float sum(const batch<float, Arch>& x) {

@@ -45,20 +45,6 @@ template <std::size_t N, class F>
   (std::make_index_sequence<N>{});
 }
 
-// Keeps a loaded vector in its register: g++ would otherwise load it again for every product that uses it.
-template <class Arch>
-[[gnu::always_inline]] inline void keep_in_register([[maybe_unused]] batch<float, Arch>& x) {
-#if defined(__x86_64__)
-  if constexpr (sizeof(x.data) == 64) {
-    asm("" : "+v"(x.data));
-  } else {
-    asm("" : "+x"(x.data));
-  }
-#elif defined(__aarch64__)
-  asm("" : "+w"(x.data));
-#endif
-}
-
 // One tile over k elements. k may come in blocks: `state` holds the R·C accumulators between them (`resume`: there is a
 // block before this one). After the last block, where `out` is given, the sums go to out[r + c · out_stride].
 //
@@ -94,7 +80,7 @@ void dot_tile(const T* const* w, const float* const* x, std::size_t k, bool resu
   const auto multiply = [&](const vector* weights, std::size_t i) __attribute__((always_inline)) {
     unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
       vector values = vector::load_unaligned(token[c] + i);
-      keep_in_register<Arch>(values);
+      keep_in_register(values);
       unroll<R>([&](std::size_t r)
                     __attribute__((always_inline)) { acc[r][c] = fused_multiply_add(weights[r], values, acc[r][c]); });
     });
@@ -103,7 +89,7 @@ void dot_tile(const T* const* w, const float* const* x, std::size_t k, bool resu
     vector weights[R];
     unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
       weights[r] = widen<Arch>(row[r] + i);
-      if constexpr (std::is_same_v<T, float>) keep_in_register<Arch>(weights[r]);
+      if constexpr (std::is_same_v<T, float>) keep_in_register(weights[r]);
       fetch(r, i);
     });
     multiply(weights, i);
