@@ -112,8 +112,7 @@ class attention_block {
   // queries stay in the first-level cache while the tile's keys pass by.
   static constexpr bool wide = vector::size == 16;
   static constexpr std::size_t keys_at_once = wide ? 16 / Vectors : Vectors == 2 ? 6 : 8;
-  static constexpr std::size_t rows_at_once = wide ? 4 : std::min<std::size_t>(6, lanes),
-                               columns_at_once = wide ? 4 : 2;
+  static constexpr std::size_t rows_at_once = 4, columns_at_once = wide ? 4 : 3;  // four rows divide every block
   static constexpr std::size_t depth = 128;
   static constexpr std::size_t padded_keys = (attention_keys::size + keys_at_once - 1) / keys_at_once * keys_at_once;
 
