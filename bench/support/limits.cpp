@@ -87,7 +87,8 @@ float sum_of(const float* x, std::size_t n) {
 
 template <class T>
 void tile_chains() {
-  mote::detail::amx_tiles tiles({16, 16, 16, 16, 16, 16, 16, 16});
+  constexpr mote::detail::tile_shape full{mote::detail::tile_height};
+  mote::detail::amx_tiles tiles({full, full, full, full, full, full, full, full});
   const std::uint8_t zeros[1024] = {};
   tiles.load<4>(zeros, 64);
   tiles.load<5>(zeros, 64);

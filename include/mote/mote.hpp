@@ -38,6 +38,7 @@
 #include "ops/grouped_ffn/grouped_ffn.hpp"
 #include "ops/grouped_ffn/residency.hpp"
 #include "ops/matmul/block_kernel.hpp"
+#include "ops/matmul/block_tile_kernel.hpp"
 #include "ops/matmul/element_kernel.hpp"
 #include "ops/matmul/int8_kernel.hpp"
 #include "ops/matmul/matmul.hpp"

@@ -4166,7 +4166,30 @@ struct block_kernel {
       return dot::dot_signed(acc, w, x);
     }
   }
-  using scale_type = std::conditional_t<layout::two_level, std::int8_t, typename F::scale_type>;
+
+  // Of a block's rows from `row` on; then of a group's, which are those times the group's own in formats of two levels.
+  [[gnu::always_inline]] static floats super_scales(const std::uint8_t* block, std::size_t row) {
+    return widen<Arch>(reinterpret_cast<const f16*>(block) + row);
+  }
+  [[gnu::always_inline]] static floats super_mins(const std::uint8_t* block, std::size_t row) {
+    return super_scales(block, packed_rows + row);
+  }
+  [[gnu::always_inline]] static floats scales(const std::uint8_t* group, std::size_t row,
+                                              [[maybe_unused]] const floats& super) {
+    using type = std::conditional_t<layout::two_level, std::int8_t, typename F::scale_type>;
+    floats scale = widen<Arch>(reinterpret_cast<const type*>(group + layout::scales) + row);
+    if constexpr (layout::two_level) scale = scale * super;
+    if constexpr (requires { F::unit; }) scale = scale * floats(F::unit);
+    return scale;
+  }
+  [[gnu::always_inline]] static floats mins(const std::uint8_t* group, std::size_t row,
+                                            [[maybe_unused]] const floats& super) {
+    if constexpr (layout::two_level) {
+      return widen<Arch>(reinterpret_cast<const std::int8_t*>(group + layout::mins) + row) * super;
+    } else {
+      return floats::load_unaligned(reinterpret_cast<const float*>(group + layout::mins) + row);
+    }
+  }
 
   // `strip` [R] of the panel, blocks [0, blocks) of `panel`, against tokens x[C]: adds to out[row + c · stride], which
   // starts as zeros unless there were blocks before these (`resume`).
@@ -4189,9 +4212,8 @@ struct block_kernel {
       [[maybe_unused]] floats super_scale[R], super_min[R];
       if constexpr (layout::two_level) {
         unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
-          const auto* d = reinterpret_cast<const f16*>(p) + (strip + r) * lanes;
-          super_scale[r] = widen<Arch>(d);
-          if constexpr (layout::has_min) super_min[r] = widen<Arch>(d + packed_rows);
+          super_scale[r] = super_scales(p, (strip + r) * lanes);
+          if constexpr (layout::has_min) super_min[r] = super_mins(p, (strip + r) * lanes);
         });
       }
       p += layout::super_bytes;
@@ -4246,15 +4268,8 @@ struct block_kernel {
         floats scale[R];
         [[maybe_unused]] floats min[R];
         unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
-          const std::size_t row = (strip + r) * lanes;
-          scale[r] = widen<Arch>(reinterpret_cast<const scale_type*>(p + layout::scales) + row);
-          if constexpr (layout::two_level) scale[r] = scale[r] * super_scale[r];
-          if constexpr (requires { F::unit; }) scale[r] = scale[r] * floats(F::unit);
-          if constexpr (layout::has_min && layout::two_level) {
-            min[r] = widen<Arch>(reinterpret_cast<const std::int8_t*>(p + layout::mins) + row) * super_min[r];
-          } else if constexpr (layout::has_min) {
-            min[r] = floats::load_unaligned(reinterpret_cast<const float*>(p + layout::mins) + row);
-          }
+          scale[r] = scales(p, (strip + r) * lanes, super_scale[r]);
+          if constexpr (layout::has_min) min[r] = mins(p, (strip + r) * lanes, super_min[r]);
         });
         unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
           const floats d(token[c]->d);
@@ -4305,6 +4320,417 @@ struct block_kernel {
       }
     }
   }
+};
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/matmul/block_tile_kernel.hpp
+// Products of block formats by matrix tiles (core/amx.hpp), with the bits of block_kernel: 16 tokens by the 32 rows of a
+// panel, a group of k at a time, whose sums are exact in int32 in either kernel.
+//
+// A piece of a panel is decoded once, codes to signed bytes in the order in which tiles read them (a packed strip of 16 rows
+// is that order already) and scales to float32; tiles multiply four groups, then vectors scale and add up their sums. What a
+// piece takes fits a first-level cache that is shared with another thread. Sapphire Rapids, four groups, ns: tiles 88 (their
+// products alone 47), vectors 50, one after the other 148; half of each in turns came to 110 with everything in that cache,
+// but in a whole product it was slower, for it needs twice the room.
+
+#include <numeric>
+
+// ---- mote/core/amx.hpp
+// Matrix tiles of Intel's AMX: eight registers of up to 16 rows of up to 64 bytes each.
+//
+//   c[m][n] += Σ_q Σ_{i<4} a[m][4 q + i] · b[q][4 n + i]     int8, summed in int32 (tdpbssd)
+//   c[m][n] += Σ_q Σ_{i<2} a[m][2 q + i] · b[q][2 n + i]     bf16, summed in float32 (tdpbf16ps)
+//
+// Kernels take the engine as a template parameter: `amx_tiles` is the machine's, `software_tiles` does the same in plain
+// loops, so that kernels are tested on every machine. An engine is configured where it is made and let go with it; others
+// who use tiles in the same thread, as ggml does, find their configuration again.
+// Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.
+
+#include <cassert>
+
+#if defined(__linux__) && (defined(__AMX_TILE__) || defined(__AMXTILE__))  // the latter by clang before 16
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+inline constexpr std::size_t tile_count = 8, tile_height = 16, tile_bytes = 64;
+
+// A register's rows, at most tile_height, and their bytes, at most tile_bytes. A product takes a [m, k bytes], b [k / 4, n
+// bytes] and c [m, n bytes].
+struct tile_shape {
+  std::size_t rows, bytes = tile_bytes;
+};
+using tile_shapes = std::array<tile_shape, tile_count>;
+
+class software_tiles {
+ public:
+  explicit software_tiles(const tile_shapes& shapes) : shapes_(shapes) {}
+
+  template <int I>
+  void zero() {
+    std::memset(tiles_[I], 0, sizeof tiles_[I]);
+  }
+  template <int I>
+  void load(const void* p, std::size_t stride) {
+    for (std::size_t r = 0; r < shapes_[I].rows; ++r) {
+      std::memcpy(tiles_[I][r], static_cast<const std::uint8_t*>(p) + r * stride, shapes_[I].bytes);
+    }
+  }
+  // The same of what is not read again soon.
+  template <int I>
+  void stream(const void* p, std::size_t stride) {
+    load<I>(p, stride);
+  }
+  template <int I>
+  void store(void* p, std::size_t stride) const {
+    for (std::size_t r = 0; r < shapes_[I].rows; ++r) {
+      std::memcpy(static_cast<std::uint8_t*>(p) + r * stride, tiles_[I][r], shapes_[I].bytes);
+    }
+  }
+  template <int C, int A, int B>
+  void dot_int8() {
+    dot<C, A, B, std::int8_t, std::int32_t>();
+  }
+  template <int C, int A, int B>
+  void dot_bf16() {
+    dot<C, A, B, bf16, float>();
+  }
+
+ private:
+  template <int C, int A, int B, class T, class Sum>
+  void dot() {
+    constexpr std::size_t quad = 4 / sizeof(T);
+    const tile_shape a = shapes_[A], b = shapes_[B], c = shapes_[C];
+    assert(a.rows == c.rows && b.bytes == c.bytes && a.bytes == b.rows * 4);  // else an invalid instruction
+    for (std::size_t m = 0; m < c.rows; ++m) {
+      for (std::size_t n = 0; n < c.bytes / 4; ++n) {
+        Sum sum = read<Sum>(tiles_[C][m], n);
+        for (std::size_t k = 0; k < b.rows * quad; ++k) {
+          sum += static_cast<Sum>(read<T>(tiles_[A][m], k)) *
+                 static_cast<Sum>(read<T>(tiles_[B][k / quad], n * quad + k % quad));
+        }
+        std::memcpy(tiles_[C][m] + n * 4, &sum, 4);
+      }
+    }
+  }
+  template <class T>
+  static T read(const std::uint8_t* row, std::size_t i) {
+    T value;
+    std::memcpy(&value, row + i * sizeof value, sizeof value);
+    return value;
+  }
+
+  tile_shapes shapes_;
+  std::uint8_t tiles_[tile_count][tile_height][tile_bytes] = {};
+};
+
+#if defined(__linux__) && ((defined(__AMX_TILE__) && defined(__AMX_INT8__) && defined(__AMX_BF16__)) || \
+                           (defined(__AMXTILE__) && defined(__AMXINT8__) && defined(__AMXBF16__)))
+
+inline constexpr bool has_amx_tiles = true;
+
+class amx_tiles {
+ public:
+  explicit amx_tiles(const tile_shapes& shapes) {
+    asm volatile("sttilecfg %0" : "=m"(before_));
+    configuration config;
+    config.palette = 1;
+    for (std::size_t i = 0; i < tile_count; ++i) {
+      config.columns[i] = static_cast<std::uint16_t>(shapes[i].bytes);
+      config.rows[i] = static_cast<std::uint8_t>(shapes[i].rows);
+    }
+    asm volatile("ldtilecfg %0" ::"m"(config));
+  }
+  amx_tiles(const amx_tiles&) = delete;
+  amx_tiles& operator=(const amx_tiles&) = delete;
+  ~amx_tiles() {
+    asm volatile("tilerelease");
+    if (before_.palette != 0) asm volatile("ldtilecfg %0" ::"m"(before_));
+  }
+
+  // Whether the kernel lets this process use tiles; asked once, as Linux wants it.
+  static bool available() {
+    static const bool granted = [] {
+      constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM
+      return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+    }();
+    return granted;
+  }
+
+  // Assembly, because g++ 12's intrinsics paste the register's number as text.
+  template <int I>
+  void zero() {
+    asm volatile("tilezero %%tmm%c0" ::"i"(I));
+  }
+  template <int I>
+  void load(const void* p, std::size_t stride) {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(I) : "memory");
+  }
+  template <int I>
+  void stream(const void* p, std::size_t stride) {
+    asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(I) : "memory");
+  }
+  template <int I>
+  void store(void* p, std::size_t stride) const {
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(stride), "i"(I) : "memory");
+  }
+  template <int C, int A, int B>
+  void dot_int8() {
+    asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+  }
+  template <int C, int A, int B>
+  void dot_bf16() {
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+  }
+
+ private:
+  struct alignas(64) configuration {
+    std::uint8_t palette = 0, start_row = 0, reserved[14] = {};
+    std::uint16_t columns[16] = {};
+    std::uint8_t rows[16] = {};
+  };
+  configuration before_;  // palette 0: none
+};
+
+#else
+
+inline constexpr bool has_amx_tiles = false;
+
+class amx_tiles : public software_tiles {
+ public:
+  using software_tiles::software_tiles;
+  static bool available() { return false; }
+};
+
+#endif
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/matmul/block_tile_kernel.hpp
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+template <class Tiles, class Arch, integer_format F>
+class block_tile_kernel {
+  using vectors = block_kernel<Arch, F>;
+  using layout = packed_layout<F>;
+  using floats = typename vectors::floats;
+  using ints = typename vectors::ints;
+  using line = int8_dot<Arch, 16>;  // sixteen rows' four codes
+
+  static constexpr std::size_t size = F::group_size, lanes = 16, strips = packed_rows / lanes,
+                               in_panel = packed_rows / floats::size;  // vectors
+
+ public:
+  static constexpr std::size_t most_tokens = 64;
+
+  // As block_kernel::panel, all blocks of `panels` consecutive panels of w from panel `first` on.
+  static void product(const packed_matrix<F>& w, std::size_t first, std::size_t panels,
+                      const activation_block* const* x, std::size_t count, float* out, std::size_t stride) noexcept {
+    for (std::size_t t = 0; t < count; ++t) std::fill_n(out + t * stride, panels * packed_rows, 0.0f);
+    block_tile_kernel kernel;
+    const std::size_t blocks = w.in_features() / F::block_size;
+    const int offset = layout::nibbles ? 0 : code_offset<F>(w.order().largest_code);
+    for (std::size_t begin = 0; begin < blocks; begin += piece) {
+      const std::size_t part = std::min(piece, blocks - begin), groups = part * layout::groups;
+      kernel.token_.copy(x, count, begin * F::block_size / activation_block::size, part * F::block_size);
+      for (std::size_t i = 0; i < panels; ++i) {
+        const std::uint8_t* const codes = w.panel(first + i) + begin * layout::block_bytes;
+        kernel.panel_.decode(codes, part, offset);
+        kernel.following_ =
+            fetch(codes + part * layout::block_bytes, part * layout::block_bytes, count * groups / at_once);
+        for (std::size_t t = 0; t < count; t += tile_height) {
+          const std::size_t some = std::min(tile_height, count - t);
+          float* const to = out + t * stride + i * packed_rows;
+          std::size_t g = 0;
+          for (; g + at_once <= groups; g += at_once) {
+            for (std::size_t each = 0; each < at_once; each += 2) {
+              kernel.template multiply<0>(g + each, t, each);
+              kernel.template multiply<2>(g + each + 1, t, each + 1);
+            }
+            kernel.template add<at_once>(g, t, some, to, stride);
+          }
+          for (; g < groups; ++g) {
+            kernel.template multiply<0>(g, t, 0);
+            kernel.template add<1>(g, t, some, to, stride);
+          }
+        }
+      }
+    }
+  }
+
+ private:
+  // Blocks that are decoded at a time: about 128 elements, whole blocks of activations.
+  static constexpr std::size_t period = std::lcm(F::block_size, activation_block::size),
+                               depth = std::max(period, 128 / period * period), piece = depth / F::block_size,
+                               most_groups = depth / size, at_once = 4;
+
+  // A piece of the tokens side by side, a line further apart than a power of two.
+  struct activations {
+    alignas(64) std::int8_t q[most_tokens][depth + tile_bytes];
+    float d[most_tokens][most_groups], minus_sum[layout::has_min ? most_tokens : 1][most_groups];
+
+    void copy(const activation_block* const* x, std::size_t count, std::size_t first, std::size_t elements) {
+      for (std::size_t c = 0; c < count; ++c) {
+        const activation_block* from = x[c] + first;
+        for (std::size_t i = 0; i < activation_block::count(elements); ++i) {
+          std::memcpy(q[c] + i * activation_block::size, from[i].q, activation_block::size);
+          constexpr std::size_t groups = activation_block::size / size;
+          for (std::size_t half = 0; half < groups; ++half) {
+            d[c][i * groups + half] = from[i].d;
+            if constexpr (layout::has_min) {
+              minus_sum[c][i * groups + half] = -from[i].template scaled_sum<size>(half);
+            }
+          }
+        }
+      }
+      // Tiles read 16 tokens.
+      for (; count % tile_height != 0; ++count) std::memset(q[count], 0, depth);
+    }
+  };
+
+  struct weights {
+    alignas(64) std::int8_t codes[most_groups][strips][size / 4][tile_bytes];
+    alignas(64) float scale[most_groups][packed_rows];
+    alignas(64) float min[layout::has_min ? most_groups : 1][packed_rows];
+
+    // `blocks` blocks of a panel from p on.
+    void decode(const std::uint8_t* p, std::size_t blocks, int offset) {
+      for (std::size_t b = 0, g = 0; b < blocks; ++b) {
+        [[maybe_unused]] floats super_scale[in_panel], super_min[in_panel];
+        for (std::size_t v = 0; v < in_panel && layout::two_level; ++v) {
+          super_scale[v] = vectors::super_scales(p, v * floats::size);
+          if constexpr (layout::has_min) super_min[v] = vectors::super_mins(p, v * floats::size);
+        }
+        p += layout::super_bytes;
+        for (std::size_t in_block = 0; in_block < layout::groups; ++in_block, ++g, p += layout::group_bytes) {
+          for (std::size_t strip = 0; strip < strips; ++strip) {
+            decode_codes(p + strip * lanes * layout::row_codes, offset, codes[g][strip]);
+          }
+          for (std::size_t v = 0; v < in_panel; ++v) {
+            const std::size_t row = v * floats::size;
+            vectors::scales(p, row, super_scale[v]).store_aligned(scale[g] + row);
+            if constexpr (layout::has_min) vectors::mins(p, row, super_min[v]).store_aligned(min[g] + row);
+          }
+        }
+      }
+    }
+    static void decode_codes(const std::uint8_t* p, [[maybe_unused]] int offset,
+                             std::int8_t (&to)[size / 4][tile_bytes]) {
+      if constexpr (layout::nibbles) {
+        unroll<size / 8>([&](std::size_t i) __attribute__((always_inline)) {
+          const auto both = line::load(p + i * tile_bytes);
+          const auto low = value(line::low_nibbles(both)), high = value(line::high_nibbles(both));
+          std::memcpy(to[2 * i], &low, tile_bytes);
+          std::memcpy(to[2 * i + 1], &high, tile_bytes);
+        });
+      } else {
+        using bytes = batch<std::uint8_t, Arch>;
+        const bytes zero(static_cast<std::uint8_t>(offset));
+        for (std::size_t i = 0; i < size / 4 * tile_bytes; i += bytes::size) {
+          (bytes::load_unaligned(p + i) - zero).store_aligned(reinterpret_cast<std::uint8_t*>(to[0]) + i);
+        }
+      }
+    }
+    static auto value(typename line::operand code) {
+      constexpr bool plain = [] {
+        for (int i = 0; i < 1 << F::code_bits; ++i) {
+          if (F::code_values[static_cast<std::size_t>(i)] != i) return false;
+        }
+        return true;
+      }();
+      if constexpr (plain) {
+        return code;
+      } else {
+        return line::lookup(F::code_values, code);
+      }
+    }
+  };
+
+  // Asks memory for `bytes` bytes in about `steps` steps: all at once, decoding would wait for the first of them.
+  class fetch {
+   public:
+    fetch() = default;
+    fetch(const std::uint8_t* p, std::size_t bytes, std::size_t steps)
+        : next_(p), end_(p + bytes), lines_(bytes / 64 / (steps + 1) + 1) {}
+    void step() {
+      for (std::size_t i = 0; i < lines_ && next_ < end_; ++i, next_ += 64) __builtin_prefetch(next_, 0, 2);
+    }
+
+   private:
+    const std::uint8_t *next_ = nullptr, *end_ = nullptr;
+    std::size_t lines_ = 0;
+  };
+
+  // Tiles C and C + 1: group `g` of the 16 tokens from `t` on, to sum_[to].
+  template <int C>
+  void multiply(std::size_t g, std::size_t t, std::size_t to) {
+    constexpr int A = C == 0 ? 4 : 5;
+    tiles_.template zero<C>();
+    tiles_.template zero<C + 1>();
+    tiles_.template load<A>(token_.q[t] + g * size, sizeof token_.q[t]);
+    tiles_.template load<6>(panel_.codes[g][0], tile_bytes);
+    tiles_.template load<7>(panel_.codes[g][1], tile_bytes);
+    tiles_.template dot_int8<C, A, 6>();
+    tiles_.template dot_int8<C + 1, A, 7>();
+    tiles_.template store<C>(sum_[to][0], tile_bytes);
+    tiles_.template store<C + 1>(sum_[to][1], tile_bytes);
+  }
+
+  // Scales and adds the sums of the groups from `g` on and `count` tokens from `t` on.
+  template <std::size_t Groups>
+  void add(std::size_t g, std::size_t t, std::size_t count, float* out, std::size_t stride) {
+    floats scale[Groups][in_panel];
+    [[maybe_unused]] floats min[Groups][in_panel];
+    unroll<Groups>([&](std::size_t i) __attribute__((always_inline)) {
+      unroll<in_panel>([&](std::size_t v) __attribute__((always_inline)) {
+        scale[i][v] = floats::load_aligned(panel_.scale[g + i] + v * floats::size);
+        if constexpr (layout::has_min) min[i][v] = floats::load_aligned(panel_.min[g + i] + v * floats::size);
+      });
+    });
+    for (std::size_t c = 0; c < count; ++c) {
+      following_.step();
+      float* const to = out + c * stride;
+      floats total[in_panel];
+      unroll<in_panel>([&](std::size_t v) __attribute__((always_inline)) {
+        total[v] = floats::load_unaligned(to + v * floats::size);
+      });
+      unroll<Groups>([&](std::size_t i) __attribute__((always_inline)) {
+        const floats d(token_.d[t + c][g + i]);
+        unroll<in_panel>([&](std::size_t v) __attribute__((always_inline)) {
+          constexpr std::size_t in_strip = lanes / floats::size;
+          ints exact;
+          std::memcpy(&exact, sum_[i][v / in_strip][c] + v % in_strip * floats::size, sizeof exact);
+          total[v] = fused_multiply_add(vectors::dot::to_float(exact), scale[i][v] * d, total[v]);
+        });
+        if constexpr (layout::has_min) {
+          const floats minus(token_.minus_sum[t + c][g + i]);
+          unroll<in_panel>([&](std::size_t v) __attribute__((always_inline)) {
+            total[v] = fused_multiply_add(min[i][v], minus, total[v]);
+          });
+        }
+      });
+      unroll<in_panel>([&](std::size_t v)
+                           __attribute__((always_inline)) { total[v].store_unaligned(to + v * floats::size); });
+    }
+  }
+
+  static constexpr tile_shape sums{tile_height}, tokens{tile_height, size}, codes{size / 4};
+  Tiles tiles_{tile_shapes{sums, sums, sums, sums, tokens, tokens, codes, codes}};
+  activations token_;
+  weights panel_;
+  alignas(64) std::int32_t sum_[at_once][strips][tile_height][lanes];
+  fetch following_;
 };
 
 }  // namespace detail
@@ -4990,167 +5416,6 @@ MOTE_END_NAMESPACE
 //
 // int8 sums are exact, so they are those of element_kernel; bf16 sums differ from its in their last bits.
 
-// ---- mote/core/amx.hpp
-// Matrix tiles of Intel's AMX: eight registers of up to 16 rows of 64 bytes each.
-//
-//   c[m][n] += Σ_q Σ_{i<4} a[m][4 q + i] · b[q][4 n + i]     int8, summed in int32 (tdpbssd)
-//   c[m][n] += Σ_q Σ_{i<2} a[m][2 q + i] · b[q][2 n + i]     bf16, summed in float32 (tdpbf16ps)
-//
-// Kernels take the engine as a template parameter: `amx_tiles` is the machine's, `software_tiles` does the same in plain
-// loops, so that kernels are tested on every machine. An engine is configured where it is made and let go with it; others
-// who use tiles in the same thread, as ggml does, find their configuration again.
-// Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.
-
-#if defined(__linux__) && (defined(__AMX_TILE__) || defined(__AMXTILE__))  // the latter by clang before 16
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
-MOTE_BEGIN_NAMESPACE
-
-namespace detail {
-
-inline constexpr std::size_t tile_count = 8, tile_height = 16, tile_bytes = 64;
-
-// Rows of every register, 64 bytes wide; no more than tile_height.
-using tile_shapes = std::array<std::size_t, tile_count>;
-
-class software_tiles {
- public:
-  explicit software_tiles(const tile_shapes& rows) : rows_(rows) {}
-
-  template <int I>
-  void zero() {
-    std::memset(tiles_[I], 0, sizeof tiles_[I]);
-  }
-  template <int I>
-  void load(const void* p, std::size_t stride) {
-    for (std::size_t r = 0; r < rows_[I]; ++r) {
-      std::memcpy(tiles_[I][r], static_cast<const std::uint8_t*>(p) + r * stride, tile_bytes);
-    }
-  }
-  template <int I>
-  void store(void* p, std::size_t stride) const {
-    for (std::size_t r = 0; r < rows_[I]; ++r) {
-      std::memcpy(static_cast<std::uint8_t*>(p) + r * stride, tiles_[I][r], tile_bytes);
-    }
-  }
-  template <int C, int A, int B>
-  void dot_int8() {
-    dot<C, A, B, std::int8_t, std::int32_t>();
-  }
-  template <int C, int A, int B>
-  void dot_bf16() {
-    dot<C, A, B, bf16, float>();
-  }
-
- private:
-  template <int C, int A, int B, class T, class Sum>
-  void dot() {
-    constexpr std::size_t quad = 4 / sizeof(T);
-    for (std::size_t m = 0; m < rows_[C]; ++m) {
-      for (std::size_t n = 0; n < tile_bytes / 4; ++n) {
-        Sum sum = read<Sum>(tiles_[C][m], n);
-        for (std::size_t k = 0; k < rows_[B] * quad; ++k) {
-          sum += static_cast<Sum>(read<T>(tiles_[A][m], k)) *
-                 static_cast<Sum>(read<T>(tiles_[B][k / quad], n * quad + k % quad));
-        }
-        std::memcpy(tiles_[C][m] + n * 4, &sum, 4);
-      }
-    }
-  }
-  template <class T>
-  static T read(const std::uint8_t* row, std::size_t i) {
-    T value;
-    std::memcpy(&value, row + i * sizeof value, sizeof value);
-    return value;
-  }
-
-  tile_shapes rows_;
-  std::uint8_t tiles_[tile_count][tile_height][tile_bytes] = {};
-};
-
-#if defined(__linux__) && ((defined(__AMX_TILE__) && defined(__AMX_INT8__) && defined(__AMX_BF16__)) || \
-                           (defined(__AMXTILE__) && defined(__AMXINT8__) && defined(__AMXBF16__)))
-
-inline constexpr bool has_amx_tiles = true;
-
-class amx_tiles {
- public:
-  explicit amx_tiles(const tile_shapes& rows) {
-    asm volatile("sttilecfg %0" : "=m"(before_));
-    configuration config;
-    config.palette = 1;
-    for (std::size_t i = 0; i < tile_count; ++i) {
-      config.columns[i] = tile_bytes;
-      config.rows[i] = static_cast<std::uint8_t>(rows[i]);
-    }
-    asm volatile("ldtilecfg %0" ::"m"(config));
-  }
-  amx_tiles(const amx_tiles&) = delete;
-  amx_tiles& operator=(const amx_tiles&) = delete;
-  ~amx_tiles() {
-    asm volatile("tilerelease");
-    if (before_.palette != 0) asm volatile("ldtilecfg %0" ::"m"(before_));
-  }
-
-  // Whether the kernel lets this process use tiles; asked once, as Linux wants it.
-  static bool available() {
-    static const bool granted = [] {
-      constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM
-      return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
-    }();
-    return granted;
-  }
-
-  // Assembly, because g++ 12's intrinsics paste the register's number as text.
-  template <int I>
-  void zero() {
-    asm volatile("tilezero %%tmm%c0" ::"i"(I));
-  }
-  template <int I>
-  void load(const void* p, std::size_t stride) {
-    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(I) : "memory");
-  }
-  template <int I>
-  void store(void* p, std::size_t stride) const {
-    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(stride), "i"(I) : "memory");
-  }
-  template <int C, int A, int B>
-  void dot_int8() {
-    asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
-  }
-  template <int C, int A, int B>
-  void dot_bf16() {
-    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
-  }
-
- private:
-  struct alignas(64) configuration {
-    std::uint8_t palette = 0, start_row = 0, reserved[14] = {};
-    std::uint16_t columns[16] = {};
-    std::uint8_t rows[16] = {};
-  };
-  configuration before_;  // palette 0: none
-};
-
-#else
-
-inline constexpr bool has_amx_tiles = false;
-
-class amx_tiles : public software_tiles {
- public:
-  using software_tiles::software_tiles;
-  static bool available() { return false; }
-};
-
-#endif
-
-}  // namespace detail
-
-MOTE_END_NAMESPACE
-
-// ---- mote/ops/matmul/tile_kernel.hpp
 MOTE_BEGIN_NAMESPACE
 
 namespace detail {
@@ -5160,8 +5425,11 @@ struct tile_kernel {
   using layout = packed_layout<T>;
 
   static constexpr std::size_t tokens = 2 * tile_height;
-  // Quads at a time whose tokens are put side by side, rows a line further apart than a power of two.
-  static constexpr std::size_t depth = 512, x_stride = depth * 4 + tile_bytes;
+  // Quads at a time whose tokens are put side by side, rows a line further apart than a power of two: they stay in the
+  // first-level cache while the panels of a unit pass by.
+  static constexpr std::size_t depth = 128, x_stride = depth * 4 + tile_bytes;
+  // Bytes from what is multiplied to what is asked of memory.
+  static constexpr std::size_t look_ahead = 8192;
 
   template <int C, int A, int B>
   static void dot(Tiles& tiles) {
@@ -5172,13 +5440,12 @@ struct tile_kernel {
     }
   }
 
-  // `count` tokens, more than 16 of them if Two; sums go on from out[row + c · stride] where there were quads before these.
-  template <bool Two>
-  static void tile(const std::uint8_t* panel, const std::uint8_t* x, std::size_t quads, std::size_t count, bool resume,
+  // `count` tokens, more than 16 of them if Two, the first to see the panel if First; sums go on from out[row + c · stride]
+  // where there were quads before these.
+  template <bool Two, bool First>
+  static void tile(Tiles& tiles, const std::uint8_t* panel, const std::uint8_t* x, std::size_t quads, bool resume,
                    float* out, std::size_t stride) {
-    const std::size_t upper = Two ? tile_height : count, lower = Two ? count - tile_height : 1;
     float* const below = out + tile_height * stride;
-    Tiles tiles({upper, upper, lower, lower, upper, lower, tile_height, tile_height});
     if (resume) {
       tiles.template load<0>(out, stride * 4);
       tiles.template load<1>(out + 16, stride * 4);
@@ -5193,9 +5460,14 @@ struct tile_kernel {
       tiles.template zero<3>();
     }
     const auto step = [&](const std::uint8_t* w, const std::uint8_t* from) {
+      if constexpr (First) {
+        for (std::size_t i = 0; i < tile_height * layout::quad_bytes; i += 64) {
+          __builtin_prefetch(w + look_ahead + i, 0, 2);
+        }
+      }
       tiles.template load<4>(from, x_stride);
-      tiles.template load<6>(w, layout::quad_bytes);
-      tiles.template load<7>(w + tile_bytes, layout::quad_bytes);
+      tiles.template stream<6>(w, layout::quad_bytes);
+      tiles.template stream<7>(w + tile_bytes, layout::quad_bytes);
       dot<0, 4, 6>(tiles);
       dot<1, 4, 7>(tiles);
       if constexpr (Two) {
@@ -5224,20 +5496,26 @@ struct tile_kernel {
                       std::size_t count, float* out, std::size_t stride) {
     alignas(64) std::uint8_t side_by_side[tokens * x_stride];
     const std::size_t quads = layout::quads(w.in_features());
-    for (std::size_t begin = 0; begin == 0 || begin < quads; begin += depth) {
-      const std::size_t part = std::min(depth, quads - begin);
-      const std::size_t padded = (part + tile_height - 1) / tile_height * tile_height;
-      for (std::size_t t = 0; t < count; t += tokens) {
-        const std::size_t some = std::min(tokens, count - t);
+    for (std::size_t t = 0; t < count; t += tokens) {
+      const std::size_t some = std::min(tokens, count - t), upper = std::min(some, tile_height),
+                        lower = some > tile_height ? some - tile_height : 1;
+      const tile_shape above{upper}, below{lower}, weights{tile_height};
+      Tiles tiles(tile_shapes{above, above, below, below, above, below, weights, weights});
+      const auto run =
+          some > tile_height
+              ? (t == 0 ? &tile_kernel::template tile<true, true> : &tile_kernel::template tile<true, false>)
+          : t == 0 ? &tile_kernel::template tile<false, true>
+                   : &tile_kernel::template tile<false, false>;
+      for (std::size_t begin = 0; begin == 0 || begin < quads; begin += depth) {
+        const std::size_t part = std::min(depth, quads - begin);
+        const std::size_t padded = (part + tile_height - 1) / tile_height * tile_height;
         for (std::size_t c = 0; c < some && part > 0; ++c) {
           std::memcpy(side_by_side + c * x_stride, x[t + c] + begin * 4, part * 4);
           std::memset(side_by_side + c * x_stride + part * 4, 0, (padded - part) * 4);
         }
         for (std::size_t i = 0; i < panels; ++i) {
-          const std::uint8_t* panel = w.panel(first + i) + begin * layout::quad_bytes;
-          float* const to = out + t * stride + i * packed_rows;
-          const auto run = some > tile_height ? &tile_kernel::template tile<true> : &tile_kernel::template tile<false>;
-          run(panel, side_by_side, part, some, begin != 0, to, stride);
+          run(tiles, w.panel(first + i) + begin * layout::quad_bytes, side_by_side, part, begin != 0,
+              out + t * stride + i * packed_rows, stride);
         }
       }
     }
@@ -5253,17 +5531,32 @@ MOTE_BEGIN_NAMESPACE
 
 namespace detail {
 
-inline constexpr std::size_t unit_tokens = 48;
-inline constexpr std::size_t unit_stride = 64;     // from one token's results to the next one's
+inline constexpr std::size_t unit_tokens = has_amx_tiles ? 64 : 48;
+inline constexpr std::size_t tile_unit_rows = 128;  // tiles copy tokens for every unit anew: many rows
+// From one token's results to the next one's; with tiles a line further than rows.
+inline constexpr std::size_t unit_stride = has_amx_tiles ? tile_unit_rows + 16 : 64;
 inline constexpr std::size_t float_depth = 1024;   // elements of k a block: a tile's rows and tokens fit 48 KiB
 inline constexpr std::size_t float_tokens = 24;    // whose accumulators are kept between blocks of k, of all rows
 inline constexpr std::size_t decoded_depth = 512;  // elements of k that are decoded at a time, of some rows
 
-// Rows of a unit: a panel's, or what the kernel takes at once. Units begin at multiples of it.
+// Fewer are multiplied by vectors: they would leave tiles empty.
+inline constexpr std::size_t tile_tokens_min = tile_height;
+
+// Whether tiles multiply matrices of this form.
+template <class Arch, class Matrix>
+inline constexpr bool multiplied_by_tiles = false;
+template <class Arch, class T>
+inline constexpr bool multiplied_by_tiles<Arch, packed_matrix<T>> = batch<float, Arch>::size == 16 && has_amx_tiles;
+
+// Rows of a unit for so many tokens: a panel's, or what the kernel takes at once. Units begin at multiples of it.
 template <class Arch, class Matrix>
 inline constexpr std::size_t unit_rows = packed_rows;
 template <class Arch, packable_element T>
 inline constexpr std::size_t unit_rows<Arch, packed_matrix<T>> = element_kernel<Arch, T>::rows;
+template <class Arch, class Matrix>
+std::size_t unit_rows_for(std::size_t tokens) {
+  return multiplied_by_tiles<Arch, Matrix> && tokens >= tile_tokens_min ? tile_unit_rows : unit_rows<Arch, Matrix>;
+}
 
 // A row of activations, in the forms that the weights at hand multiply: float32, int8 codes with one scale, bf16 or
 // rounded to it, int8 blocks.
@@ -5436,7 +5729,7 @@ template <class Arch, integer_format F, class Bytes>
 void block_product(std::size_t blocks, std::size_t step, const activation* x, std::size_t tokens, float* out,
                    Bytes&& bytes) noexcept {
   const activation_block* token[unit_tokens] = {};
-  if (blocks == 0) std::fill_n(out, tokens * unit_stride, 0.0f);
+  for (std::size_t t = 0; t < tokens && blocks == 0; ++t) std::fill_n(out + t * unit_stride, packed_rows, 0.0f);
   for (std::size_t begin = 0; begin < blocks; begin += step) {
     const std::size_t count = std::min(step, blocks - begin);
     for (std::size_t t = 0; t < tokens; ++t) token[t] = x[t].blocks + begin * F::block_size / activation_block::size;
@@ -5453,27 +5746,44 @@ template <integer_format F>
 inline constexpr std::size_t block_step = blocks_within<F>(float_depth);
 
 template <class Arch, integer_format F>
-void unit_product(const packed_matrix<F>& w, std::size_t first, std::size_t, const activation* x, std::size_t tokens,
-                  float* out) noexcept {
+void unit_product(const packed_matrix<F>& w, std::size_t first, std::size_t rows, const activation* x,
+                  std::size_t tokens, float* out) noexcept {
   using kernel = block_kernel<Arch, F>;
-  const std::size_t blocks = w.in_features() / F::block_size;
-  // One tile's tokens read a panel from front to back; where they take several passes, a short piece at a time, so that
-  // memory is read once and in order.
-  std::size_t step = block_step<F>;
-  if (tokens <= kernel::tokens) {
-    step = kernel::strips(tokens) * kernel::dot::lanes < packed_rows ? blocks_within<F>(256) : blocks;
+  const std::size_t blocks = w.in_features() / F::block_size, panels = (rows + packed_rows - 1) / packed_rows;
+  bool done = false;
+  if constexpr (multiplied_by_tiles<Arch, packed_matrix<F>>) {
+    if (tokens >= tile_tokens_min && amx_tiles::available()) {
+      using tiles = block_tile_kernel<amx_tiles, Arch, F>;
+      static_assert(unit_tokens <= tiles::most_tokens);
+      const activation_block* token[unit_tokens] = {};
+      for (std::size_t t = 0; t < tokens; ++t) token[t] = x[t].blocks;
+      tiles::product(w, first / packed_rows, panels, token, tokens, out, unit_stride);
+      done = true;
+    }
   }
-  block_product<Arch, F>(blocks, step, x, tokens, out, [&](std::size_t begin, std::size_t) {
-    return w.panel(first / packed_rows) + begin * packed_layout<F>::block_bytes;
-  });
+  if (!done) {
+    // One tile's tokens read a panel from front to back; where they take several passes, a short piece at a time, so that
+    // memory is read once and in order.
+    std::size_t step = block_step<F>;
+    if (tokens <= kernel::tokens) {
+      step = kernel::strips(tokens) * kernel::dot::lanes < packed_rows ? blocks_within<F>(256) : blocks;
+    }
+    for (std::size_t i = 0; i < panels; ++i) {
+      block_product<Arch, F>(blocks, step, x, tokens, out + i * packed_rows, [&](std::size_t begin, std::size_t) {
+        return w.panel(first / packed_rows + i) + begin * packed_layout<F>::block_bytes;
+      });
+    }
+  }
   if constexpr (format_with_tensor_scale<F>) {
     using floats = batch<float, Arch>;
-    const auto* scale =
-        reinterpret_cast<const float*>(w.panel(first / packed_rows) + packed_layout<F>::tensor_scales(w.in_features()));
-    for (std::size_t t = 0; t < tokens; ++t) {
-      for (std::size_t n = 0; n < packed_rows; n += floats::size) {
-        float* to = out + t * unit_stride + n;
-        (floats::load_unaligned(to) * floats::load_unaligned(scale + n)).store_unaligned(to);
+    for (std::size_t i = 0; i < panels; ++i) {
+      const auto* scale = reinterpret_cast<const float*>(w.panel(first / packed_rows + i) +
+                                                         packed_layout<F>::tensor_scales(w.in_features()));
+      for (std::size_t t = 0; t < tokens; ++t) {
+        for (std::size_t n = 0; n < packed_rows; n += floats::size) {
+          float* to = out + t * unit_stride + i * packed_rows + n;
+          (floats::load_unaligned(to) * floats::load_unaligned(scale + n)).store_unaligned(to);
+        }
       }
     }
   }
@@ -5528,9 +5838,11 @@ void unit_product(const packed_matrix<T>& w, std::size_t first, std::size_t rows
   }
   // int8 sums are the same any way, and a few tokens leave tiles empty; bf16 sums are not, so all tokens go one way.
   bool done = false;
-  if (has_amx_tiles && kernel::lanes == 16 && (!int8 || tokens > tile_height) && amx_tiles::available()) {
-    tile_kernel<amx_tiles, T>::product(w, first / packed_rows, panels, token, tokens, out, unit_stride);
-    done = true;
+  if constexpr (multiplied_by_tiles<Arch, packed_matrix<T>>) {
+    if ((!int8 || tokens >= tile_tokens_min) && amx_tiles::available()) {
+      tile_kernel<amx_tiles, T>::product(w, first / packed_rows, panels, token, tokens, out, unit_stride);
+      done = true;
+    }
   }
   if constexpr (int8 && has_int8_matrix_products) {
     if (tokens > 1) {
@@ -5567,12 +5879,12 @@ void unit_product(const weight& w, std::size_t first, std::size_t rows, const ac
 }
 
 template <class Arch, class Matrix>
-std::size_t unit_rows_of(const Matrix&) {
-  return unit_rows<Arch, Matrix>;
+std::size_t unit_rows_of(const Matrix&, std::size_t tokens) {
+  return unit_rows_for<Arch, Matrix>(tokens);
 }
 template <class Arch>
-std::size_t unit_rows_of(const weight& w) {
-  return std::visit([](const auto& m) { return unit_rows<Arch, std::remove_cvref_t<decltype(m)>>; }, w);
+std::size_t unit_rows_of(const weight& w, std::size_t tokens) {
+  return std::visit([&](const auto& m) { return unit_rows_for<Arch, std::remove_cvref_t<decltype(m)>>(tokens); }, w);
 }
 
 // The forms of activations that matrices read.
@@ -5680,7 +5992,7 @@ void matmul_impl(simd<Arch, Executor>& be, view<const float, 2> x, const Matrix&
   auto scope = be.scope();
   const auto rows = detail::prepare_rows<Arch>(be, scope, detail::forms(w), tokens, x.extent(1),
                                                [&](std::size_t t) { return x.row(t); });
-  const std::size_t unit = detail::unit_rows_of<Arch>(w);
+  const std::size_t unit = detail::unit_rows_of<Arch>(w, tokens);
   be.parallel_for(out, unit, [&](std::size_t begin, std::size_t end) {
     for (std::size_t n = begin; n < end; n += unit) {
       detail::matmul_unit<Arch>(w, n, std::min(unit, end - n), rows.data(), tokens, mode,
@@ -5923,7 +6235,7 @@ void batched_matmul_impl(simd<Arch, Executor>& be, view<const float, 3> x, const
   const std::size_t entries = x.extent(0), tokens = x.extent(1), out = y.extent(2);
   detail::check_packing<Arch>("batched_matmul", w);
   if (tokens == 0 || out == 0) return;
-  const std::size_t unit = detail::unit_rows_of<Arch>(w);
+  const std::size_t unit = detail::unit_rows_of<Arch>(w, tokens);
   const std::size_t units = (out + unit - 1) / unit;
   auto scope = be.scope();
   const auto rows =
@@ -6276,8 +6588,7 @@ class attention_block {
   // queries stay in the first-level cache while the tile's keys pass by.
   static constexpr bool wide = vector::size == 16;
   static constexpr std::size_t keys_at_once = wide ? 16 / Vectors : Vectors == 2 ? 6 : 8;
-  static constexpr std::size_t rows_at_once = wide ? 4 : std::min<std::size_t>(6, lanes),
-                               columns_at_once = wide ? 4 : 2;
+  static constexpr std::size_t rows_at_once = 4, columns_at_once = wide ? 4 : 3;  // four rows divide every block
   static constexpr std::size_t depth = 128;
   static constexpr std::size_t padded_keys = (attention_keys::size + keys_at_once - 1) / keys_at_once * keys_at_once;
 
@@ -7561,7 +7872,7 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
     inner_forms = inner_forms | detail::forms(expert.down);
     for (const weight* w : {&expert.gate, &expert.up, &expert.down}) {
       detail::check_packing<Arch>("grouped_ffn", *w);
-      const std::size_t rows = detail::unit_rows_of<Arch>(*w);
+      const std::size_t rows = detail::unit_rows_of<Arch>(*w, slots.size() / experts.size());
       unit = unit == 0 ? rows : std::min(unit, rows);
     }
   }

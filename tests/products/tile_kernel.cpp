@@ -1,8 +1,10 @@
 // Matrix tiles, in software: the kernel's walk over panels, steps and tokens.
 #include <mote/core/buffer.hpp>
 #include <mote/ops/matmul/matmul.hpp>
+#include <mote/quant/quantize.hpp>
 
 #include "support/backends.hpp"
+#include "support/formats.hpp"
 #include "support/random.hpp"
 
 namespace {
@@ -129,11 +131,65 @@ TEST_CASE("tiles: a token's bf16 sums have the same bits alone and with any numb
   }
 }
 
+TEST_CASE("tiles: block formats have the bits of the vector kernel") {
+  test::random_source random(1);
+  test::for_each_format([&]<class F>() {
+    if constexpr (mote::integer_format<F>) {
+      using kernel = mote::detail::block_tile_kernel<mote::detail::software_tiles, mote::default_arch, F>;
+      constexpr std::size_t out = 90, panels = 2;  // from the second on, the last of them padded
+      for (const std::size_t blocks : {0u, 1u, 3u, 13u}) {
+        const std::size_t in = blocks * F::block_size;
+        const auto values = random.normal(out * in), x = random.normal(48 * in);
+        std::vector<F> w(out * blocks);
+        mote::quantize<F>({values.data(), out, in}, {w.data(), out, blocks});
+        const mote::view<const F, 2> rows(w.data(), out, blocks);
+        const std::size_t each = mote::activation_block::count(in);
+        std::vector<mote::activation_block> quantized(48 * each);
+        std::vector<const mote::activation_block*> token;
+        std::vector<float> want(48 * out);
+        for (std::size_t t = 0; t < 48; ++t) {
+          token.push_back(quantized.data() + t * each);
+          mote::quantize_activation_blocks(x.data() + t * in, in, quantized.data() + t * each);
+        }
+        mote::simd<> be;
+        mote::matmul(be, {x.data(), 48, in}, rows, {want.data(), 48, out});
+        for (const int largest_code : {127, 255}) {
+          const mote::packing order{16, largest_code};
+          mote::buffer<std::uint8_t> bytes(mote::packed_matrix<F>::size(out, in));
+          std::fill_n(bytes.data(), bytes.size(), std::uint8_t{0});
+          const mote::packed_matrix<F> packed(bytes.as(bytes.size()), out, in, order);
+          for (std::size_t n = 0; n < out; n += 32) {
+            mote::detail::pack_panel(rows, n, std::min<std::size_t>(32, out - n), 0, blocks, order,
+                                     bytes.data() + n / 32 * packed.panel_bytes(in));
+          }
+          for (const std::size_t count : {1u, 2u, 15u, 16u, 17u, 31u, 33u, 48u}) {
+            INFO(F::name);
+            CAPTURE(in, largest_code, count);
+            std::vector<float> sums(count * unit_stride, -1.0f);
+            kernel::product(packed, 1, panels, token.data() + 48 - count, count, sums.data(), unit_stride);
+            std::vector<float> got, expected;
+            for (std::size_t t = 0; t < count; ++t) {
+              const float *row = sums.data() + t * unit_stride, *row_wanted = want.data() + (48 - count + t) * out;
+              got.insert(got.end(), row, row + out - 32);
+              expected.insert(expected.end(), row_wanted + 32, row_wanted + out);
+            }
+            CHECK(test::same_bits(got, expected));
+          }
+        }
+      }
+    }
+  });
+}
+
 TEST_CASE("tiles: who had configured them finds them so again") {
   if (mote::detail::has_amx_tiles && !mote::detail::amx_tiles::available()) return;
   constexpr std::size_t height = mote::detail::tile_height, width = mote::detail::tile_bytes;
-  mote::detail::amx_tiles mine({16, 16, 16, 16, 16, 16, 16, 16});
-  { const mote::detail::amx_tiles others({1, 1, 1, 1, 1, 1, 1, 1}); }
+  using mote::detail::tile_shape, mote::detail::tile_shapes;
+  constexpr auto all = [](tile_shape shape) {
+    return tile_shapes{shape, shape, shape, shape, shape, shape, shape, shape};
+  };
+  mote::detail::amx_tiles mine(all({height, width}));
+  { const mote::detail::amx_tiles others(all({1, 4})); }
   std::vector<std::uint8_t> stored(height * width, 1);
   mine.zero<0>();
   mine.store<0>(stored.data(), width);

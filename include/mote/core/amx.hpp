@@ -1,4 +1,4 @@
-// Matrix tiles of Intel's AMX: eight registers of up to 16 rows of 64 bytes each.
+// Matrix tiles of Intel's AMX: eight registers of up to 16 rows of up to 64 bytes each.
 //
 //   c[m][n] += Σ_q Σ_{i<4} a[m][4 q + i] · b[q][4 n + i]     int8, summed in int32 (tdpbssd)
 //   c[m][n] += Σ_q Σ_{i<2} a[m][2 q + i] · b[q][2 n + i]     bf16, summed in float32 (tdpbf16ps)
@@ -10,6 +10,7 @@
 #pragma once
 
 #include <array>
+#include <cassert>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -27,12 +28,16 @@ namespace detail {
 
 inline constexpr std::size_t tile_count = 8, tile_height = 16, tile_bytes = 64;
 
-// Rows of every register, 64 bytes wide; no more than tile_height.
-using tile_shapes = std::array<std::size_t, tile_count>;
+// A register's rows, at most tile_height, and their bytes, at most tile_bytes. A product takes a [m, k bytes], b [k / 4, n
+// bytes] and c [m, n bytes].
+struct tile_shape {
+  std::size_t rows, bytes = tile_bytes;
+};
+using tile_shapes = std::array<tile_shape, tile_count>;
 
 class software_tiles {
  public:
-  explicit software_tiles(const tile_shapes& rows) : rows_(rows) {}
+  explicit software_tiles(const tile_shapes& shapes) : shapes_(shapes) {}
 
   template <int I>
   void zero() {
@@ -40,14 +45,19 @@ class software_tiles {
   }
   template <int I>
   void load(const void* p, std::size_t stride) {
-    for (std::size_t r = 0; r < rows_[I]; ++r) {
-      std::memcpy(tiles_[I][r], static_cast<const std::uint8_t*>(p) + r * stride, tile_bytes);
+    for (std::size_t r = 0; r < shapes_[I].rows; ++r) {
+      std::memcpy(tiles_[I][r], static_cast<const std::uint8_t*>(p) + r * stride, shapes_[I].bytes);
     }
+  }
+  // The same of what is not read again soon.
+  template <int I>
+  void stream(const void* p, std::size_t stride) {
+    load<I>(p, stride);
   }
   template <int I>
   void store(void* p, std::size_t stride) const {
-    for (std::size_t r = 0; r < rows_[I]; ++r) {
-      std::memcpy(static_cast<std::uint8_t*>(p) + r * stride, tiles_[I][r], tile_bytes);
+    for (std::size_t r = 0; r < shapes_[I].rows; ++r) {
+      std::memcpy(static_cast<std::uint8_t*>(p) + r * stride, tiles_[I][r], shapes_[I].bytes);
     }
   }
   template <int C, int A, int B>
@@ -63,10 +73,12 @@ class software_tiles {
   template <int C, int A, int B, class T, class Sum>
   void dot() {
     constexpr std::size_t quad = 4 / sizeof(T);
-    for (std::size_t m = 0; m < rows_[C]; ++m) {
-      for (std::size_t n = 0; n < tile_bytes / 4; ++n) {
+    const tile_shape a = shapes_[A], b = shapes_[B], c = shapes_[C];
+    assert(a.rows == c.rows && b.bytes == c.bytes && a.bytes == b.rows * 4);  // else an invalid instruction
+    for (std::size_t m = 0; m < c.rows; ++m) {
+      for (std::size_t n = 0; n < c.bytes / 4; ++n) {
         Sum sum = read<Sum>(tiles_[C][m], n);
-        for (std::size_t k = 0; k < rows_[B] * quad; ++k) {
+        for (std::size_t k = 0; k < b.rows * quad; ++k) {
           sum += static_cast<Sum>(read<T>(tiles_[A][m], k)) *
                  static_cast<Sum>(read<T>(tiles_[B][k / quad], n * quad + k % quad));
         }
@@ -81,7 +93,7 @@ class software_tiles {
     return value;
   }
 
-  tile_shapes rows_;
+  tile_shapes shapes_;
   std::uint8_t tiles_[tile_count][tile_height][tile_bytes] = {};
 };
 
@@ -92,13 +104,13 @@ inline constexpr bool has_amx_tiles = true;
 
 class amx_tiles {
  public:
-  explicit amx_tiles(const tile_shapes& rows) {
+  explicit amx_tiles(const tile_shapes& shapes) {
     asm volatile("sttilecfg %0" : "=m"(before_));
     configuration config;
     config.palette = 1;
     for (std::size_t i = 0; i < tile_count; ++i) {
-      config.columns[i] = tile_bytes;
-      config.rows[i] = static_cast<std::uint8_t>(rows[i]);
+      config.columns[i] = static_cast<std::uint16_t>(shapes[i].bytes);
+      config.rows[i] = static_cast<std::uint8_t>(shapes[i].rows);
     }
     asm volatile("ldtilecfg %0" ::"m"(config));
   }
@@ -126,6 +138,10 @@ class amx_tiles {
   template <int I>
   void load(const void* p, std::size_t stride) {
     asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(I) : "memory");
+  }
+  template <int I>
+  void stream(const void* p, std::size_t stride) {
+    asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(I) : "memory");
   }
   template <int I>
   void store(void* p, std::size_t stride) const {

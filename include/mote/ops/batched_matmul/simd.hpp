@@ -12,7 +12,7 @@ void batched_matmul_impl(simd<Arch, Executor>& be, view<const float, 3> x, const
   const std::size_t entries = x.extent(0), tokens = x.extent(1), out = y.extent(2);
   detail::check_packing<Arch>("batched_matmul", w);
   if (tokens == 0 || out == 0) return;
-  const std::size_t unit = detail::unit_rows_of<Arch>(w);
+  const std::size_t unit = detail::unit_rows_of<Arch>(w, tokens);
   const std::size_t units = (out + unit - 1) / unit;
   auto scope = be.scope();
   const auto rows =

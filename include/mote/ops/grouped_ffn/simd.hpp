@@ -49,7 +49,7 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
     inner_forms = inner_forms | detail::forms(expert.down);
     for (const weight* w : {&expert.gate, &expert.up, &expert.down}) {
       detail::check_packing<Arch>("grouped_ffn", *w);
-      const std::size_t rows = detail::unit_rows_of<Arch>(*w);
+      const std::size_t rows = detail::unit_rows_of<Arch>(*w, slots.size() / experts.size());
       unit = unit == 0 ? rows : std::min(unit, rows);
     }
   }

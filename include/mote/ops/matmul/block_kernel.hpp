@@ -135,7 +135,30 @@ struct block_kernel {
       return dot::dot_signed(acc, w, x);
     }
   }
-  using scale_type = std::conditional_t<layout::two_level, std::int8_t, typename F::scale_type>;
+
+  // Of a block's rows from `row` on; then of a group's, which are those times the group's own in formats of two levels.
+  [[gnu::always_inline]] static floats super_scales(const std::uint8_t* block, std::size_t row) {
+    return widen<Arch>(reinterpret_cast<const f16*>(block) + row);
+  }
+  [[gnu::always_inline]] static floats super_mins(const std::uint8_t* block, std::size_t row) {
+    return super_scales(block, packed_rows + row);
+  }
+  [[gnu::always_inline]] static floats scales(const std::uint8_t* group, std::size_t row,
+                                              [[maybe_unused]] const floats& super) {
+    using type = std::conditional_t<layout::two_level, std::int8_t, typename F::scale_type>;
+    floats scale = widen<Arch>(reinterpret_cast<const type*>(group + layout::scales) + row);
+    if constexpr (layout::two_level) scale = scale * super;
+    if constexpr (requires { F::unit; }) scale = scale * floats(F::unit);
+    return scale;
+  }
+  [[gnu::always_inline]] static floats mins(const std::uint8_t* group, std::size_t row,
+                                            [[maybe_unused]] const floats& super) {
+    if constexpr (layout::two_level) {
+      return widen<Arch>(reinterpret_cast<const std::int8_t*>(group + layout::mins) + row) * super;
+    } else {
+      return floats::load_unaligned(reinterpret_cast<const float*>(group + layout::mins) + row);
+    }
+  }
 
   // `strip` [R] of the panel, blocks [0, blocks) of `panel`, against tokens x[C]: adds to out[row + c · stride], which
   // starts as zeros unless there were blocks before these (`resume`).
@@ -158,9 +181,8 @@ struct block_kernel {
       [[maybe_unused]] floats super_scale[R], super_min[R];
       if constexpr (layout::two_level) {
         unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
-          const auto* d = reinterpret_cast<const f16*>(p) + (strip + r) * lanes;
-          super_scale[r] = widen<Arch>(d);
-          if constexpr (layout::has_min) super_min[r] = widen<Arch>(d + packed_rows);
+          super_scale[r] = super_scales(p, (strip + r) * lanes);
+          if constexpr (layout::has_min) super_min[r] = super_mins(p, (strip + r) * lanes);
         });
       }
       p += layout::super_bytes;
@@ -215,15 +237,8 @@ struct block_kernel {
         floats scale[R];
         [[maybe_unused]] floats min[R];
         unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
-          const std::size_t row = (strip + r) * lanes;
-          scale[r] = widen<Arch>(reinterpret_cast<const scale_type*>(p + layout::scales) + row);
-          if constexpr (layout::two_level) scale[r] = scale[r] * super_scale[r];
-          if constexpr (requires { F::unit; }) scale[r] = scale[r] * floats(F::unit);
-          if constexpr (layout::has_min && layout::two_level) {
-            min[r] = widen<Arch>(reinterpret_cast<const std::int8_t*>(p + layout::mins) + row) * super_min[r];
-          } else if constexpr (layout::has_min) {
-            min[r] = floats::load_unaligned(reinterpret_cast<const float*>(p + layout::mins) + row);
-          }
+          scale[r] = scales(p, (strip + r) * lanes, super_scale[r]);
+          if constexpr (layout::has_min) min[r] = mins(p, (strip + r) * lanes, super_min[r]);
         });
         unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
           const floats d(token[c]->d);

@@ -13,6 +13,7 @@
 
 #include "../../quant/weight.hpp"
 #include "block_kernel.hpp"
+#include "block_tile_kernel.hpp"
 #include "element_kernel.hpp"
 #include "int8_kernel.hpp"
 #include "micro_kernel.hpp"
@@ -24,17 +25,32 @@ MOTE_BEGIN_NAMESPACE
 
 namespace detail {
 
-inline constexpr std::size_t unit_tokens = 48;
-inline constexpr std::size_t unit_stride = 64;     // from one token's results to the next one's
+inline constexpr std::size_t unit_tokens = has_amx_tiles ? 64 : 48;
+inline constexpr std::size_t tile_unit_rows = 128;  // tiles copy tokens for every unit anew: many rows
+// From one token's results to the next one's; with tiles a line further than rows.
+inline constexpr std::size_t unit_stride = has_amx_tiles ? tile_unit_rows + 16 : 64;
 inline constexpr std::size_t float_depth = 1024;   // elements of k a block: a tile's rows and tokens fit 48 KiB
 inline constexpr std::size_t float_tokens = 24;    // whose accumulators are kept between blocks of k, of all rows
 inline constexpr std::size_t decoded_depth = 512;  // elements of k that are decoded at a time, of some rows
 
-// Rows of a unit: a panel's, or what the kernel takes at once. Units begin at multiples of it.
+// Fewer are multiplied by vectors: they would leave tiles empty.
+inline constexpr std::size_t tile_tokens_min = tile_height;
+
+// Whether tiles multiply matrices of this form.
+template <class Arch, class Matrix>
+inline constexpr bool multiplied_by_tiles = false;
+template <class Arch, class T>
+inline constexpr bool multiplied_by_tiles<Arch, packed_matrix<T>> = batch<float, Arch>::size == 16 && has_amx_tiles;
+
+// Rows of a unit for so many tokens: a panel's, or what the kernel takes at once. Units begin at multiples of it.
 template <class Arch, class Matrix>
 inline constexpr std::size_t unit_rows = packed_rows;
 template <class Arch, packable_element T>
 inline constexpr std::size_t unit_rows<Arch, packed_matrix<T>> = element_kernel<Arch, T>::rows;
+template <class Arch, class Matrix>
+std::size_t unit_rows_for(std::size_t tokens) {
+  return multiplied_by_tiles<Arch, Matrix> && tokens >= tile_tokens_min ? tile_unit_rows : unit_rows<Arch, Matrix>;
+}
 
 // A row of activations, in the forms that the weights at hand multiply: float32, int8 codes with one scale, bf16 or
 // rounded to it, int8 blocks.
@@ -207,7 +223,7 @@ template <class Arch, integer_format F, class Bytes>
 void block_product(std::size_t blocks, std::size_t step, const activation* x, std::size_t tokens, float* out,
                    Bytes&& bytes) noexcept {
   const activation_block* token[unit_tokens] = {};
-  if (blocks == 0) std::fill_n(out, tokens * unit_stride, 0.0f);
+  for (std::size_t t = 0; t < tokens && blocks == 0; ++t) std::fill_n(out + t * unit_stride, packed_rows, 0.0f);
   for (std::size_t begin = 0; begin < blocks; begin += step) {
     const std::size_t count = std::min(step, blocks - begin);
     for (std::size_t t = 0; t < tokens; ++t) token[t] = x[t].blocks + begin * F::block_size / activation_block::size;
@@ -224,27 +240,44 @@ template <integer_format F>
 inline constexpr std::size_t block_step = blocks_within<F>(float_depth);
 
 template <class Arch, integer_format F>
-void unit_product(const packed_matrix<F>& w, std::size_t first, std::size_t, const activation* x, std::size_t tokens,
-                  float* out) noexcept {
+void unit_product(const packed_matrix<F>& w, std::size_t first, std::size_t rows, const activation* x,
+                  std::size_t tokens, float* out) noexcept {
   using kernel = block_kernel<Arch, F>;
-  const std::size_t blocks = w.in_features() / F::block_size;
-  // One tile's tokens read a panel from front to back; where they take several passes, a short piece at a time, so that
-  // memory is read once and in order.
-  std::size_t step = block_step<F>;
-  if (tokens <= kernel::tokens) {
-    step = kernel::strips(tokens) * kernel::dot::lanes < packed_rows ? blocks_within<F>(256) : blocks;
+  const std::size_t blocks = w.in_features() / F::block_size, panels = (rows + packed_rows - 1) / packed_rows;
+  bool done = false;
+  if constexpr (multiplied_by_tiles<Arch, packed_matrix<F>>) {
+    if (tokens >= tile_tokens_min && amx_tiles::available()) {
+      using tiles = block_tile_kernel<amx_tiles, Arch, F>;
+      static_assert(unit_tokens <= tiles::most_tokens);
+      const activation_block* token[unit_tokens] = {};
+      for (std::size_t t = 0; t < tokens; ++t) token[t] = x[t].blocks;
+      tiles::product(w, first / packed_rows, panels, token, tokens, out, unit_stride);
+      done = true;
+    }
   }
-  block_product<Arch, F>(blocks, step, x, tokens, out, [&](std::size_t begin, std::size_t) {
-    return w.panel(first / packed_rows) + begin * packed_layout<F>::block_bytes;
-  });
+  if (!done) {
+    // One tile's tokens read a panel from front to back; where they take several passes, a short piece at a time, so that
+    // memory is read once and in order.
+    std::size_t step = block_step<F>;
+    if (tokens <= kernel::tokens) {
+      step = kernel::strips(tokens) * kernel::dot::lanes < packed_rows ? blocks_within<F>(256) : blocks;
+    }
+    for (std::size_t i = 0; i < panels; ++i) {
+      block_product<Arch, F>(blocks, step, x, tokens, out + i * packed_rows, [&](std::size_t begin, std::size_t) {
+        return w.panel(first / packed_rows + i) + begin * packed_layout<F>::block_bytes;
+      });
+    }
+  }
   if constexpr (format_with_tensor_scale<F>) {
     using floats = batch<float, Arch>;
-    const auto* scale =
-        reinterpret_cast<const float*>(w.panel(first / packed_rows) + packed_layout<F>::tensor_scales(w.in_features()));
-    for (std::size_t t = 0; t < tokens; ++t) {
-      for (std::size_t n = 0; n < packed_rows; n += floats::size) {
-        float* to = out + t * unit_stride + n;
-        (floats::load_unaligned(to) * floats::load_unaligned(scale + n)).store_unaligned(to);
+    for (std::size_t i = 0; i < panels; ++i) {
+      const auto* scale = reinterpret_cast<const float*>(w.panel(first / packed_rows + i) +
+                                                         packed_layout<F>::tensor_scales(w.in_features()));
+      for (std::size_t t = 0; t < tokens; ++t) {
+        for (std::size_t n = 0; n < packed_rows; n += floats::size) {
+          float* to = out + t * unit_stride + i * packed_rows + n;
+          (floats::load_unaligned(to) * floats::load_unaligned(scale + n)).store_unaligned(to);
+        }
       }
     }
   }
@@ -299,9 +332,11 @@ void unit_product(const packed_matrix<T>& w, std::size_t first, std::size_t rows
   }
   // int8 sums are the same any way, and a few tokens leave tiles empty; bf16 sums are not, so all tokens go one way.
   bool done = false;
-  if (has_amx_tiles && kernel::lanes == 16 && (!int8 || tokens > tile_height) && amx_tiles::available()) {
-    tile_kernel<amx_tiles, T>::product(w, first / packed_rows, panels, token, tokens, out, unit_stride);
-    done = true;
+  if constexpr (multiplied_by_tiles<Arch, packed_matrix<T>>) {
+    if ((!int8 || tokens >= tile_tokens_min) && amx_tiles::available()) {
+      tile_kernel<amx_tiles, T>::product(w, first / packed_rows, panels, token, tokens, out, unit_stride);
+      done = true;
+    }
   }
   if constexpr (int8 && has_int8_matrix_products) {
     if (tokens > 1) {
@@ -338,12 +373,12 @@ void unit_product(const weight& w, std::size_t first, std::size_t rows, const ac
 }
 
 template <class Arch, class Matrix>
-std::size_t unit_rows_of(const Matrix&) {
-  return unit_rows<Arch, Matrix>;
+std::size_t unit_rows_of(const Matrix&, std::size_t tokens) {
+  return unit_rows_for<Arch, Matrix>(tokens);
 }
 template <class Arch>
-std::size_t unit_rows_of(const weight& w) {
-  return std::visit([](const auto& m) { return unit_rows<Arch, std::remove_cvref_t<decltype(m)>>; }, w);
+std::size_t unit_rows_of(const weight& w, std::size_t tokens) {
+  return std::visit([&](const auto& m) { return unit_rows_for<Arch, std::remove_cvref_t<decltype(m)>>(tokens); }, w);
 }
 
 // The forms of activations that matrices read.

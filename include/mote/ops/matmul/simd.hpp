@@ -38,7 +38,7 @@ void matmul_impl(simd<Arch, Executor>& be, view<const float, 2> x, const Matrix&
   auto scope = be.scope();
   const auto rows = detail::prepare_rows<Arch>(be, scope, detail::forms(w), tokens, x.extent(1),
                                                [&](std::size_t t) { return x.row(t); });
-  const std::size_t unit = detail::unit_rows_of<Arch>(w);
+  const std::size_t unit = detail::unit_rows_of<Arch>(w, tokens);
   be.parallel_for(out, unit, [&](std::size_t begin, std::size_t end) {
     for (std::size_t n = begin; n < end; n += unit) {
       detail::matmul_unit<Arch>(w, n, std::min(unit, end - n), rows.data(), tokens, mode,
