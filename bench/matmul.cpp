@@ -30,32 +30,45 @@ struct loaded {
   }
 };
 
-// The vector kernel where matmul takes matrix tiles.
-template <class T>
-void vector_matmul(mote::simd<>& be, mote::view<const float, 2> x, const mote::packed_matrix<T>& w,
-                   mote::view<float, 2> y) {
+// The vector kernels where matmul takes matrix tiles: a unit's rows against `count` tokens, without int8's scales.
+template <mote::packable_element T>
+void vector_unit(const mote::packed_matrix<T>& w, std::size_t first, const mote::detail::activation* x,
+                 std::size_t count, float* out) {
   using kernel = mote::detail::element_kernel<mote::default_arch, T>;
+  using mote::detail::packed_rows, mote::detail::unit_tokens;
+  const std::uint8_t* token[unit_tokens] = {};
+  std::int32_t code_sum[unit_tokens] = {};
+  for (std::size_t c = 0; c < count; ++c) {
+    token[c] = reinterpret_cast<const std::uint8_t*>(x[c].codes ? static_cast<const void*>(x[c].codes) : x[c].halves);
+    code_sum[c] = x[c].code_sum;
+  }
+  kernel::product(w, first / packed_rows, kernel::rows / packed_rows, token, code_sum, count, out,
+                  mote::detail::unit_stride);
+}
+template <mote::integer_format F>
+void vector_unit(const mote::packed_matrix<F>& w, std::size_t first, const mote::detail::activation* x,
+                 std::size_t count, float* out) {
+  mote::detail::block_product<mote::default_arch, F>(
+      w.in_features() / F::block_size, mote::detail::block_step<F>, x, count, out, [&](std::size_t begin, std::size_t) {
+        return w.panel(first / mote::detail::packed_rows) + begin * mote::detail::packed_layout<F>::block_bytes;
+      });
+}
+
+template <class Matrix>
+void vector_matmul(mote::simd<>& be, mote::view<const float, 2> x, const Matrix& w, mote::view<float, 2> y) {
   using mote::detail::unit_stride, mote::detail::unit_tokens;
   auto scope = be.scope();
   const auto rows = mote::detail::prepare_rows<mote::default_arch>(
       be, scope, mote::detail::forms(w), x.extent(0), x.extent(1), [&](std::size_t t) { return x.row(t); });
-  constexpr std::size_t panels = kernel::rows / mote::detail::packed_rows;
-  be.parallel_for(w.out_features() / kernel::rows, 1, [&](std::size_t begin, std::size_t end) {
+  constexpr std::size_t unit = mote::detail::unit_rows<mote::default_arch, Matrix>;
+  be.parallel_for(w.out_features() / unit, 1, [&](std::size_t begin, std::size_t end) {
     alignas(64) float out[unit_stride * unit_tokens];
     for (std::size_t u = begin; u < end; ++u) {
       for (std::size_t t = 0; t < x.extent(0); t += unit_tokens) {
         const std::size_t count = std::min(unit_tokens, x.extent(0) - t);
-        const std::uint8_t* token[unit_tokens] = {};
-        std::int32_t code_sum[unit_tokens] = {};
+        vector_unit(w, u * unit, rows.data() + t, count, out);
         for (std::size_t c = 0; c < count; ++c) {
-          const auto& row = rows(t + c);
-          token[c] =
-              reinterpret_cast<const std::uint8_t*>(row.codes ? static_cast<const void*>(row.codes) : row.halves);
-          code_sum[c] = row.code_sum;
-        }
-        kernel::product(w, u * panels, panels, token, code_sum, count, out, unit_stride);
-        for (std::size_t c = 0; c < count; ++c) {
-          std::copy_n(out + c * unit_stride, kernel::rows, y.row(t + c) + u * kernel::rows);
+          std::copy_n(out + c * unit_stride, unit, y.row(t + c) + u * unit);
         }
       }
     }
@@ -63,22 +76,18 @@ void vector_matmul(mote::simd<>& be, mote::view<const float, 2> x, const mote::p
 }
 
 // AMX is reported beside its own limit: of_tile_limit, and vs_vector for the vector kernel's time / its time.
-template <class T>
+template <class Matrix>
 void compare_tiles(benchmark::State& state, const loaded& weights, mote::view<const float, 2> x, mote::view<float, 2> y,
                    std::size_t threads, double shortest) {
-  const double rate =
-      bench::rate(sizeof(T) == 1 ? bench::arithmetic::int8_tiles : bench::arithmetic::bf16_tiles, threads);
-  if constexpr (mote::detail::has_amx_tiles) {
-    if (rate == 0.0) return;
-    mote::simd<> be{mote::threads{threads}};
-    std::size_t turn = 0;
-    const double vector = bench::shortest_real(8, [&] {
-      vector_matmul(be, x, std::get<mote::packed_matrix<T>>(weights.all[turn++ % weights.all.size()]), y);
-    });
-    state.counters["vs_vector"] = vector / shortest;
-    state.counters["of_tile_limit"] =
-        2.0 * static_cast<double>(x.extent(0) * weights.out * weights.in) / rate / shortest;
-  }
+  constexpr bool bf16 = std::is_same_v<Matrix, mote::packed_matrix<mote::bf16>>;
+  const double rate = bench::rate(bf16 ? bench::arithmetic::bf16_tiles : bench::arithmetic::int8_tiles, threads);
+  if (rate == 0.0) return;
+  mote::simd<> be{mote::threads{threads}};
+  std::size_t turn = 0;
+  const double vector = bench::shortest_real(
+      8, [&] { vector_matmul(be, x, std::get<Matrix>(weights.all[turn++ % weights.all.size()]), y); });
+  state.counters["vs_vector"] = vector / shortest;
+  state.counters["of_tile_limit"] = 2.0 * static_cast<double>(x.extent(0) * weights.out * weights.in) / rate / shortest;
 }
 
 void matmul(benchmark::State& state, const std::string& name, const bench::weight_form& form, std::size_t out,
@@ -113,9 +122,14 @@ void matmul(benchmark::State& state, const std::string& name, const bench::weigh
   const double shortest = bench::race(
       state, name, limit,
       [&](std::size_t turn) { mote::matmul(be, rows, weights.all[turn % weights.all.size()], result); }, others);
-  if (tokens > mote::detail::tile_height) {
-    if (form.name == "int8") compare_tiles<std::int8_t>(state, weights, rows, result, threads, shortest);
-    if (form.name == "bf16") compare_tiles<mote::bf16>(state, weights, rows, result, threads, shortest);
+  if (tokens >= mote::detail::tile_tokens_min) {
+    std::visit(
+        [&]<class Matrix>(const Matrix&) {
+          if constexpr (mote::detail::multiplied_by_tiles<mote::default_arch, Matrix>) {
+            compare_tiles<Matrix>(state, weights, rows, result, threads, shortest);
+          }
+        },
+        weights.all[0]);
   }
   if (threads == 1) bench::vs_peer(state, name);
 }
