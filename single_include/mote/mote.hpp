@@ -4545,10 +4545,10 @@ class block_tile_kernel {
       const std::size_t part = std::min(piece, blocks - begin), groups = part * layout::groups;
       kernel.token_.copy(x, count, begin * F::block_size / activation_block::size, part * F::block_size);
       for (std::size_t i = 0; i < panels; ++i) {
-        const std::uint8_t* const codes = w.panel(first + i) + begin * layout::block_bytes;
-        kernel.panel_.decode(codes, part, offset);
+        const std::uint8_t* const from = w.panel(first + i) + begin * layout::block_bytes;
+        kernel.panel_.decode(from, part, offset);
         kernel.following_ =
-            fetch(codes + part * layout::block_bytes, part * layout::block_bytes, count * groups / at_once);
+            fetch(from + part * layout::block_bytes, part * layout::block_bytes, count * groups / at_once);
         for (std::size_t t = 0; t < count; t += tile_height) {
           const std::size_t some = std::min(tile_height, count - t);
           float* const to = out + t * stride + i * packed_rows;
