@@ -11,6 +11,7 @@
 #include <mote/core/executors/thread_pool.hpp>
 
 #include "memory_limit.hpp"
+#include "option_values.hpp"
 
 namespace lm {
 
@@ -43,23 +44,23 @@ void add_engine_options(CLI::App& command, engine_options& options) {
       .add_option("--weights", options.weights,
                   "Format of the matrices in memory: f32, bf16, int8, " + names_of_block_formats() +
                       " (default: exactly what the checkpoint stores)")
-      ->transform(CLI::CheckedTransformer(formats).description(""))
+      ->transform(one_of(formats))
       ->type_name("FORMAT");
   command
       .add_option_function<std::string>(
           "--cache", [&options](const std::string& name) { options.cache = caches.at(name); },
           "Format of the latent cache: f32 (default), bf16, fp8 (e4m3, that is mxfp8), or a block format of --weights")
-      ->check(CLI::IsMember(caches).description(""))
+      ->check(one_of(caches))
       ->type_name("FORMAT");
   command
       .add_option(
           "--attention", options.attention,
           "absorbed (default) or cheapest: which computes long prefills faster, but whose results depend in their "
           "last bits on how a text is cut into chunks")
-      ->transform(CLI::CheckedTransformer(forms).description(""))
+      ->transform(one_of(forms))
       ->type_name("FORM");
   command.add_option("--backend", options.backend, "reference (plain loops) or simd (default)")
-      ->transform(CLI::CheckedTransformer(backends).description(""))
+      ->transform(one_of(backends))
       ->type_name("NAME");
   command.add_option("--threads", options.threads, "Threads (default: one for each processor)")
       ->check(CLI::Range(std::size_t{1}, std::size_t{1024}));
@@ -83,8 +84,7 @@ void add_engine_options(CLI::App& command, engine_options& options) {
                            .add_option("--memory_limit", options.memory_limit,
                                        "Most memory of the process, e.g. 2GB: experts stay in the --packed_cache file, "
                                        "those used most in memory too")
-                           ->transform(CLI::AsSizeValue(false).description(""))
-                           ->check(CLI::PositiveNumber.description(""))
+                           ->transform(size_in_bytes())
                            ->needs(packed)
                            ->type_name("SIZE");
   command

@@ -15,6 +15,7 @@
 #include <mote/core/error.hpp>
 #include <mote/core/executors/thread_pool.hpp>
 
+#include "lm/option_values.hpp"
 #include "run.hpp"
 
 namespace {
@@ -66,9 +67,7 @@ int main(int argc, char** argv) {
   program
       .add_option("--format", format,
                   "safetensors or gguf (default: the one that has the precision, safetensors where both have it)")
-      ->transform(CLI::CheckedTransformer(std::map<std::string, container>{{"safetensors", container::safetensors},
-                                                                           {"gguf", container::gguf}})
-                      .description(""))
+      ->transform(lm::one_of<container>({{"safetensors", container::safetensors}, {"gguf", container::gguf}}))
       ->type_name("NAME");
   program
       .add_option("--calibration", o.calibration,
@@ -76,10 +75,8 @@ int main(int argc, char** argv) {
       ->type_name("FILE");
   std::optional<quantize::rounding> how;
   program.add_option("--rounding", how, "gptq (default with --calibration) or nearest (default without)")
-      ->transform(
-          CLI::CheckedTransformer(std::map<std::string, quantize::rounding>{{"nearest", quantize::rounding::nearest},
-                                                                            {"gptq", quantize::rounding::gptq}})
-              .description(""))
+      ->transform(lm::one_of<quantize::rounding>(
+          {{"nearest", quantize::rounding::nearest}, {"gptq", quantize::rounding::gptq}}))
       ->type_name("NAME");
   program
       .add_option("--adaptive_layers", o.adaptive_layers,
@@ -90,25 +87,22 @@ int main(int argc, char** argv) {
           "--sensitivity", o.by,
           "What --adaptive_layers goes by: error of a layer's output (default), or perplexity of the calibration "
           "text with that layer alone quantized")
-      ->transform(CLI::CheckedTransformer(
-                      std::map<std::string, quantize::sensitivity>{{"error", quantize::sensitivity::error},
-                                                                   {"perplexity", quantize::sensitivity::perplexity}})
-                      .description(""))
+      ->transform(lm::one_of<quantize::sensitivity>(
+          {{"error", quantize::sensitivity::error}, {"perplexity", quantize::sensitivity::perplexity}}))
       ->type_name("NAME");
   program
       .add_option("--size_budget", o.size_budget,
                   "Most bytes of all tensors with --adaptive_layers, e.g. 3GB (default: 10 % above --precision alone)")
-      ->transform(CLI::AsSizeValue(false).description(""))
+      ->transform(lm::size_in_bytes())
       ->type_name("SIZE");
   program
       .add_option("--quality_budget", o.quality_budget,
                   "Most percent by which perplexity may rise, instead of a size; needs --sensitivity perplexity")
       ->type_name("PERCENT")
-      ->check(CLI::PositiveNumber.description(""));
+      ->check(lm::positive_number());
   program.add_option("--max_shard_size", o.max_shard_size, "Most bytes of one safetensors file (default: 4GB)")
-      ->transform(CLI::AsSizeValue(false).description(""))
-      ->type_name("SIZE")
-      ->check(CLI::PositiveNumber.description(""));
+      ->transform(lm::size_in_bytes())
+      ->type_name("SIZE");
   program.add_option("--threads", o.threads, "Threads (default: one for each processor)")
       ->check(CLI::Range(std::size_t{1}, std::size_t{1024}));
   program.add_flag("--dry_run", o.dry_run, "Only print what each layer would become");
