@@ -4096,6 +4096,15 @@ constexpr int log2_of(int power) {
   return exponent;
 }
 
+// Whether a table of codes of F's width holds the codes.
+template <integer_format F>
+constexpr bool stand_for_themselves(const std::array<std::int8_t, 16>& values) {
+  for (std::size_t i = 0; i < (std::size_t{1} << F::code_bits); ++i) {
+    if (values[i] != static_cast<int>(i)) return false;
+  }
+  return true;
+}
+
 template <class Arch, integer_format F>
 struct block_kernel {
   using dot = int8_dot<Arch>;
@@ -4125,13 +4134,7 @@ struct block_kernel {
     }
     return values;
   }();
-  static constexpr bool looked_up = [] {
-    bool differs = false;
-    if constexpr (layout::nibbles) {
-      for (std::size_t i = 0; i < (std::size_t{1} << F::code_bits); ++i) differs |= table[i] != static_cast<int>(i);
-    }
-    return differs;
-  }();
+  static constexpr bool looked_up = layout::nibbles && !stand_for_themselves<F>(table);
 
   // Quads of k whose products sum within 16 bits, where there are such sums; else 1. Activations' codes are -128 at the least.
   static constexpr std::size_t narrow_quads = [] {
@@ -4643,13 +4646,7 @@ class block_tile_kernel {
       }
     }
     static auto value(typename line::operand code) {
-      constexpr bool plain = [] {
-        for (int i = 0; i < 1 << F::code_bits; ++i) {
-          if (F::code_values[static_cast<std::size_t>(i)] != i) return false;
-        }
-        return true;
-      }();
-      if constexpr (plain) {
+      if constexpr (stand_for_themselves<F>(F::code_values)) {
         return code;
       } else {
         return line::lookup(F::code_values, code);

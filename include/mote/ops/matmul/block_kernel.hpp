@@ -65,6 +65,15 @@ constexpr int log2_of(int power) {
   return exponent;
 }
 
+// Whether a table of codes of F's width holds the codes.
+template <integer_format F>
+constexpr bool stand_for_themselves(const std::array<std::int8_t, 16>& values) {
+  for (std::size_t i = 0; i < (std::size_t{1} << F::code_bits); ++i) {
+    if (values[i] != static_cast<int>(i)) return false;
+  }
+  return true;
+}
+
 template <class Arch, integer_format F>
 struct block_kernel {
   using dot = int8_dot<Arch>;
@@ -94,13 +103,7 @@ struct block_kernel {
     }
     return values;
   }();
-  static constexpr bool looked_up = [] {
-    bool differs = false;
-    if constexpr (layout::nibbles) {
-      for (std::size_t i = 0; i < (std::size_t{1} << F::code_bits); ++i) differs |= table[i] != static_cast<int>(i);
-    }
-    return differs;
-  }();
+  static constexpr bool looked_up = layout::nibbles && !stand_for_themselves<F>(table);
 
   // Quads of k whose products sum within 16 bits, where there are such sums; else 1. Activations' codes are -128 at the least.
   static constexpr std::size_t narrow_quads = [] {

@@ -147,13 +147,7 @@ class block_tile_kernel {
       }
     }
     static auto value(typename line::operand code) {
-      constexpr bool plain = [] {
-        for (int i = 0; i < 1 << F::code_bits; ++i) {
-          if (F::code_values[static_cast<std::size_t>(i)] != i) return false;
-        }
-        return true;
-      }();
-      if constexpr (plain) {
+      if constexpr (stand_for_themselves<F>(F::code_values)) {
         return code;
       } else {
         return line::lookup(F::code_values, code);
