@@ -4,7 +4,8 @@
 // maxima, exponentials and sums need no work across lanes. After tile i the outputs hold Σ exp(s - m) v over the keys so
 // far, m being their largest score; the next tile rescales them if m grew.
 //
-// One lane's result does not depend on what the other lanes hold.
+// One lane's result does not depend on what the other lanes hold: sums of products are fused where they are said to be, for
+// a compiler may fuse others in one copy of this code and not in the next.
 // Source: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018); Dao et al., "FlashAttention" (2022).
 #pragma once
 
@@ -161,7 +162,7 @@ class attention_block {
       vector maximum = maximum_[v];
       for (std::size_t c = 0; c < count; ++c) maximum = xsimd::max(maximum, vector::load_aligned(s + c * lanes));
       const vector growth = exp_nonpositive<Arch>(maximum_[v] - maximum);
-      vector total = total_[v] * growth;
+      vector total(0.0f);
       for (std::size_t c = 0; c < count; ++c) {
         const vector p = exp_nonpositive<Arch>(vector::load_aligned(s + c * lanes) - maximum);
         p.store_aligned(s + c * lanes);
@@ -169,7 +170,7 @@ class attention_block {
       }
       growth.store_aligned(growth_ + v * vector::size);
       maximum_[v] = maximum;
-      total_[v] = total;
+      total_[v] = fused_multiply_add(total_[v], growth, total);
     }
 
     std::size_t column = 0;
@@ -238,7 +239,7 @@ class attention_block {
       s.store_unaligned(sums);
       for (std::size_t i = 0; i < vector::size && v * vector::size + i < count_; ++i) {
         const std::size_t lane = v * vector::size + i;
-        out_[lane][column] = out_[lane][column] * growth_[lane] + sums[i];
+        out_[lane][column] = std::fma(out_[lane][column], growth_[lane], sums[i]);
       }
     }
   }

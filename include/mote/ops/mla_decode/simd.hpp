@@ -231,7 +231,7 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
         for (std::size_t p = 0; p < own_parts; ++p) largest = std::fmax(largest, states(item, p).maximum);
         for (std::size_t p = 0; p < own_parts; ++p) {
           factor[p] = std::exp(states(item, p).maximum - largest);
-          sum += factor[p] * states(item, p).total;
+          sum = std::fma(factor[p], states(item, p).total, sum);  // said, for compilers fuse here and there
         }
         float* out = &y(first + t, h, std::size_t{0});
         const vector inverse(1.0f / sum);
