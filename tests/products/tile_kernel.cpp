@@ -10,7 +10,7 @@
 namespace {
 
 using mote::bf16;
-using mote::detail::unit_stride;
+using mote::detail::tile_height, mote::detail::unit_stride;
 
 // `tokens` tokens and the two panels from the second one on of a random matrix.
 template <class T>
@@ -37,8 +37,16 @@ class product_case {
   // Sums of `count` tokens from token `first` on.
   std::vector<float> tiles(std::size_t first, std::size_t count) const {
     std::vector<float> sums(count * unit_stride, -1.0f);
-    mote::detail::tile_kernel<mote::detail::software_tiles, T>::product(packed_, 1, 2, tokens(first, count).data(),
-                                                                        count, sums.data(), unit_stride);
+    const std::size_t bytes = packed_.in_features() * sizeof(T), each = mote::detail::tiled_size(bytes);
+    std::vector<std::uint8_t> laid_out((count + tile_height - 1) / tile_height * each);
+    std::vector<const std::uint8_t*> tile;
+    for (std::size_t t = 0; t < count; ++t) {
+      std::uint8_t* const to = laid_out.data() + t / tile_height * each;
+      if (t % tile_height == 0) tile.push_back(to);
+      mote::detail::put_in_tiles(x_.data() + (first + t) * padded_, bytes, t % tile_height, to);
+    }
+    mote::detail::tile_kernel<mote::detail::software_tiles, T>::product(packed_, 1, 2, tile.data(), count, sums.data(),
+                                                                        unit_stride);
     return sums;
   }
   std::vector<float> vectors(std::size_t first, std::size_t count) const {
@@ -145,10 +153,8 @@ TEST_CASE("tiles: block formats have the bits of the vector kernel") {
         const mote::view<const F, 2> rows(w.data(), out, blocks);
         const std::size_t each = mote::activation_block::count(in);
         std::vector<mote::activation_block> quantized(48 * each);
-        std::vector<const mote::activation_block*> token;
         std::vector<float> want(48 * out);
         for (std::size_t t = 0; t < 48; ++t) {
-          token.push_back(quantized.data() + t * each);
           mote::quantize_activation_blocks(x.data() + t * in, in, quantized.data() + t * each);
         }
         mote::simd<> be;
@@ -165,8 +171,15 @@ TEST_CASE("tiles: block formats have the bits of the vector kernel") {
           for (const std::size_t count : {1u, 2u, 15u, 16u, 17u, 31u, 33u, 48u}) {
             INFO(F::name);
             CAPTURE(in, largest_code, count);
+            std::vector<mote::detail::tiled_blocks> laid_out((count + tile_height - 1) / tile_height * each);
+            std::vector<const mote::detail::tiled_blocks*> tile;
+            for (std::size_t t = 0; t < count; ++t) {
+              mote::detail::tiled_blocks* const to = laid_out.data() + t / tile_height * each;
+              if (t % tile_height == 0) tile.push_back(to);
+              for (std::size_t b = 0; b < each; ++b) to[b].put(quantized[(48 - count + t) * each + b], t % tile_height);
+            }
             std::vector<float> sums(count * unit_stride, -1.0f);
-            kernel::product(packed, 1, panels, token.data() + 48 - count, count, sums.data(), unit_stride);
+            kernel::product(packed, 1, panels, tile.data(), count, sums.data(), unit_stride);
             std::vector<float> got, expected;
             for (std::size_t t = 0; t < count; ++t) {
               const float *row = sums.data() + t * unit_stride, *row_wanted = want.data() + (48 - count + t) * out;

@@ -64,6 +64,23 @@ TEST_CASE("int8: the vector back end's activation codes are the reference's") {
   }
 }
 
+TEST_CASE("int8: the vector back end rounds quotients at ties and beside them as the reference does") {
+  for (const float largest : {127.0f, 12.7f, 1.0f, 0.3f, 1e-3f, 1e-36f, 1e-43f, 1e37f, 3e38f}) {
+    CAPTURE(largest);
+    std::vector<float> x = {largest};
+    for (int code = -127; code < 127; ++code) {
+      const float tie = largest / 127.0f * (static_cast<float>(code) + 0.5f);
+      x.insert(x.end(), {tie, std::nextafter(tie, 0.0f), std::nextafter(tie, 2.0f * tie)});
+    }
+    std::vector<std::int8_t> want(x.size()), got(x.size());
+    std::int32_t sum = 0;
+    const float s = mote::quantize_int8_row(x.data(), x.size(), want.data());
+    CHECK(mote::detail::quantize_activations<mote::default_arch>(x.data(), x.size(), got.data(), sum) == s);
+    CHECK(got == want);
+    CHECK(sum == std::accumulate(want.begin(), want.end(), 0));
+  }
+}
+
 TEST_CASE("quantize_int8 and quantize_uint8: published codes and scales") {
   const test::golden golden("integer");
   const auto quantized = [&](const std::string& name, auto&& check) {

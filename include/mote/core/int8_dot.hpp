@@ -10,6 +10,7 @@
 // second only now and then: narrow_dot starts or adds to such sums, which stay within 2 · 2^7 · Σ w, and widen adds them to acc.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -81,16 +82,18 @@ struct int8_dot {
     for (std::size_t i = 0; i < Lanes; ++i) lane[i] = static_cast<float>(x.lane[i]);
     return floats::load_unaligned(lane);
   }
-  // Codes round(x), |x| <= 127, ties to even; returns their sum. Adding 1.5 · 2^23 leaves them in the low bits.
-  static std::int32_t store_codes(std::int8_t* codes, const floats& x) {
+  // Codes round(x), |x| <= 127, ties to even. Adding 1.5 · 2^23 leaves them in the low bits.
+  static void store_codes(std::int8_t* codes, const floats& x) {
     float lane[Lanes];
     (x + floats(12582912.0f)).store_unaligned(lane);
-    std::int32_t total = 0;
     for (std::size_t i = 0; i < Lanes; ++i) {
       codes[i] = static_cast<std::int8_t>(static_cast<std::uint8_t>(bit_cast<std::uint32_t>(lane[i])));
-      total += codes[i];
     }
-    return total;
+  }
+  static std::int32_t largest(const ints& x) {
+    std::int32_t most = x.lane[0];
+    for (const std::int32_t lane : x.lane) most = lane > most ? lane : most;
+    return most;
   }
 };
 
@@ -140,11 +143,10 @@ struct int8_dot<Arch, 16> {
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(row), w);
   }
   static floats to_float(ints x) { return floats(_mm512_cvtepi32_ps(x)); }
-  static std::int32_t store_codes(std::int8_t* codes, const floats& x) {
-    const ints whole = _mm512_cvtps_epi32(x);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes), _mm512_cvtepi32_epi8(whole));
-    return _mm512_reduce_add_epi32(whole);
+  static void store_codes(std::int8_t* codes, const floats& x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
   }
+  static std::int32_t largest(ints x) { return _mm512_reduce_max_epi32(x); }
 };
 #endif
 
@@ -193,14 +195,15 @@ struct int8_dot<Arch, 8> {
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(row), w);
   }
   static floats to_float(ints x) { return floats(_mm256_cvtepi32_ps(x)); }
-  static std::int32_t store_codes(std::int8_t* codes, const floats& x) {
+  static void store_codes(std::int8_t* codes, const floats& x) {
     const ints whole = _mm256_cvtps_epi32(x);
-    const __m128i low = _mm256_castsi256_si128(whole), high = _mm256_extracti128_si256(whole, 1);
-    const __m128i words = _mm_packs_epi32(low, high);
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(codes), _mm_packs_epi16(words, words));
-    __m128i total = _mm_add_epi32(low, high);
-    total = _mm_add_epi32(total, _mm_shuffle_epi32(total, 0x4E));
-    return _mm_cvtsi128_si32(_mm_add_epi32(total, _mm_shuffle_epi32(total, 0xB1)));
+  }
+  static std::int32_t largest(ints x) {
+    __m128i most = _mm_max_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    most = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0x4E));
+    return _mm_cvtsi128_si32(_mm_max_epi32(most, _mm_shuffle_epi32(most, 0xB1)));
   }
 };
 #endif
@@ -242,12 +245,15 @@ struct int8_dot<Arch, 4> {
     return _mm_load_si128(reinterpret_cast<const __m128i*>(codes));
   }
   static floats to_float(ints x) { return floats(_mm_cvtepi32_ps(x)); }
-  static std::int32_t store_codes(std::int8_t* codes, const floats& x) {
+  static void store_codes(std::int8_t* codes, const floats& x) {
     const ints whole = _mm_cvtps_epi32(x), words = _mm_packs_epi32(whole, whole);
     const std::int32_t four = _mm_cvtsi128_si32(_mm_packs_epi16(words, words));
     std::memcpy(codes, &four, 4);
-    const ints pairs = _mm_add_epi32(whole, _mm_shuffle_epi32(whole, 0x4E));
-    return _mm_cvtsi128_si32(_mm_add_epi32(pairs, _mm_shuffle_epi32(pairs, 0xB1)));
+  }
+  static std::int32_t largest(ints x) {
+    std::int32_t lane[lanes];
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(lane), x);
+    return std::max(std::max(lane[0], lane[1]), std::max(lane[2], lane[3]));
   }
 };
 #endif
@@ -285,15 +291,29 @@ struct int8_dot<Arch, 4> {
     return vqtbl1q_s8(vld1q_s8(table.data()), vreinterpretq_u8_s8(w));
   }
   static floats to_float(ints x) { return floats(vcvtq_f32_s32(x)); }
-  static std::int32_t store_codes(std::int8_t* codes, const floats& x) {
-    const ints whole = vcvtnq_s32_f32(x);
-    const int16x4_t words = vmovn_s32(whole);
+  static void store_codes(std::int8_t* codes, const floats& x) {
+    const int16x4_t words = vmovn_s32(vcvtnq_s32_f32(x));
     const std::int32_t four = vget_lane_s32(vreinterpret_s32_s8(vmovn_s16(vcombine_s16(words, words))), 0);
     std::memcpy(codes, &four, 4);
-    return vaddvq_s32(whole);
   }
+  static std::int32_t largest(ints x) { return vmaxvq_s32(x); }
 };
 #endif
+
+// The sum of sixteen codes.
+inline std::int32_t sum_of_codes(const std::int8_t* codes) {
+#if defined(__SSE2__)
+  const __m128i flipped = _mm_xor_si128(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)), _mm_set1_epi8(-128));
+  const __m128i sums = _mm_sad_epu8(flipped, _mm_setzero_si128());  // of the codes + 128, eight each
+  return _mm_cvtsi128_si32(_mm_add_epi32(sums, _mm_shuffle_epi32(sums, 0x4E))) - 16 * 128;
+#elif defined(__aarch64__) && defined(__ARM_NEON)
+  return vaddlvq_s8(vld1q_s8(codes));
+#else
+  std::int32_t sum = 0;
+  for (std::size_t i = 0; i < 16; ++i) sum += codes[i];
+  return sum;
+#endif
+}
 
 }  // namespace detail
 

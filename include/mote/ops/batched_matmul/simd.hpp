@@ -15,9 +15,11 @@ void batched_matmul_impl(simd<Arch, Executor>& be, view<const float, 3> x, const
   const std::size_t unit = detail::unit_rows_of<Arch>(w, tokens);
   const std::size_t units = (out + unit - 1) / unit;
   auto scope = be.scope();
-  const auto rows =
-      detail::prepare_rows<Arch>(be, scope, detail::forms(w), entries * tokens, x.extent(2),
-                                 [&](std::size_t i) { return &x(i / tokens, i % tokens, std::size_t{0}); });
+  const detail::activation_forms forms = detail::forms(w);
+  const auto rows = detail::prepare_rows<Arch>(be, scope, forms, entries * tokens, x.extent(2), [&](std::size_t i) {
+    return &x(i / tokens, i % tokens, std::size_t{0});
+  });
+  detail::lay_out_tiles<Arch>(be, scope, forms, x.extent(2), rows, entries, [&](std::size_t b) { return b * tokens; });
   be.parallel_for(entries * units, 1, [&](std::size_t begin, std::size_t end) {
     for (std::size_t i = begin; i < end; ++i) {
       const std::size_t b = i / units, n = i % units * unit;

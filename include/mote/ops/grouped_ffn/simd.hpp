@@ -53,9 +53,17 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
       unit = unit == 0 ? rows : std::min(unit, rows);
     }
   }
+  const auto slot = [&](std::size_t place) { return static_cast<std::size_t>(slots(place)); };
+  const auto offset = [&](std::size_t e) { return static_cast<std::size_t>(offsets(e)); };
+
   // Tokens are quantized once, before the experts.
-  const auto inputs =
+  const auto token_inputs =
       detail::prepare_rows<Arch>(be, scope, input_forms, tokens, hidden, [&](std::size_t t) { return x.row(t); });
+  const auto inputs = scope.template tensor<activation>(slots.size());  // a row a place
+  be.parallel_for(slots.size(), 4096, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t place = begin; place < end; ++place) inputs(place) = token_inputs(slot(place) / top_k);
+  });
+  detail::lay_out_tiles<Arch>(be, scope, input_forms, hidden, inputs, experts.size(), offset);
 
   const auto chosen = scope.template tensor<std::int32_t>(experts.size());
   const auto chosen_count = scope.template tensor<std::size_t>(1);
@@ -81,39 +89,34 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
       for (std::size_t i = begin; i < end; ++i) {
         const auto e = static_cast<std::size_t>(chosen(i / units));
         const std::size_t n = i % units * unit;
-        const auto first = static_cast<std::size_t>(offsets(e)), last = static_cast<std::size_t>(offsets(e + 1));
-        for (std::size_t s = first; s < last; s += unit_tokens) {
+        for (std::size_t s = offset(e), last = offset(e + 1); s < last; s += unit_tokens) {
           f(experts[e], n, std::min(unit, out - n), s, std::min(unit_tokens, last - s));
         }
       }
     });
   };
 
-  const auto slot = [&](std::size_t place) { return static_cast<std::size_t>(slots(place)); };
-
   detail::for_each_expert_group(residency, offsets, [&](std::size_t begin, std::size_t end) {
-    const auto first = static_cast<std::size_t>(offsets(begin)), last = static_cast<std::size_t>(offsets(end));
+    const std::size_t first = offset(begin), last = offset(end);
     choose(begin, end);
     for_each_unit(intermediate, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, std::size_t place,
                                     std::size_t count) {
-      activation in[unit_tokens];
       alignas(64) float gate[unit_stride * unit_tokens], up[unit_stride * unit_tokens];
-      for (std::size_t i = 0; i < count; ++i) in[i] = inputs(slot(place + i) / top_k);
-      detail::unit_product<Arch>(expert.gate, n, rows, in, count, gate);
-      detail::unit_product<Arch>(expert.up, n, rows, in, count, up);
+      detail::unit_product<Arch>(expert.gate, n, rows, &inputs(place), count, gate);
+      detail::unit_product<Arch>(expert.up, n, rows, &inputs(place), count, up);
       detail::swiglu_unit<Arch>(gate, up, rows, count, [&](std::size_t i) { return inner.row(place + i) + n; });
     });
 
     auto group_scope = be.scope();
     const auto between = detail::prepare_rows<Arch>(be, group_scope, inner_forms, last - first, intermediate,
                                                     [&](std::size_t i) { return inner.row(first + i); });
+    detail::lay_out_tiles<Arch>(be, group_scope, inner_forms, intermediate, between, end - begin,
+                                [&](std::size_t r) { return offset(begin + r) - first; });
 
     for_each_unit(
         hidden, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, std::size_t place, std::size_t count) {
-          activation in[unit_tokens];
           alignas(64) float down[unit_stride * unit_tokens];
-          for (std::size_t i = 0; i < count; ++i) in[i] = between(place + i - first);
-          detail::unit_product<Arch>(expert.down, n, rows, in, count, down);
+          detail::unit_product<Arch>(expert.down, n, rows, &between(place - first), count, down);
           for (std::size_t i = 0; i < count; ++i) {
             std::copy_n(down + i * unit_stride, rows, outer.row(slot(place + i)) + n);
           }

@@ -12,6 +12,8 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
+#include <iterator>
 #include <type_traits>
 #include <utility>
 
@@ -36,26 +38,24 @@ void quantize_blocks(const float* x, std::size_t n, activation_block* blocks) no
   for (std::size_t begin = 0; begin < n; begin += activation_block::size) {
     activation_block& block = *blocks++;
     const float* from = x + begin;
-    float padded[activation_block::size] = {};
+    float padded[activation_block::size];
     if (n - begin < activation_block::size) {
-      std::copy_n(from, n - begin, padded);
+      std::fill(std::copy_n(from, n - begin, padded), std::end(padded), 0.0f);
       from = padded;
     }
     floats values[parts];
-    ints largest(0);
+    ints magnitudes(0);
     for (std::size_t i = 0; i < parts; ++i) {
       values[i] = floats::load_unaligned(from + i * lanes);
-      largest = xsimd::max(largest, bits_as<std::int32_t>(xsimd::abs(values[i])));
+      magnitudes = xsimd::max(magnitudes, bits_as<std::int32_t>(xsimd::abs(values[i])));
     }
-    std::int32_t magnitudes[lanes], magnitude = 0;
-    largest.store_unaligned(magnitudes);
-    for (const std::int32_t m : magnitudes) magnitude = std::max(magnitude, m);
-    const floats inverse(block.set_scale(magnitude));
-    std::uint32_t sums[2] = {};
-    for (std::size_t i = 0; i < parts; ++i) {
-      sums[i / (parts / 2)] += static_cast<std::uint32_t>(dot::store_codes(block.q + i * lanes, values[i] * inverse));
-    }
-    block.set_sums(sums[0], sums[1]);
+    typename dot::ints all;
+    static_assert(sizeof all == sizeof magnitudes);
+    std::memcpy(&all, &magnitudes, sizeof all);
+    const floats inverse(block.set_scale(dot::largest(all)));
+    for (std::size_t i = 0; i < parts; ++i) dot::store_codes(block.q + i * lanes, values[i] * inverse);
+    block.set_sums(static_cast<std::uint32_t>(sum_of_codes(block.q)),
+                   static_cast<std::uint32_t>(sum_of_codes(block.q + 16)));
   }
 }
 

@@ -2,10 +2,9 @@
 // panel, a group of k at a time, whose sums are exact in int32 in either kernel.
 //
 // A piece of a panel is decoded once, codes to signed bytes in the order in which tiles read them (a packed strip of 16 rows
-// is that order already) and scales to float32; tiles multiply four groups, then vectors scale and add up their sums. What a
-// piece takes fits a first-level cache that is shared with another thread. Sapphire Rapids, four groups, ns: tiles 88 (their
-// products alone 47), vectors 50, one after the other 148; half of each in turns came to 110 with everything in that cache,
-// but in a whole product it was slower, for it needs twice the room.
+// is that order already) and scales to float32; tokens are laid out in tiles (activation_tile.hpp). While tiles multiply
+// four groups, vectors scale and add up the sums of the four before, a quarter of the tokens after each group: neither
+// waits for the other then.
 #pragma once
 
 #include <algorithm>
@@ -18,6 +17,7 @@
 #include "../../core/amx.hpp"
 #include "../../quant/activation_block.hpp"
 #include "../../quant/packed.hpp"
+#include "activation_tile.hpp"
 #include "block_kernel.hpp"
 
 MOTE_BEGIN_NAMESPACE
@@ -33,44 +33,45 @@ class block_tile_kernel {
   using line = int8_dot<Arch, 16>;  // sixteen rows' four codes
 
   static constexpr std::size_t size = F::group_size, lanes = 16, strips = packed_rows / lanes,
-                               in_panel = packed_rows / floats::size;  // vectors
+                               in_panel = packed_rows / floats::size;     // vectors
+  static constexpr std::size_t in_block = activation_block::size / size;  // groups
+  static constexpr std::size_t look_ahead = 4096;  // bytes from what is decoded to what is asked of memory
 
  public:
-  static constexpr std::size_t most_tokens = 64;
-
-  // As block_kernel::panel, all blocks of `panels` consecutive panels of w from panel `first` on.
-  static void product(const packed_matrix<F>& w, std::size_t first, std::size_t panels,
-                      const activation_block* const* x, std::size_t count, float* out, std::size_t stride) noexcept {
+  // As block_kernel::panel, all blocks of `panels` consecutive panels of w from panel `first` on; x[i] holds the tokens from
+  // 16 i on.
+  static void product(const packed_matrix<F>& w, std::size_t first, std::size_t panels, const tiled_blocks* const* x,
+                      std::size_t count, float* out, std::size_t stride) noexcept {
     for (std::size_t t = 0; t < count; ++t) std::fill_n(out + t * stride, panels * packed_rows, 0.0f);
     block_tile_kernel kernel;
     const std::size_t blocks = w.in_features() / F::block_size;
     const int offset = layout::nibbles ? 0 : code_offset<F>(w.order().largest_code);
-    for (std::size_t begin = 0; begin < blocks; begin += piece) {
-      const std::size_t part = std::min(piece, blocks - begin), groups = part * layout::groups;
-      kernel.token_.copy(x, count, begin * F::block_size / activation_block::size, part * F::block_size);
-      for (std::size_t i = 0; i < panels; ++i) {
+    for (std::size_t i = 0; i < panels; ++i) {
+      for (std::size_t begin = 0; begin < blocks; begin += piece) {
+        const std::size_t part = std::min(piece, blocks - begin), groups = part * layout::groups;
         const std::uint8_t* const from = w.panel(first + i) + begin * layout::block_bytes;
-        kernel.panel_.decode(from, part, offset);
+        const weight_scales& scales = kernel.decode(from, part, offset);
         kernel.following_ =
-            fetch(from + part * layout::block_bytes, part * layout::block_bytes, count * groups / at_once);
+            fetch(from + look_ahead, part * layout::block_bytes, (count + tile_height - 1) / tile_height * groups);
         for (std::size_t t = 0; t < count; t += tile_height) {
-          const std::size_t some = std::min(tile_height, count - t);
-          float* const to = out + t * stride + i * packed_rows;
-          std::size_t g = 0;
-          for (; g + at_once <= groups; g += at_once) {
-            for (std::size_t each = 0; each < at_once; each += 2) {
-              kernel.template multiply<0>(g + each, t, each);
-              kernel.template multiply<2>(g + each + 1, t, each + 1);
-            }
-            kernel.template add<at_once>(g, t, some, to, stride);
-          }
-          for (; g < groups; ++g) {
-            kernel.template multiply<0>(g, t, 0);
-            kernel.template add<1>(g, t, some, to, stride);
-          }
+          const tiled_blocks* const token = x[t / tile_height] + begin * F::block_size / activation_block::size;
+          const auto batch = [&](std::size_t group) {
+            return group_batch{.codes = kernel.codes_ + group,
+                               .scale = scales.scale[group],
+                               .min = scales.min[layout::has_min ? group : 0],
+                               .x = token + group / in_block,
+                               .half = group % in_block,
+                               .out = out + t * stride + i * packed_rows,
+                               .stride = stride,
+                               .count = std::min(tile_height, count - t)};
+          };
+          std::size_t group = 0;
+          for (; group + at_once <= groups; group += at_once) kernel.advance(batch(group));
+          for (; group < groups; ++group) kernel.alone(batch(group));
         }
       }
     }
+    kernel.finish();
   }
 
  private:
@@ -79,88 +80,65 @@ class block_tile_kernel {
                                depth = std::max(period, 128 / period * period), piece = depth / F::block_size,
                                most_groups = depth / size, at_once = 4;
 
-  // A piece of the tokens side by side, a line further apart than a power of two.
-  struct activations {
-    alignas(64) std::int8_t q[most_tokens][depth + tile_bytes];
-    float d[most_tokens][most_groups], minus_sum[layout::has_min ? most_tokens : 1][most_groups];
-
-    void copy(const activation_block* const* x, std::size_t count, std::size_t first, std::size_t elements) {
-      for (std::size_t c = 0; c < count; ++c) {
-        const activation_block* from = x[c] + first;
-        for (std::size_t i = 0; i < activation_block::count(elements); ++i) {
-          std::memcpy(q[c] + i * activation_block::size, from[i].q, activation_block::size);
-          constexpr std::size_t groups = activation_block::size / size;
-          for (std::size_t half = 0; half < groups; ++half) {
-            d[c][i * groups + half] = from[i].d;
-            if constexpr (layout::has_min) {
-              minus_sum[c][i * groups + half] = -from[i].template scaled_sum<size>(half);
-            }
-          }
-        }
-      }
-      // Tiles read 16 tokens.
-      for (; count % tile_height != 0; ++count) std::memset(q[count], 0, depth);
-    }
-  };
-
-  struct weights {
-    alignas(64) std::int8_t codes[most_groups][strips][size / 4][tile_bytes];
+  struct weight_scales {
     alignas(64) float scale[most_groups][packed_rows];
     alignas(64) float min[layout::has_min ? most_groups : 1][packed_rows];
-
-    // `blocks` blocks of a panel from p on.
-    void decode(const std::uint8_t* p, std::size_t blocks, int offset) {
-      for (std::size_t b = 0, g = 0; b < blocks; ++b) {
-        [[maybe_unused]] floats super_scale[in_panel], super_min[in_panel];
-        for (std::size_t v = 0; v < in_panel && layout::two_level; ++v) {
-          super_scale[v] = vectors::super_scales(p, v * floats::size);
-          if constexpr (layout::has_min) super_min[v] = vectors::super_mins(p, v * floats::size);
-        }
-        p += layout::super_bytes;
-        for (std::size_t in_block = 0; in_block < layout::groups; ++in_block, ++g, p += layout::group_bytes) {
-          for (std::size_t strip = 0; strip < strips; ++strip) {
-            decode_codes(p + strip * lanes * layout::row_codes, offset, codes[g][strip]);
-          }
-          for (std::size_t v = 0; v < in_panel; ++v) {
-            const std::size_t row = v * floats::size;
-            vectors::scales(p, row, super_scale[v]).store_aligned(scale[g] + row);
-            if constexpr (layout::has_min) vectors::mins(p, row, super_min[v]).store_aligned(min[g] + row);
-          }
-        }
-      }
-    }
-    static void decode_codes(const std::uint8_t* p, [[maybe_unused]] int offset,
-                             std::int8_t (&to)[size / 4][tile_bytes]) {
-      if constexpr (layout::nibbles) {
-        unroll<size / 8>([&](std::size_t i) __attribute__((always_inline)) {
-          const auto both = line::load(p + i * tile_bytes);
-          const auto low = value(line::low_nibbles(both)), high = value(line::high_nibbles(both));
-          std::memcpy(to[2 * i], &low, tile_bytes);
-          std::memcpy(to[2 * i + 1], &high, tile_bytes);
-        });
-      } else {
-        using bytes = batch<std::uint8_t, Arch>;
-        const bytes zero(static_cast<std::uint8_t>(offset));
-        for (std::size_t i = 0; i < size / 4 * tile_bytes; i += bytes::size) {
-          (bytes::load_unaligned(p + i) - zero).store_aligned(reinterpret_cast<std::uint8_t*>(to[0]) + i);
-        }
-      }
-    }
-    static auto value(typename line::operand code) {
-      if constexpr (stand_for_themselves<F>(F::code_values)) {
-        return code;
-      } else {
-        return line::lookup(F::code_values, code);
-      }
-    }
   };
+
+  // `blocks` blocks of a panel from p on; the scales of the piece before stay, for its last sums.
+  const weight_scales& decode(const std::uint8_t* p, std::size_t blocks, int offset) {
+    weight_scales& to = scales_[piece_side_ ^= 1];
+    for (std::size_t b = 0, g = 0; b < blocks; ++b) {
+      [[maybe_unused]] floats super_scale[in_panel], super_min[in_panel];
+      for (std::size_t v = 0; v < in_panel && layout::two_level; ++v) {
+        super_scale[v] = vectors::super_scales(p, v * floats::size);
+        if constexpr (layout::has_min) super_min[v] = vectors::super_mins(p, v * floats::size);
+      }
+      p += layout::super_bytes;
+      for (std::size_t last = g + layout::groups; g < last; ++g, p += layout::group_bytes) {
+        for (std::size_t strip = 0; strip < strips; ++strip) {
+          decode_codes(p + strip * lanes * layout::row_codes, offset, codes_[g][strip]);
+        }
+        for (std::size_t v = 0; v < in_panel; ++v) {
+          const std::size_t row = v * floats::size;
+          vectors::scales(p, row, super_scale[v]).store_aligned(to.scale[g] + row);
+          if constexpr (layout::has_min) vectors::mins(p, row, super_min[v]).store_aligned(to.min[g] + row);
+        }
+      }
+    }
+    return to;
+  }
+  static void decode_codes(const std::uint8_t* p, [[maybe_unused]] int offset,
+                           std::int8_t (&to)[size / 4][tile_bytes]) {
+    if constexpr (layout::nibbles) {
+      unroll<size / 8>([&](std::size_t i) __attribute__((always_inline)) {
+        const auto both = line::load(p + i * tile_bytes);
+        const auto low = value(line::low_nibbles(both)), high = value(line::high_nibbles(both));
+        std::memcpy(to[2 * i], &low, tile_bytes);
+        std::memcpy(to[2 * i + 1], &high, tile_bytes);
+      });
+    } else {
+      using bytes = batch<std::uint8_t, Arch>;
+      const bytes zero(static_cast<std::uint8_t>(offset));
+      for (std::size_t i = 0; i < size / 4 * tile_bytes; i += bytes::size) {
+        (bytes::load_unaligned(p + i) - zero).store_aligned(reinterpret_cast<std::uint8_t*>(to[0]) + i);
+      }
+    }
+  }
+  static auto value(typename line::operand code) {
+    if constexpr (stand_for_themselves<F>(F::code_values)) {
+      return code;
+    } else {
+      return line::lookup(F::code_values, code);
+    }
+  }
 
   // Asks memory for `bytes` bytes in about `steps` steps: all at once, decoding would wait for the first of them.
   class fetch {
    public:
     fetch() = default;
     fetch(const std::uint8_t* p, std::size_t bytes, std::size_t steps)
-        : next_(p), end_(p + bytes), lines_(bytes / 64 / (steps + 1) + 1) {}
+        : next_(p), end_(p + bytes), lines_((bytes / 64 + steps) / steps) {}
     void step() {
       for (std::size_t i = 0; i < lines_ && next_ < end_; ++i, next_ += 64) __builtin_prefetch(next_, 0, 2);
     }
@@ -170,49 +148,105 @@ class block_tile_kernel {
     std::size_t lines_ = 0;
   };
 
-  // Tiles C and C + 1: group `g` of the 16 tokens from `t` on, to sum_[to].
-  template <int C>
-  void multiply(std::size_t g, std::size_t t, std::size_t to) {
-    constexpr int A = C == 0 ? 4 : 5;
-    tiles_.template zero<C>();
-    tiles_.template zero<C + 1>();
-    tiles_.template load<A>(token_.q[t] + g * size, sizeof token_.q[t]);
-    tiles_.template load<6>(panel_.codes[g][0], tile_bytes);
-    tiles_.template load<7>(panel_.codes[g][1], tile_bytes);
-    tiles_.template dot_int8<C, A, 6>();
-    tiles_.template dot_int8<C + 1, A, 7>();
-    tiles_.template store<C>(sum_[to][0], tile_bytes);
-    tiles_.template store<C + 1>(sum_[to][1], tile_bytes);
+  using group_codes = std::int8_t[strips][size / 4][tile_bytes];
+  using sums = std::int32_t[strips][tile_height][lanes];
+
+  // Groups that are multiplied, then added up, at once, for the tokens of a tile: from the first one's codes, scales and
+  // activations on.
+  struct group_batch {
+    const group_codes* codes = nullptr;
+    const float *scale = nullptr, *min = nullptr;
+    const tiled_blocks* x = nullptr;
+    std::size_t half = 0;  // of a block of activations; 0 where there are several groups
+    float* out = nullptr;
+    std::size_t stride = 0, count = 0;
+    const sums* sum = nullptr;
+  };
+
+  // Multiplies the next groups and adds up those before.
+  void advance(const group_batch& next) {
+    constexpr std::size_t quarter = tile_height / at_once;
+    sums* const to = sum_[batch_side_ ^= 1];
+    for (std::size_t each = 0; each < at_once; each += 2) {
+      multiply<0>(next, each);
+      add<at_once>(each * quarter, (each + 1) * quarter);
+      store<0>(to[each]);
+      multiply<2>(next, each + 1);
+      add<at_once>((each + 1) * quarter, (each + 2) * quarter);
+      store<2>(to[each + 1]);
+    }
+    pending_ = next;
+    pending_.sum = to;
+  }
+  void finish() {
+    add<at_once>(0, pending_.count);
+    pending_ = {};
+  }
+  // One group, at the end of a piece.
+  void alone(const group_batch& next) {
+    finish();
+    multiply<0>(next, 0);
+    store<0>(sum_[0][0]);
+    pending_ = next;
+    pending_.sum = sum_[0];
+    add<1>(0, pending_.count);
+    pending_ = {};
   }
 
-  // Scales and adds the sums of the groups from `g` on and `count` tokens from `t` on.
+  // Tiles C and C + 1: a group of the tokens.
+  template <int C>
+  void multiply(const group_batch& next, std::size_t each) {
+    constexpr int A = C == 0 ? 4 : 5;
+    const std::size_t half = next.half + each % in_block;
+    following_.step();
+    tiles_.template zero<C>();
+    tiles_.template zero<C + 1>();
+    tiles_.template load<A>(next.x[each / in_block].q[0] + half * size, activation_block::size);
+    tiles_.template load<6>(next.codes[each][0], tile_bytes);
+    tiles_.template load<7>(next.codes[each][1], tile_bytes);
+    tiles_.template dot_int8<C, A, 6>();
+    tiles_.template dot_int8<C + 1, A, 7>();
+  }
+  template <int C>
+  void store(sums& to) {
+    tiles_.template store<C>(to[0], tile_bytes);
+    tiles_.template store<C + 1>(to[1], tile_bytes);
+  }
+
+  // Scales and adds the pending sums of the tokens [begin, end).
   template <std::size_t Groups>
-  void add(std::size_t g, std::size_t t, std::size_t count, float* out, std::size_t stride) {
+  void add(std::size_t begin, std::size_t end) {
+    const group_batch batch = pending_;
+    end = std::min(end, batch.count);
+    if (begin >= end) return;
     floats scale[Groups][in_panel];
     [[maybe_unused]] floats min[Groups][in_panel];
     unroll<Groups>([&](std::size_t i) __attribute__((always_inline)) {
       unroll<in_panel>([&](std::size_t v) __attribute__((always_inline)) {
-        scale[i][v] = floats::load_aligned(panel_.scale[g + i] + v * floats::size);
-        if constexpr (layout::has_min) min[i][v] = floats::load_aligned(panel_.min[g + i] + v * floats::size);
+        scale[i][v] = floats::load_aligned(batch.scale + i * packed_rows + v * floats::size);
+        if constexpr (layout::has_min) {
+          min[i][v] = floats::load_aligned(batch.min + i * packed_rows + v * floats::size);
+        }
       });
     });
-    for (std::size_t c = 0; c < count; ++c) {
-      following_.step();
-      float* const to = out + c * stride;
+    for (std::size_t c = begin; c < end; ++c) {
+      float* const to = batch.out + c * batch.stride;
       floats total[in_panel];
       unroll<in_panel>([&](std::size_t v) __attribute__((always_inline)) {
         total[v] = floats::load_unaligned(to + v * floats::size);
       });
       unroll<Groups>([&](std::size_t i) __attribute__((always_inline)) {
-        const floats d(token_.d[t + c][g + i]);
+        const tiled_blocks& x = batch.x[i / in_block];
+        const floats d(x.d[c]);
         unroll<in_panel>([&](std::size_t v) __attribute__((always_inline)) {
           constexpr std::size_t in_strip = lanes / floats::size;
           ints exact;
-          std::memcpy(&exact, sum_[i][v / in_strip][c] + v % in_strip * floats::size, sizeof exact);
+          std::memcpy(&exact, batch.sum[i][v / in_strip][c] + v % in_strip * floats::size, sizeof exact);
           total[v] = fused_multiply_add(vectors::dot::to_float(exact), scale[i][v] * d, total[v]);
         });
         if constexpr (layout::has_min) {
-          const floats minus(token_.minus_sum[t + c][g + i]);
+          const std::size_t half = Groups == 1 ? batch.half : i % in_block;
+          const floats minus(x.template minus<size>(half)[c]);
           unroll<in_panel>([&](std::size_t v) __attribute__((always_inline)) {
             total[v] = fused_multiply_add(min[i][v], minus, total[v]);
           });
@@ -223,11 +257,13 @@ class block_tile_kernel {
     }
   }
 
-  static constexpr tile_shape sums{tile_height}, tokens{tile_height, size}, codes{size / 4};
-  Tiles tiles_{tile_shapes{sums, sums, sums, sums, tokens, tokens, codes, codes}};
-  activations token_;
-  weights panel_;
-  alignas(64) std::int32_t sum_[at_once][strips][tile_height][lanes];
+  static constexpr tile_shape results{tile_height}, tokens{tile_height, size}, codes{size / 4};
+  Tiles tiles_{tile_shapes{results, results, results, results, tokens, tokens, codes, codes}};
+  alignas(64) group_codes codes_[most_groups];
+  weight_scales scales_[2];
+  alignas(64) sums sum_[2][at_once];
+  std::size_t piece_side_ = 0, batch_side_ = 0;
+  group_batch pending_;
   fetch following_;
 };
 

@@ -126,20 +126,27 @@ float quantize_activations(const float* x, std::size_t n, std::int8_t* codes, st
   largest.store_unaligned(lanes);
   for (const float lane : lanes) amax = lane > amax ? lane : amax;
   const float scale = amax > 0.0f ? amax / 127.0f : 1.0f;
-  const vector divisor(scale);
+  // A multiplication gives the quotient's code unless it ends near a tie; a scale's inverse may be none or subnormal.
+  const vector divisor(scale), inverse(1.0f / scale);
+  const bool divides = !(scale > 0x1p-100f && scale < 0x1p100f);
   const auto codes_of = [&](const vector& v) {
-    return xsimd::min(xsimd::max(v / divisor, vector(-127.0f)), vector(127.0f));
+    vector q = v * inverse;
+    if (divides || xsimd::any(xsimd::abs(q - xsimd::nearbyint(q)) > vector(0.4999f))) q = v / divisor;
+    return xsimd::min(xsimd::max(q, vector(-127.0f)), vector(127.0f));
   };
-  sum = 0;
   const std::size_t whole = n / vector::size * vector::size;
   for (std::size_t i = 0; i < whole; i += vector::size) {
-    sum += int8_dot<Arch>::store_codes(codes + i, codes_of(vector::load_unaligned(x + i)));
+    int8_dot<Arch>::store_codes(codes + i, codes_of(vector::load_unaligned(x + i)));
   }
   if (whole < n) {
     std::int8_t last[vector::size];
-    sum += int8_dot<Arch>::store_codes(last, codes_of(load_tail<Arch>(x + whole, n - whole)));
+    int8_dot<Arch>::store_codes(last, codes_of(load_tail<Arch>(x + whole, n - whole)));
     std::copy_n(last, n - whole, codes + whole);
   }
+  sum = 0;
+  std::size_t i = 0;
+  for (; i + 16 <= n; i += 16) sum += sum_of_codes(codes + i);
+  for (; i < n; ++i) sum += codes[i];
   return scale;
 }
 

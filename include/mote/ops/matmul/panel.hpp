@@ -12,6 +12,7 @@
 #include <variant>
 
 #include "../../quant/weight.hpp"
+#include "activation_tile.hpp"
 #include "block_kernel.hpp"
 #include "block_tile_kernel.hpp"
 #include "element_kernel.hpp"
@@ -26,7 +27,7 @@ MOTE_BEGIN_NAMESPACE
 namespace detail {
 
 inline constexpr std::size_t unit_tokens = has_amx_tiles ? 64 : 48;
-inline constexpr std::size_t tile_unit_rows = 128;  // tiles copy tokens for every unit anew: many rows
+inline constexpr std::size_t tile_unit_rows = 128;  // tiles are fast: tokens that all units read come often enough
 // From one token's results to the next one's; with tiles a line further than rows.
 inline constexpr std::size_t unit_stride = has_amx_tiles ? tile_unit_rows + 16 : 64;
 inline constexpr std::size_t float_depth = 1024;   // elements of k a block: a tile's rows and tokens fit 48 KiB
@@ -37,10 +38,12 @@ inline constexpr std::size_t decoded_depth = 512;  // elements of k that are dec
 inline constexpr std::size_t tile_tokens_min = tile_height;
 
 // Whether tiles multiply matrices of this form.
+template <class Arch>
+inline constexpr bool uses_tiles = batch<float, Arch>::size == 16 && has_amx_tiles;
 template <class Arch, class Matrix>
 inline constexpr bool multiplied_by_tiles = false;
 template <class Arch, class T>
-inline constexpr bool multiplied_by_tiles<Arch, packed_matrix<T>> = batch<float, Arch>::size == 16 && has_amx_tiles;
+inline constexpr bool multiplied_by_tiles<Arch, packed_matrix<T>> = uses_tiles<Arch>;
 
 // Rows of a unit for so many tokens: a panel's, or what the kernel takes at once. Units begin at multiples of it.
 template <class Arch, class Matrix>
@@ -62,6 +65,7 @@ struct activation {
   const bf16* halves = nullptr;
   const float* rounded = nullptr;
   const activation_block* blocks = nullptr;
+  const activation_tile* tile = nullptr;  // of this row and the fifteen that follow, where tiles may multiply them
 };
 
 // Whether packed bf16 is multiplied as such, not as float32.
@@ -246,12 +250,10 @@ void unit_product(const packed_matrix<F>& w, std::size_t first, std::size_t rows
   const std::size_t blocks = w.in_features() / F::block_size, panels = (rows + packed_rows - 1) / packed_rows;
   bool done = false;
   if constexpr (multiplied_by_tiles<Arch, packed_matrix<F>>) {
-    if (tokens >= tile_tokens_min && amx_tiles::available()) {
-      using tiles = block_tile_kernel<amx_tiles, Arch, F>;
-      static_assert(unit_tokens <= tiles::most_tokens);
-      const activation_block* token[unit_tokens] = {};
-      for (std::size_t t = 0; t < tokens; ++t) token[t] = x[t].blocks;
-      tiles::product(w, first / packed_rows, panels, token, tokens, out, unit_stride);
+    if (tokens >= tile_tokens_min && x->tile) {
+      const tiled_blocks* tile[unit_tokens / tile_height] = {};
+      for (std::size_t t = 0; t < tokens; t += tile_height) tile[t / tile_height] = x[t].tile->blocks;
+      block_tile_kernel<amx_tiles, Arch, F>::product(w, first / packed_rows, panels, tile, tokens, out, unit_stride);
       done = true;
     }
   }
@@ -333,8 +335,12 @@ void unit_product(const packed_matrix<T>& w, std::size_t first, std::size_t rows
   // int8 sums are the same any way, and a few tokens leave tiles empty; bf16 sums are not, so all tokens go one way.
   bool done = false;
   if constexpr (multiplied_by_tiles<Arch, packed_matrix<T>>) {
-    if ((!int8 || tokens >= tile_tokens_min) && amx_tiles::available()) {
-      tile_kernel<amx_tiles, T>::product(w, first / packed_rows, panels, token, tokens, out, unit_stride);
+    if ((!int8 || tokens >= tile_tokens_min) && x->tile) {
+      const std::uint8_t* tile[unit_tokens / tile_height] = {};
+      for (std::size_t t = 0; t < tokens; t += tile_height) {
+        tile[t / tile_height] = int8 ? x[t].tile->codes : x[t].tile->halves;
+      }
+      tile_kernel<amx_tiles, T>::product(w, first / packed_rows, panels, tile, tokens, out, unit_stride);
       done = true;
     }
   }
@@ -384,9 +390,10 @@ std::size_t unit_rows_of(const weight& w, std::size_t tokens) {
 // The forms of activations that matrices read.
 struct activation_forms {
   bool codes = false, halves = false, blocks = false;
+  bool tiles = false;  // of them
 
   friend activation_forms operator|(const activation_forms& a, const activation_forms& b) {
-    return {a.codes || b.codes, a.halves || b.halves, a.blocks || b.blocks};
+    return {a.codes || b.codes, a.halves || b.halves, a.blocks || b.blocks, a.tiles || b.tiles};
   }
 };
 
@@ -395,13 +402,13 @@ inline constexpr activation_forms forms_of{};
 template <>
 inline constexpr activation_forms forms_of<int8_matrix>{.codes = true};
 template <>
-inline constexpr activation_forms forms_of<packed_matrix<std::int8_t>>{.codes = true};
+inline constexpr activation_forms forms_of<packed_matrix<std::int8_t>>{.codes = true, .tiles = true};
 template <>
-inline constexpr activation_forms forms_of<packed_matrix<bf16>>{.halves = true};
+inline constexpr activation_forms forms_of<packed_matrix<bf16>>{.halves = true, .tiles = true};
 template <integer_format F>
 inline constexpr activation_forms forms_of<view<const F, 2>>{.blocks = true};
 template <integer_format F>
-inline constexpr activation_forms forms_of<packed_matrix<F>>{.blocks = true};
+inline constexpr activation_forms forms_of<packed_matrix<F>>{.blocks = true, .tiles = true};
 
 template <class Matrix>
 activation_forms forms(const Matrix&) {
@@ -448,6 +455,53 @@ view<activation, 1> prepare_rows(Backend& be, Scope& scope, const activation_for
     }
   });
   return rows;
+}
+
+// Lays rows of n values out for matrix tiles, where the machine has them: run r, the rows [first(r), first(r + 1)), are
+// those that are multiplied together, sixteen at a time.
+template <class Arch, class Backend, class Scope, class First>
+void lay_out_tiles([[maybe_unused]] Backend& be, [[maybe_unused]] Scope& scope,
+                   [[maybe_unused]] const activation_forms& wanted, [[maybe_unused]] std::size_t n,
+                   [[maybe_unused]] const view<activation, 1>& rows, [[maybe_unused]] std::size_t runs,
+                   [[maybe_unused]] First&& first) {
+  if constexpr (uses_tiles<Arch>) {
+    const std::size_t count = rows.extent(0), least = wanted.halves ? 1 : tile_tokens_min;
+    if (!wanted.tiles || count < least || !amx_tiles::available()) return;
+    // Run r's first tile: no two runs share one.
+    const auto first_tile = [&](std::size_t r) { return first(r) / tile_height + r; };
+    const std::size_t tiles = first_tile(runs), blocks_each = activation_block::count(n);
+    const std::size_t codes_each = tiled_size(n), halves_each = tiled_size(n * sizeof(bf16));
+    const auto tile = scope.template tensor<activation_tile>(tiles);
+    const auto codes = scope.template tensor<std::uint8_t>(wanted.codes ? tiles : 0, codes_each);
+    const auto halves = scope.template tensor<std::uint8_t>(wanted.halves ? tiles : 0, halves_each);
+    const auto blocks = scope.template tensor<tiled_blocks>(wanted.blocks ? tiles : 0, blocks_each);
+    be.parallel_for(tiles, 1 + 256 / (n + 1), [&](std::size_t begin, std::size_t end) {
+      for (std::size_t i = begin; i < end; ++i) {
+        // The last run that begins at this tile or before.
+        std::size_t r = 0;
+        for (std::size_t more = runs; more > 1;) {
+          const std::size_t half = more / 2;
+          if (first_tile(r + half) <= i) r += half;
+          more -= half;
+        }
+        const std::size_t row = first(r) + (i - first_tile(r)) * tile_height, last = first(r + 1);
+        if (row >= last || last - first(r) < least) continue;
+        const std::size_t some = std::min(tile_height, last - row);
+        tile(i) = {wanted.codes ? codes.row(i) : nullptr, wanted.halves ? halves.row(i) : nullptr,
+                   wanted.blocks ? blocks.row(i) : nullptr};
+        if (wanted.blocks && some < tile_height) std::fill_n(blocks.row(i), blocks_each, tiled_blocks{});
+        for (std::size_t c = 0; c < some; ++c) {
+          activation& x = rows(row + c);
+          if (wanted.codes) put_in_tiles(x.codes, n, c, codes.row(i));
+          if (wanted.halves) put_in_tiles(x.halves, n * sizeof(bf16), c, halves.row(i));
+          x.tile = &tile(i);
+        }
+        for (std::size_t b = 0; b < blocks_each && wanted.blocks; ++b) {
+          for (std::size_t c = 0; c < some; ++c) blocks.row(i)[b].put(rows(row + c).blocks[b], c);
+        }
+      }
+    });
+  }
 }
 
 }  // namespace detail

@@ -36,8 +36,10 @@ void matmul_impl(simd<Arch, Executor>& be, view<const float, 2> x, const Matrix&
   detail::check_packing<Arch>("matmul", w);
   if (tokens == 0 || out == 0) return;
   auto scope = be.scope();
-  const auto rows = detail::prepare_rows<Arch>(be, scope, detail::forms(w), tokens, x.extent(1),
-                                               [&](std::size_t t) { return x.row(t); });
+  const detail::activation_forms forms = detail::forms(w);
+  const auto rows =
+      detail::prepare_rows<Arch>(be, scope, forms, tokens, x.extent(1), [&](std::size_t t) { return x.row(t); });
+  detail::lay_out_tiles<Arch>(be, scope, forms, x.extent(1), rows, 1, [&](std::size_t r) { return r * tokens; });
   const std::size_t unit = detail::unit_rows_of<Arch>(w, tokens);
   be.parallel_for(out, unit, [&](std::size_t begin, std::size_t end) {
     for (std::size_t n = begin; n < end; n += unit) {
