@@ -3,8 +3,9 @@
 //
 // A piece of a panel is decoded once, codes to signed bytes in the order in which tiles read them (a packed strip of 16 rows
 // is that order already) and scales to float32; tokens are laid out in tiles (activation_tile.hpp). While tiles multiply
-// four groups, vectors scale and add up the sums of the four before, a quarter of the tokens after each group: neither
-// waits for the other then.
+// four groups, vectors scale and add up the sums of the four before, a quarter of the tokens after each group. Sapphire
+// Rapids, four groups, ns: tiles 63, vectors 66, together so 129, one after the other 147; tiles' and vectors' instructions
+// hardly overlap.
 #pragma once
 
 #include <algorithm>

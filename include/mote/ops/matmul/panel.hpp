@@ -37,9 +37,13 @@ inline constexpr std::size_t decoded_depth = 512;  // elements of k that are dec
 // Fewer are multiplied by vectors: tiles take as long for half of their rows as for all.
 inline constexpr std::size_t tile_tokens_min = tile_height / 2;
 
-// Whether tiles multiply matrices of this form.
+// Whether packed bf16 is multiplied as such, not as float32.
 template <class Arch>
-inline constexpr bool uses_tiles = batch<float, Arch>::size == 16 && has_amx_tiles;
+inline constexpr bool bf16_products = element_dot<Arch, bf16>::dot_products;
+
+// Whether matrix tiles multiply packed matrices; whether they do those of this form.
+template <class Arch>
+inline constexpr bool uses_tiles = batch<float, Arch>::size == 16 && has_amx_tiles&& bf16_products<Arch>;
 template <class Arch, class Matrix>
 inline constexpr bool multiplied_by_tiles = false;
 template <class Arch, class T>
@@ -65,12 +69,8 @@ struct activation {
   const bf16* halves = nullptr;
   const float* rounded = nullptr;
   const activation_block* blocks = nullptr;
-  const activation_tile* tile = nullptr;  // of this row and the fifteen that follow, where tiles may multiply them
+  const activation_tile* tile = nullptr;  // in which this row is one of sixteen, where tiles may multiply them
 };
-
-// Whether packed bf16 is multiplied as such, not as float32.
-template <class Arch>
-inline constexpr bool bf16_products = element_dot<Arch, bf16>::dot_products;
 
 // Kernel::tile<r, c> for every r <= Kernel::rows and c <= Kernel::tokens, to be chosen at run time.
 template <class Kernel>
