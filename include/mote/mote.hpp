@@ -37,6 +37,7 @@
 #include "ops/group_by_expert/group_by_expert.hpp"
 #include "ops/grouped_ffn/grouped_ffn.hpp"
 #include "ops/grouped_ffn/residency.hpp"
+#include "ops/matmul/activation_tile.hpp"
 #include "ops/matmul/block_kernel.hpp"
 #include "ops/matmul/block_tile_kernel.hpp"
 #include "ops/matmul/element_kernel.hpp"

@@ -2558,16 +2558,18 @@ struct int8_dot {
     for (std::size_t i = 0; i < Lanes; ++i) lane[i] = static_cast<float>(x.lane[i]);
     return floats::load_unaligned(lane);
   }
-  // Codes round(x), |x| <= 127, ties to even; returns their sum. Adding 1.5 · 2^23 leaves them in the low bits.
-  static std::int32_t store_codes(std::int8_t* codes, const floats& x) {
+  // Codes round(x), |x| <= 127, ties to even. Adding 1.5 · 2^23 leaves them in the low bits.
+  static void store_codes(std::int8_t* codes, const floats& x) {
     float lane[Lanes];
     (x + floats(12582912.0f)).store_unaligned(lane);
-    std::int32_t total = 0;
     for (std::size_t i = 0; i < Lanes; ++i) {
       codes[i] = static_cast<std::int8_t>(static_cast<std::uint8_t>(bit_cast<std::uint32_t>(lane[i])));
-      total += codes[i];
     }
-    return total;
+  }
+  static std::int32_t largest(const ints& x) {
+    std::int32_t most = x.lane[0];
+    for (const std::int32_t lane : x.lane) most = lane > most ? lane : most;
+    return most;
   }
 };
 
@@ -2617,11 +2619,10 @@ struct int8_dot<Arch, 16> {
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(row), w);
   }
   static floats to_float(ints x) { return floats(_mm512_cvtepi32_ps(x)); }
-  static std::int32_t store_codes(std::int8_t* codes, const floats& x) {
-    const ints whole = _mm512_cvtps_epi32(x);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes), _mm512_cvtepi32_epi8(whole));
-    return _mm512_reduce_add_epi32(whole);
+  static void store_codes(std::int8_t* codes, const floats& x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
   }
+  static std::int32_t largest(ints x) { return _mm512_reduce_max_epi32(x); }
 };
 #endif
 
@@ -2670,14 +2671,15 @@ struct int8_dot<Arch, 8> {
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(row), w);
   }
   static floats to_float(ints x) { return floats(_mm256_cvtepi32_ps(x)); }
-  static std::int32_t store_codes(std::int8_t* codes, const floats& x) {
+  static void store_codes(std::int8_t* codes, const floats& x) {
     const ints whole = _mm256_cvtps_epi32(x);
-    const __m128i low = _mm256_castsi256_si128(whole), high = _mm256_extracti128_si256(whole, 1);
-    const __m128i words = _mm_packs_epi32(low, high);
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(codes), _mm_packs_epi16(words, words));
-    __m128i total = _mm_add_epi32(low, high);
-    total = _mm_add_epi32(total, _mm_shuffle_epi32(total, 0x4E));
-    return _mm_cvtsi128_si32(_mm_add_epi32(total, _mm_shuffle_epi32(total, 0xB1)));
+  }
+  static std::int32_t largest(ints x) {
+    __m128i most = _mm_max_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    most = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0x4E));
+    return _mm_cvtsi128_si32(_mm_max_epi32(most, _mm_shuffle_epi32(most, 0xB1)));
   }
 };
 #endif
@@ -2719,12 +2721,15 @@ struct int8_dot<Arch, 4> {
     return _mm_load_si128(reinterpret_cast<const __m128i*>(codes));
   }
   static floats to_float(ints x) { return floats(_mm_cvtepi32_ps(x)); }
-  static std::int32_t store_codes(std::int8_t* codes, const floats& x) {
+  static void store_codes(std::int8_t* codes, const floats& x) {
     const ints whole = _mm_cvtps_epi32(x), words = _mm_packs_epi32(whole, whole);
     const std::int32_t four = _mm_cvtsi128_si32(_mm_packs_epi16(words, words));
     std::memcpy(codes, &four, 4);
-    const ints pairs = _mm_add_epi32(whole, _mm_shuffle_epi32(whole, 0x4E));
-    return _mm_cvtsi128_si32(_mm_add_epi32(pairs, _mm_shuffle_epi32(pairs, 0xB1)));
+  }
+  static std::int32_t largest(ints x) {
+    std::int32_t lane[lanes];
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(lane), x);
+    return std::max(std::max(lane[0], lane[1]), std::max(lane[2], lane[3]));
   }
 };
 #endif
@@ -2762,15 +2767,29 @@ struct int8_dot<Arch, 4> {
     return vqtbl1q_s8(vld1q_s8(table.data()), vreinterpretq_u8_s8(w));
   }
   static floats to_float(ints x) { return floats(vcvtq_f32_s32(x)); }
-  static std::int32_t store_codes(std::int8_t* codes, const floats& x) {
-    const ints whole = vcvtnq_s32_f32(x);
-    const int16x4_t words = vmovn_s32(whole);
+  static void store_codes(std::int8_t* codes, const floats& x) {
+    const int16x4_t words = vmovn_s32(vcvtnq_s32_f32(x));
     const std::int32_t four = vget_lane_s32(vreinterpret_s32_s8(vmovn_s16(vcombine_s16(words, words))), 0);
     std::memcpy(codes, &four, 4);
-    return vaddvq_s32(whole);
   }
+  static std::int32_t largest(ints x) { return vmaxvq_s32(x); }
 };
 #endif
+
+// The sum of sixteen codes.
+inline std::int32_t sum_of_codes(const std::int8_t* codes) {
+#if defined(__SSE2__)
+  const __m128i flipped = _mm_xor_si128(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)), _mm_set1_epi8(-128));
+  const __m128i sums = _mm_sad_epu8(flipped, _mm_setzero_si128());  // of the codes + 128, eight each
+  return _mm_cvtsi128_si32(_mm_add_epi32(sums, _mm_shuffle_epi32(sums, 0x4E))) - 16 * 128;
+#elif defined(__aarch64__) && defined(__ARM_NEON)
+  return vaddlvq_s8(vld1q_s8(codes));
+#else
+  std::int32_t sum = 0;
+  for (std::size_t i = 0; i < 16; ++i) sum += codes[i];
+  return sum;
+#endif
+}
 
 }  // namespace detail
 
@@ -3742,6 +3761,238 @@ MOTE_END_NAMESPACE
 // ---- mote/ops/matmul/panel.hpp
 // A unit: up to unit_rows weight rows against up to unit_tokens tokens, in which matrix products are shared out. Its weights stay in the second-level cache while tokens pass by, a tile's tokens in the first.
 
+// ---- mote/ops/matmul/activation_tile.hpp
+// Activations as matrix tiles (core/amx.hpp) read them: sixteen tokens side by side, made once for all the units that
+// multiply them.
+
+// ---- mote/core/amx.hpp
+// Matrix tiles of Intel's AMX: eight registers of up to 16 rows of up to 64 bytes each.
+//
+//   c[m][n] += Σ_q Σ_{i<4} a[m][4 q + i] · b[q][4 n + i]     int8, summed in int32 (tdpbssd)
+//   c[m][n] += Σ_q Σ_{i<2} a[m][2 q + i] · b[q][2 n + i]     bf16, summed in float32 (tdpbf16ps)
+//
+// Kernels take the engine as a template parameter: `amx_tiles` is the machine's, `software_tiles` does the same in plain
+// loops, so that kernels are tested on every machine. An engine is configured where it is made and let go with it; others
+// who use tiles in the same thread, as ggml does, find their configuration again.
+// Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.
+
+#include <cassert>
+
+#if defined(__linux__) && (defined(__AMX_TILE__) || defined(__AMXTILE__))  // the latter by clang before 16
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+inline constexpr std::size_t tile_count = 8, tile_height = 16, tile_bytes = 64;
+
+// A register's rows, at most tile_height, and their bytes, at most tile_bytes. A product takes a [m, k bytes], b [k / 4, n
+// bytes] and c [m, n bytes].
+struct tile_shape {
+  std::size_t rows, bytes = tile_bytes;
+};
+using tile_shapes = std::array<tile_shape, tile_count>;
+
+class software_tiles {
+ public:
+  explicit software_tiles(const tile_shapes& shapes) : shapes_(shapes) {}
+
+  template <int I>
+  void zero() {
+    std::memset(tiles_[I], 0, sizeof tiles_[I]);
+  }
+  template <int I>
+  void load(const void* p, std::size_t stride) {
+    for (std::size_t r = 0; r < shapes_[I].rows; ++r) {
+      std::memcpy(tiles_[I][r], static_cast<const std::uint8_t*>(p) + r * stride, shapes_[I].bytes);
+    }
+  }
+  // The same of what is not read again soon.
+  template <int I>
+  void stream(const void* p, std::size_t stride) {
+    load<I>(p, stride);
+  }
+  template <int I>
+  void store(void* p, std::size_t stride) const {
+    for (std::size_t r = 0; r < shapes_[I].rows; ++r) {
+      std::memcpy(static_cast<std::uint8_t*>(p) + r * stride, tiles_[I][r], shapes_[I].bytes);
+    }
+  }
+  template <int C, int A, int B>
+  void dot_int8() {
+    dot<C, A, B, std::int8_t, std::int32_t>();
+  }
+  template <int C, int A, int B>
+  void dot_bf16() {
+    dot<C, A, B, bf16, float>();
+  }
+
+ private:
+  template <int C, int A, int B, class T, class Sum>
+  void dot() {
+    constexpr std::size_t quad = 4 / sizeof(T);
+    const tile_shape a = shapes_[A], b = shapes_[B], c = shapes_[C];
+    assert(a.rows == c.rows && b.bytes == c.bytes && a.bytes == b.rows * 4);  // else an invalid instruction
+    for (std::size_t m = 0; m < c.rows; ++m) {
+      for (std::size_t n = 0; n < c.bytes / 4; ++n) {
+        Sum sum = read<Sum>(tiles_[C][m], n);
+        for (std::size_t k = 0; k < b.rows * quad; ++k) {
+          sum += static_cast<Sum>(read<T>(tiles_[A][m], k)) *
+                 static_cast<Sum>(read<T>(tiles_[B][k / quad], n * quad + k % quad));
+        }
+        std::memcpy(tiles_[C][m] + n * 4, &sum, 4);
+      }
+    }
+  }
+  template <class T>
+  static T read(const std::uint8_t* row, std::size_t i) {
+    T value;
+    std::memcpy(&value, row + i * sizeof value, sizeof value);
+    return value;
+  }
+
+  tile_shapes shapes_;
+  std::uint8_t tiles_[tile_count][tile_height][tile_bytes] = {};
+};
+
+#if defined(__linux__) && ((defined(__AMX_TILE__) && defined(__AMX_INT8__) && defined(__AMX_BF16__)) || \
+                           (defined(__AMXTILE__) && defined(__AMXINT8__) && defined(__AMXBF16__)))
+
+inline constexpr bool has_amx_tiles = true;
+
+class amx_tiles {
+ public:
+  explicit amx_tiles(const tile_shapes& shapes) {
+    asm volatile("sttilecfg %0" : "=m"(before_));
+    configuration config;
+    config.palette = 1;
+    for (std::size_t i = 0; i < tile_count; ++i) {
+      config.columns[i] = static_cast<std::uint16_t>(shapes[i].bytes);
+      config.rows[i] = static_cast<std::uint8_t>(shapes[i].rows);
+    }
+    asm volatile("ldtilecfg %0" ::"m"(config));
+  }
+  amx_tiles(const amx_tiles&) = delete;
+  amx_tiles& operator=(const amx_tiles&) = delete;
+  ~amx_tiles() {
+    asm volatile("tilerelease");
+    if (before_.palette != 0) asm volatile("ldtilecfg %0" ::"m"(before_));
+  }
+
+  // Whether the kernel lets this process use tiles; asked once, as Linux wants it.
+  static bool available() {
+    static const bool granted = [] {
+      constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM
+      return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+    }();
+    return granted;
+  }
+
+  // Assembly, because g++ 12's intrinsics paste the register's number as text.
+  template <int I>
+  void zero() {
+    asm volatile("tilezero %%tmm%c0" ::"i"(I));
+  }
+  template <int I>
+  void load(const void* p, std::size_t stride) {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(I) : "memory");
+  }
+  template <int I>
+  void stream(const void* p, std::size_t stride) {
+    asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(I) : "memory");
+  }
+  template <int I>
+  void store(void* p, std::size_t stride) const {
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(stride), "i"(I) : "memory");
+  }
+  template <int C, int A, int B>
+  void dot_int8() {
+    asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+  }
+  template <int C, int A, int B>
+  void dot_bf16() {
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+  }
+
+ private:
+  struct alignas(64) configuration {
+    std::uint8_t palette = 0, start_row = 0, reserved[14] = {};
+    std::uint16_t columns[16] = {};
+    std::uint8_t rows[16] = {};
+  };
+  configuration before_;  // palette 0: none
+};
+
+#else
+
+inline constexpr bool has_amx_tiles = false;
+
+class amx_tiles : public software_tiles {
+ public:
+  using software_tiles::software_tiles;
+  static bool available() { return false; }
+};
+
+#endif
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/matmul/activation_tile.hpp
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+// Blocks of the same columns.
+struct tiled_blocks {
+  alignas(64) std::int8_t q[tile_height][activation_block::size] = {};
+  alignas(64) float d[tile_height] = {};
+  float minus_sum[tile_height] = {}, minus_half_sum[2][tile_height] = {};  // -d Σ q
+
+  void put(const activation_block& block, std::size_t place) {
+    std::memcpy(q[place], block.q, sizeof block.q);
+    d[place] = block.d;
+    minus_sum[place] = -block.sum;
+    minus_half_sum[0][place] = -block.half_sum[0];
+    minus_half_sum[1][place] = -block.half_sum[1];
+  }
+  template <std::size_t Group>
+  const float* minus(std::size_t half) const {
+    return Group == activation_block::size ? minus_sum : minus_half_sum[half];
+  }
+};
+
+struct activation_tile {
+  const std::uint8_t *codes = nullptr, *halves = nullptr;  // int8, bf16: [bytes of a row / 64, 16, 64]
+  const tiled_blocks* blocks = nullptr;                    // [columns / 32]
+};
+
+// Bytes of sixteen rows of `bytes` each, padded to whole tiles.
+constexpr std::size_t tiled_size(std::size_t bytes) {
+  return (bytes + tile_bytes - 1) / tile_bytes * tile_bytes * tile_height;
+}
+
+inline void put_in_tiles(const void* row, std::size_t bytes, std::size_t place, std::uint8_t* tiles) {
+  const auto* const from = static_cast<const std::uint8_t*>(row);
+  const std::size_t whole = bytes / tile_bytes * tile_bytes;
+  std::uint8_t* to = tiles + place * tile_bytes;
+  for (std::size_t i = 0; i < whole; i += tile_bytes, to += tile_height * tile_bytes) {
+    std::memcpy(to, from + i, tile_bytes);
+  }
+  if (whole < bytes) {
+    std::memcpy(to, from + whole, bytes - whole);
+    std::memset(to + (bytes - whole), 0, tile_bytes - (bytes - whole));
+  }
+}
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
 // ---- mote/ops/matmul/block_kernel.hpp
 // Products of block formats: a tile of R strips of a packed panel (quant/packed.hpp) by C tokens, output rows in the
 // lanes, so that nothing is summed across lanes.
@@ -4067,26 +4318,24 @@ void quantize_blocks(const float* x, std::size_t n, activation_block* blocks) no
   for (std::size_t begin = 0; begin < n; begin += activation_block::size) {
     activation_block& block = *blocks++;
     const float* from = x + begin;
-    float padded[activation_block::size] = {};
+    float padded[activation_block::size];
     if (n - begin < activation_block::size) {
-      std::copy_n(from, n - begin, padded);
+      std::fill(std::copy_n(from, n - begin, padded), std::end(padded), 0.0f);
       from = padded;
     }
     floats values[parts];
-    ints largest(0);
+    ints magnitudes(0);
     for (std::size_t i = 0; i < parts; ++i) {
       values[i] = floats::load_unaligned(from + i * lanes);
-      largest = xsimd::max(largest, bits_as<std::int32_t>(xsimd::abs(values[i])));
+      magnitudes = xsimd::max(magnitudes, bits_as<std::int32_t>(xsimd::abs(values[i])));
     }
-    std::int32_t magnitudes[lanes], magnitude = 0;
-    largest.store_unaligned(magnitudes);
-    for (const std::int32_t m : magnitudes) magnitude = std::max(magnitude, m);
-    const floats inverse(block.set_scale(magnitude));
-    std::uint32_t sums[2] = {};
-    for (std::size_t i = 0; i < parts; ++i) {
-      sums[i / (parts / 2)] += static_cast<std::uint32_t>(dot::store_codes(block.q + i * lanes, values[i] * inverse));
-    }
-    block.set_sums(sums[0], sums[1]);
+    typename dot::ints all;
+    static_assert(sizeof all == sizeof magnitudes);
+    std::memcpy(&all, &magnitudes, sizeof all);
+    const floats inverse(block.set_scale(dot::largest(all)));
+    for (std::size_t i = 0; i < parts; ++i) dot::store_codes(block.q + i * lanes, values[i] * inverse);
+    block.set_sums(static_cast<std::uint32_t>(sum_of_codes(block.q)),
+                   static_cast<std::uint32_t>(sum_of_codes(block.q + 16)));
   }
 }
 
@@ -4117,6 +4366,11 @@ struct block_kernel {
   // token, Q8_0: with none 11 GB/s, with 1.5 KiB 15, with 8 KiB 13. One that is read in pieces needs many: Zen 5, four
   // tokens, Q4_0: with none 35 % of the read bandwidth, with 4 KiB 76 %, with 8 KiB 89 %.
   static constexpr std::size_t look_ahead(std::size_t token_count) { return token_count <= few_tokens ? 1536 : 8192; }
+  // Into the second-level cache only, where several tokens keep the first busy: Sapphire Rapids, four tokens, 1.1 to 1.2 times
+  // as fast; for one or two no difference.
+  static constexpr int locality(std::size_t token_count) {
+    return token_count > few_tokens && dot::lanes == 16 ? 2 : 3;
+  }
   // Many passes over the same blocks share what they ask for, the blocks that follow: else the first would wait for memory
   // and the others leave it idle. A pass asks for every `passes`th line.
   struct shared_fetch {
@@ -4227,7 +4481,7 @@ struct block_kernel {
           }
         } else {
           unroll<group_lines>([&](std::size_t i) __attribute__((always_inline)) {
-            __builtin_prefetch(p + look_ahead(C) + i * 64, 0, 3);
+            __builtin_prefetch(p + look_ahead(C) + i * 64, 0, locality(C));
           });
         }
         ints acc[R][C];
@@ -4334,191 +4588,13 @@ MOTE_END_NAMESPACE
 // panel, a group of k at a time, whose sums are exact in int32 in either kernel.
 //
 // A piece of a panel is decoded once, codes to signed bytes in the order in which tiles read them (a packed strip of 16 rows
-// is that order already) and scales to float32; tiles multiply four groups, then vectors scale and add up their sums. What a
-// piece takes fits a first-level cache that is shared with another thread. Sapphire Rapids, four groups, ns: tiles 88 (their
-// products alone 47), vectors 50, one after the other 148; half of each in turns came to 110 with everything in that cache,
-// but in a whole product it was slower, for it needs twice the room.
+// is that order already) and scales to float32; tokens are laid out in tiles (activation_tile.hpp). While tiles multiply
+// four groups, vectors scale and add up the sums of the four before, a quarter of the tokens after each group. Sapphire
+// Rapids, four groups, ns: tiles 63, vectors 66, together so 129, one after the other 147; tiles' and vectors' instructions
+// hardly overlap.
 
 #include <numeric>
 
-// ---- mote/core/amx.hpp
-// Matrix tiles of Intel's AMX: eight registers of up to 16 rows of up to 64 bytes each.
-//
-//   c[m][n] += Σ_q Σ_{i<4} a[m][4 q + i] · b[q][4 n + i]     int8, summed in int32 (tdpbssd)
-//   c[m][n] += Σ_q Σ_{i<2} a[m][2 q + i] · b[q][2 n + i]     bf16, summed in float32 (tdpbf16ps)
-//
-// Kernels take the engine as a template parameter: `amx_tiles` is the machine's, `software_tiles` does the same in plain
-// loops, so that kernels are tested on every machine. An engine is configured where it is made and let go with it; others
-// who use tiles in the same thread, as ggml does, find their configuration again.
-// Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.
-
-#include <cassert>
-
-#if defined(__linux__) && (defined(__AMX_TILE__) || defined(__AMXTILE__))  // the latter by clang before 16
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
-MOTE_BEGIN_NAMESPACE
-
-namespace detail {
-
-inline constexpr std::size_t tile_count = 8, tile_height = 16, tile_bytes = 64;
-
-// A register's rows, at most tile_height, and their bytes, at most tile_bytes. A product takes a [m, k bytes], b [k / 4, n
-// bytes] and c [m, n bytes].
-struct tile_shape {
-  std::size_t rows, bytes = tile_bytes;
-};
-using tile_shapes = std::array<tile_shape, tile_count>;
-
-class software_tiles {
- public:
-  explicit software_tiles(const tile_shapes& shapes) : shapes_(shapes) {}
-
-  template <int I>
-  void zero() {
-    std::memset(tiles_[I], 0, sizeof tiles_[I]);
-  }
-  template <int I>
-  void load(const void* p, std::size_t stride) {
-    for (std::size_t r = 0; r < shapes_[I].rows; ++r) {
-      std::memcpy(tiles_[I][r], static_cast<const std::uint8_t*>(p) + r * stride, shapes_[I].bytes);
-    }
-  }
-  // The same of what is not read again soon.
-  template <int I>
-  void stream(const void* p, std::size_t stride) {
-    load<I>(p, stride);
-  }
-  template <int I>
-  void store(void* p, std::size_t stride) const {
-    for (std::size_t r = 0; r < shapes_[I].rows; ++r) {
-      std::memcpy(static_cast<std::uint8_t*>(p) + r * stride, tiles_[I][r], shapes_[I].bytes);
-    }
-  }
-  template <int C, int A, int B>
-  void dot_int8() {
-    dot<C, A, B, std::int8_t, std::int32_t>();
-  }
-  template <int C, int A, int B>
-  void dot_bf16() {
-    dot<C, A, B, bf16, float>();
-  }
-
- private:
-  template <int C, int A, int B, class T, class Sum>
-  void dot() {
-    constexpr std::size_t quad = 4 / sizeof(T);
-    const tile_shape a = shapes_[A], b = shapes_[B], c = shapes_[C];
-    assert(a.rows == c.rows && b.bytes == c.bytes && a.bytes == b.rows * 4);  // else an invalid instruction
-    for (std::size_t m = 0; m < c.rows; ++m) {
-      for (std::size_t n = 0; n < c.bytes / 4; ++n) {
-        Sum sum = read<Sum>(tiles_[C][m], n);
-        for (std::size_t k = 0; k < b.rows * quad; ++k) {
-          sum += static_cast<Sum>(read<T>(tiles_[A][m], k)) *
-                 static_cast<Sum>(read<T>(tiles_[B][k / quad], n * quad + k % quad));
-        }
-        std::memcpy(tiles_[C][m] + n * 4, &sum, 4);
-      }
-    }
-  }
-  template <class T>
-  static T read(const std::uint8_t* row, std::size_t i) {
-    T value;
-    std::memcpy(&value, row + i * sizeof value, sizeof value);
-    return value;
-  }
-
-  tile_shapes shapes_;
-  std::uint8_t tiles_[tile_count][tile_height][tile_bytes] = {};
-};
-
-#if defined(__linux__) && ((defined(__AMX_TILE__) && defined(__AMX_INT8__) && defined(__AMX_BF16__)) || \
-                           (defined(__AMXTILE__) && defined(__AMXINT8__) && defined(__AMXBF16__)))
-
-inline constexpr bool has_amx_tiles = true;
-
-class amx_tiles {
- public:
-  explicit amx_tiles(const tile_shapes& shapes) {
-    asm volatile("sttilecfg %0" : "=m"(before_));
-    configuration config;
-    config.palette = 1;
-    for (std::size_t i = 0; i < tile_count; ++i) {
-      config.columns[i] = static_cast<std::uint16_t>(shapes[i].bytes);
-      config.rows[i] = static_cast<std::uint8_t>(shapes[i].rows);
-    }
-    asm volatile("ldtilecfg %0" ::"m"(config));
-  }
-  amx_tiles(const amx_tiles&) = delete;
-  amx_tiles& operator=(const amx_tiles&) = delete;
-  ~amx_tiles() {
-    asm volatile("tilerelease");
-    if (before_.palette != 0) asm volatile("ldtilecfg %0" ::"m"(before_));
-  }
-
-  // Whether the kernel lets this process use tiles; asked once, as Linux wants it.
-  static bool available() {
-    static const bool granted = [] {
-      constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM
-      return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
-    }();
-    return granted;
-  }
-
-  // Assembly, because g++ 12's intrinsics paste the register's number as text.
-  template <int I>
-  void zero() {
-    asm volatile("tilezero %%tmm%c0" ::"i"(I));
-  }
-  template <int I>
-  void load(const void* p, std::size_t stride) {
-    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(I) : "memory");
-  }
-  template <int I>
-  void stream(const void* p, std::size_t stride) {
-    asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(I) : "memory");
-  }
-  template <int I>
-  void store(void* p, std::size_t stride) const {
-    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(stride), "i"(I) : "memory");
-  }
-  template <int C, int A, int B>
-  void dot_int8() {
-    asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
-  }
-  template <int C, int A, int B>
-  void dot_bf16() {
-    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
-  }
-
- private:
-  struct alignas(64) configuration {
-    std::uint8_t palette = 0, start_row = 0, reserved[14] = {};
-    std::uint16_t columns[16] = {};
-    std::uint8_t rows[16] = {};
-  };
-  configuration before_;  // palette 0: none
-};
-
-#else
-
-inline constexpr bool has_amx_tiles = false;
-
-class amx_tiles : public software_tiles {
- public:
-  using software_tiles::software_tiles;
-  static bool available() { return false; }
-};
-
-#endif
-
-}  // namespace detail
-
-MOTE_END_NAMESPACE
-
-// ---- mote/ops/matmul/block_tile_kernel.hpp
 MOTE_BEGIN_NAMESPACE
 
 namespace detail {
@@ -4532,44 +4608,45 @@ class block_tile_kernel {
   using line = int8_dot<Arch, 16>;  // sixteen rows' four codes
 
   static constexpr std::size_t size = F::group_size, lanes = 16, strips = packed_rows / lanes,
-                               in_panel = packed_rows / floats::size;  // vectors
+                               in_panel = packed_rows / floats::size;     // vectors
+  static constexpr std::size_t in_block = activation_block::size / size;  // groups
+  static constexpr std::size_t look_ahead = 4096;  // bytes from what is decoded to what is asked of memory
 
  public:
-  static constexpr std::size_t most_tokens = 64;
-
-  // As block_kernel::panel, all blocks of `panels` consecutive panels of w from panel `first` on.
-  static void product(const packed_matrix<F>& w, std::size_t first, std::size_t panels,
-                      const activation_block* const* x, std::size_t count, float* out, std::size_t stride) noexcept {
+  // As block_kernel::panel, all blocks of `panels` consecutive panels of w from panel `first` on; x[i] holds the tokens from
+  // 16 i on.
+  static void product(const packed_matrix<F>& w, std::size_t first, std::size_t panels, const tiled_blocks* const* x,
+                      std::size_t count, float* out, std::size_t stride) noexcept {
     for (std::size_t t = 0; t < count; ++t) std::fill_n(out + t * stride, panels * packed_rows, 0.0f);
     block_tile_kernel kernel;
     const std::size_t blocks = w.in_features() / F::block_size;
     const int offset = layout::nibbles ? 0 : code_offset<F>(w.order().largest_code);
-    for (std::size_t begin = 0; begin < blocks; begin += piece) {
-      const std::size_t part = std::min(piece, blocks - begin), groups = part * layout::groups;
-      kernel.token_.copy(x, count, begin * F::block_size / activation_block::size, part * F::block_size);
-      for (std::size_t i = 0; i < panels; ++i) {
+    for (std::size_t i = 0; i < panels; ++i) {
+      for (std::size_t begin = 0; begin < blocks; begin += piece) {
+        const std::size_t part = std::min(piece, blocks - begin), groups = part * layout::groups;
         const std::uint8_t* const from = w.panel(first + i) + begin * layout::block_bytes;
-        kernel.panel_.decode(from, part, offset);
+        const weight_scales& scales = kernel.decode(from, part, offset);
         kernel.following_ =
-            fetch(from + part * layout::block_bytes, part * layout::block_bytes, count * groups / at_once);
+            fetch(from + look_ahead, part * layout::block_bytes, (count + tile_height - 1) / tile_height * groups);
         for (std::size_t t = 0; t < count; t += tile_height) {
-          const std::size_t some = std::min(tile_height, count - t);
-          float* const to = out + t * stride + i * packed_rows;
-          std::size_t g = 0;
-          for (; g + at_once <= groups; g += at_once) {
-            for (std::size_t each = 0; each < at_once; each += 2) {
-              kernel.template multiply<0>(g + each, t, each);
-              kernel.template multiply<2>(g + each + 1, t, each + 1);
-            }
-            kernel.template add<at_once>(g, t, some, to, stride);
-          }
-          for (; g < groups; ++g) {
-            kernel.template multiply<0>(g, t, 0);
-            kernel.template add<1>(g, t, some, to, stride);
-          }
+          const tiled_blocks* const token = x[t / tile_height] + begin * F::block_size / activation_block::size;
+          const auto batch = [&](std::size_t group) {
+            return group_batch{.codes = kernel.codes_ + group,
+                               .scale = scales.scale[group],
+                               .min = scales.min[layout::has_min ? group : 0],
+                               .x = token + group / in_block,
+                               .half = group % in_block,
+                               .out = out + t * stride + i * packed_rows,
+                               .stride = stride,
+                               .count = std::min(tile_height, count - t)};
+          };
+          std::size_t group = 0;
+          for (; group + at_once <= groups; group += at_once) kernel.advance(batch(group));
+          for (; group < groups; ++group) kernel.alone(batch(group));
         }
       }
     }
+    kernel.finish();
   }
 
  private:
@@ -4578,88 +4655,65 @@ class block_tile_kernel {
                                depth = std::max(period, 128 / period * period), piece = depth / F::block_size,
                                most_groups = depth / size, at_once = 4;
 
-  // A piece of the tokens side by side, a line further apart than a power of two.
-  struct activations {
-    alignas(64) std::int8_t q[most_tokens][depth + tile_bytes];
-    float d[most_tokens][most_groups], minus_sum[layout::has_min ? most_tokens : 1][most_groups];
-
-    void copy(const activation_block* const* x, std::size_t count, std::size_t first, std::size_t elements) {
-      for (std::size_t c = 0; c < count; ++c) {
-        const activation_block* from = x[c] + first;
-        for (std::size_t i = 0; i < activation_block::count(elements); ++i) {
-          std::memcpy(q[c] + i * activation_block::size, from[i].q, activation_block::size);
-          constexpr std::size_t groups = activation_block::size / size;
-          for (std::size_t half = 0; half < groups; ++half) {
-            d[c][i * groups + half] = from[i].d;
-            if constexpr (layout::has_min) {
-              minus_sum[c][i * groups + half] = -from[i].template scaled_sum<size>(half);
-            }
-          }
-        }
-      }
-      // Tiles read 16 tokens.
-      for (; count % tile_height != 0; ++count) std::memset(q[count], 0, depth);
-    }
-  };
-
-  struct weights {
-    alignas(64) std::int8_t codes[most_groups][strips][size / 4][tile_bytes];
+  struct weight_scales {
     alignas(64) float scale[most_groups][packed_rows];
     alignas(64) float min[layout::has_min ? most_groups : 1][packed_rows];
-
-    // `blocks` blocks of a panel from p on.
-    void decode(const std::uint8_t* p, std::size_t blocks, int offset) {
-      for (std::size_t b = 0, g = 0; b < blocks; ++b) {
-        [[maybe_unused]] floats super_scale[in_panel], super_min[in_panel];
-        for (std::size_t v = 0; v < in_panel && layout::two_level; ++v) {
-          super_scale[v] = vectors::super_scales(p, v * floats::size);
-          if constexpr (layout::has_min) super_min[v] = vectors::super_mins(p, v * floats::size);
-        }
-        p += layout::super_bytes;
-        for (std::size_t in_block = 0; in_block < layout::groups; ++in_block, ++g, p += layout::group_bytes) {
-          for (std::size_t strip = 0; strip < strips; ++strip) {
-            decode_codes(p + strip * lanes * layout::row_codes, offset, codes[g][strip]);
-          }
-          for (std::size_t v = 0; v < in_panel; ++v) {
-            const std::size_t row = v * floats::size;
-            vectors::scales(p, row, super_scale[v]).store_aligned(scale[g] + row);
-            if constexpr (layout::has_min) vectors::mins(p, row, super_min[v]).store_aligned(min[g] + row);
-          }
-        }
-      }
-    }
-    static void decode_codes(const std::uint8_t* p, [[maybe_unused]] int offset,
-                             std::int8_t (&to)[size / 4][tile_bytes]) {
-      if constexpr (layout::nibbles) {
-        unroll<size / 8>([&](std::size_t i) __attribute__((always_inline)) {
-          const auto both = line::load(p + i * tile_bytes);
-          const auto low = value(line::low_nibbles(both)), high = value(line::high_nibbles(both));
-          std::memcpy(to[2 * i], &low, tile_bytes);
-          std::memcpy(to[2 * i + 1], &high, tile_bytes);
-        });
-      } else {
-        using bytes = batch<std::uint8_t, Arch>;
-        const bytes zero(static_cast<std::uint8_t>(offset));
-        for (std::size_t i = 0; i < size / 4 * tile_bytes; i += bytes::size) {
-          (bytes::load_unaligned(p + i) - zero).store_aligned(reinterpret_cast<std::uint8_t*>(to[0]) + i);
-        }
-      }
-    }
-    static auto value(typename line::operand code) {
-      if constexpr (stand_for_themselves<F>(F::code_values)) {
-        return code;
-      } else {
-        return line::lookup(F::code_values, code);
-      }
-    }
   };
+
+  // `blocks` blocks of a panel from p on; the scales of the piece before stay, for its last sums.
+  const weight_scales& decode(const std::uint8_t* p, std::size_t blocks, int offset) {
+    weight_scales& to = scales_[piece_side_ ^= 1];
+    for (std::size_t b = 0, g = 0; b < blocks; ++b) {
+      [[maybe_unused]] floats super_scale[in_panel], super_min[in_panel];
+      for (std::size_t v = 0; v < in_panel && layout::two_level; ++v) {
+        super_scale[v] = vectors::super_scales(p, v * floats::size);
+        if constexpr (layout::has_min) super_min[v] = vectors::super_mins(p, v * floats::size);
+      }
+      p += layout::super_bytes;
+      for (std::size_t last = g + layout::groups; g < last; ++g, p += layout::group_bytes) {
+        for (std::size_t strip = 0; strip < strips; ++strip) {
+          decode_codes(p + strip * lanes * layout::row_codes, offset, codes_[g][strip]);
+        }
+        for (std::size_t v = 0; v < in_panel; ++v) {
+          const std::size_t row = v * floats::size;
+          vectors::scales(p, row, super_scale[v]).store_aligned(to.scale[g] + row);
+          if constexpr (layout::has_min) vectors::mins(p, row, super_min[v]).store_aligned(to.min[g] + row);
+        }
+      }
+    }
+    return to;
+  }
+  static void decode_codes(const std::uint8_t* p, [[maybe_unused]] int offset,
+                           std::int8_t (&to)[size / 4][tile_bytes]) {
+    if constexpr (layout::nibbles) {
+      unroll<size / 8>([&](std::size_t i) __attribute__((always_inline)) {
+        const auto both = line::load(p + i * tile_bytes);
+        const auto low = value(line::low_nibbles(both)), high = value(line::high_nibbles(both));
+        std::memcpy(to[2 * i], &low, tile_bytes);
+        std::memcpy(to[2 * i + 1], &high, tile_bytes);
+      });
+    } else {
+      using bytes = batch<std::uint8_t, Arch>;
+      const bytes zero(static_cast<std::uint8_t>(offset));
+      for (std::size_t i = 0; i < size / 4 * tile_bytes; i += bytes::size) {
+        (bytes::load_unaligned(p + i) - zero).store_aligned(reinterpret_cast<std::uint8_t*>(to[0]) + i);
+      }
+    }
+  }
+  static auto value(typename line::operand code) {
+    if constexpr (stand_for_themselves<F>(F::code_values)) {
+      return code;
+    } else {
+      return line::lookup(F::code_values, code);
+    }
+  }
 
   // Asks memory for `bytes` bytes in about `steps` steps: all at once, decoding would wait for the first of them.
   class fetch {
    public:
     fetch() = default;
     fetch(const std::uint8_t* p, std::size_t bytes, std::size_t steps)
-        : next_(p), end_(p + bytes), lines_(bytes / 64 / (steps + 1) + 1) {}
+        : next_(p), end_(p + bytes), lines_((bytes / 64 + steps) / steps) {}
     void step() {
       for (std::size_t i = 0; i < lines_ && next_ < end_; ++i, next_ += 64) __builtin_prefetch(next_, 0, 2);
     }
@@ -4669,49 +4723,105 @@ class block_tile_kernel {
     std::size_t lines_ = 0;
   };
 
-  // Tiles C and C + 1: group `g` of the 16 tokens from `t` on, to sum_[to].
-  template <int C>
-  void multiply(std::size_t g, std::size_t t, std::size_t to) {
-    constexpr int A = C == 0 ? 4 : 5;
-    tiles_.template zero<C>();
-    tiles_.template zero<C + 1>();
-    tiles_.template load<A>(token_.q[t] + g * size, sizeof token_.q[t]);
-    tiles_.template load<6>(panel_.codes[g][0], tile_bytes);
-    tiles_.template load<7>(panel_.codes[g][1], tile_bytes);
-    tiles_.template dot_int8<C, A, 6>();
-    tiles_.template dot_int8<C + 1, A, 7>();
-    tiles_.template store<C>(sum_[to][0], tile_bytes);
-    tiles_.template store<C + 1>(sum_[to][1], tile_bytes);
+  using group_codes = std::int8_t[strips][size / 4][tile_bytes];
+  using sums = std::int32_t[strips][tile_height][lanes];
+
+  // Groups that are multiplied, then added up, at once, for the tokens of a tile: from the first one's codes, scales and
+  // activations on.
+  struct group_batch {
+    const group_codes* codes = nullptr;
+    const float *scale = nullptr, *min = nullptr;
+    const tiled_blocks* x = nullptr;
+    std::size_t half = 0;  // of a block of activations; 0 where there are several groups
+    float* out = nullptr;
+    std::size_t stride = 0, count = 0;
+    const sums* sum = nullptr;
+  };
+
+  // Multiplies the next groups and adds up those before.
+  void advance(const group_batch& next) {
+    constexpr std::size_t quarter = tile_height / at_once;
+    sums* const to = sum_[batch_side_ ^= 1];
+    for (std::size_t each = 0; each < at_once; each += 2) {
+      multiply<0>(next, each);
+      add<at_once>(each * quarter, (each + 1) * quarter);
+      store<0>(to[each]);
+      multiply<2>(next, each + 1);
+      add<at_once>((each + 1) * quarter, (each + 2) * quarter);
+      store<2>(to[each + 1]);
+    }
+    pending_ = next;
+    pending_.sum = to;
+  }
+  void finish() {
+    add<at_once>(0, pending_.count);
+    pending_ = {};
+  }
+  // One group, at the end of a piece.
+  void alone(const group_batch& next) {
+    finish();
+    multiply<0>(next, 0);
+    store<0>(sum_[0][0]);
+    pending_ = next;
+    pending_.sum = sum_[0];
+    add<1>(0, pending_.count);
+    pending_ = {};
   }
 
-  // Scales and adds the sums of the groups from `g` on and `count` tokens from `t` on.
+  // Tiles C and C + 1: a group of the tokens.
+  template <int C>
+  void multiply(const group_batch& next, std::size_t each) {
+    constexpr int A = C == 0 ? 4 : 5;
+    const std::size_t half = next.half + each % in_block;
+    following_.step();
+    tiles_.template zero<C>();
+    tiles_.template zero<C + 1>();
+    tiles_.template load<A>(next.x[each / in_block].q[0] + half * size, activation_block::size);
+    tiles_.template load<6>(next.codes[each][0], tile_bytes);
+    tiles_.template load<7>(next.codes[each][1], tile_bytes);
+    tiles_.template dot_int8<C, A, 6>();
+    tiles_.template dot_int8<C + 1, A, 7>();
+  }
+  template <int C>
+  void store(sums& to) {
+    tiles_.template store<C>(to[0], tile_bytes);
+    tiles_.template store<C + 1>(to[1], tile_bytes);
+  }
+
+  // Scales and adds the pending sums of the tokens [begin, end).
   template <std::size_t Groups>
-  void add(std::size_t g, std::size_t t, std::size_t count, float* out, std::size_t stride) {
+  void add(std::size_t begin, std::size_t end) {
+    const group_batch batch = pending_;
+    end = std::min(end, batch.count);
+    if (begin >= end) return;
     floats scale[Groups][in_panel];
     [[maybe_unused]] floats min[Groups][in_panel];
     unroll<Groups>([&](std::size_t i) __attribute__((always_inline)) {
       unroll<in_panel>([&](std::size_t v) __attribute__((always_inline)) {
-        scale[i][v] = floats::load_aligned(panel_.scale[g + i] + v * floats::size);
-        if constexpr (layout::has_min) min[i][v] = floats::load_aligned(panel_.min[g + i] + v * floats::size);
+        scale[i][v] = floats::load_aligned(batch.scale + i * packed_rows + v * floats::size);
+        if constexpr (layout::has_min) {
+          min[i][v] = floats::load_aligned(batch.min + i * packed_rows + v * floats::size);
+        }
       });
     });
-    for (std::size_t c = 0; c < count; ++c) {
-      following_.step();
-      float* const to = out + c * stride;
+    for (std::size_t c = begin; c < end; ++c) {
+      float* const to = batch.out + c * batch.stride;
       floats total[in_panel];
       unroll<in_panel>([&](std::size_t v) __attribute__((always_inline)) {
         total[v] = floats::load_unaligned(to + v * floats::size);
       });
       unroll<Groups>([&](std::size_t i) __attribute__((always_inline)) {
-        const floats d(token_.d[t + c][g + i]);
+        const tiled_blocks& x = batch.x[i / in_block];
+        const floats d(x.d[c]);
         unroll<in_panel>([&](std::size_t v) __attribute__((always_inline)) {
           constexpr std::size_t in_strip = lanes / floats::size;
           ints exact;
-          std::memcpy(&exact, sum_[i][v / in_strip][c] + v % in_strip * floats::size, sizeof exact);
+          std::memcpy(&exact, batch.sum[i][v / in_strip][c] + v % in_strip * floats::size, sizeof exact);
           total[v] = fused_multiply_add(vectors::dot::to_float(exact), scale[i][v] * d, total[v]);
         });
         if constexpr (layout::has_min) {
-          const floats minus(token_.minus_sum[t + c][g + i]);
+          const std::size_t half = Groups == 1 ? batch.half : i % in_block;
+          const floats minus(x.template minus<size>(half)[c]);
           unroll<in_panel>([&](std::size_t v) __attribute__((always_inline)) {
             total[v] = fused_multiply_add(min[i][v], minus, total[v]);
           });
@@ -4722,11 +4832,13 @@ class block_tile_kernel {
     }
   }
 
-  static constexpr tile_shape sums{tile_height}, tokens{tile_height, size}, codes{size / 4};
-  Tiles tiles_{tile_shapes{sums, sums, sums, sums, tokens, tokens, codes, codes}};
-  activations token_;
-  weights panel_;
-  alignas(64) std::int32_t sum_[at_once][strips][tile_height][lanes];
+  static constexpr tile_shape results{tile_height}, tokens{tile_height, size}, codes{size / 4};
+  Tiles tiles_{tile_shapes{results, results, results, results, tokens, tokens, codes, codes}};
+  alignas(64) group_codes codes_[most_groups];
+  weight_scales scales_[2];
+  alignas(64) sums sum_[2][at_once];
+  std::size_t piece_side_ = 0, batch_side_ = 0;
+  group_batch pending_;
   fetch following_;
 };
 
@@ -5061,20 +5173,27 @@ float quantize_activations(const float* x, std::size_t n, std::int8_t* codes, st
   largest.store_unaligned(lanes);
   for (const float lane : lanes) amax = lane > amax ? lane : amax;
   const float scale = amax > 0.0f ? amax / 127.0f : 1.0f;
-  const vector divisor(scale);
+  // A multiplication gives the quotient's code unless it ends near a tie; a scale's inverse may be none or subnormal.
+  const vector divisor(scale), inverse(1.0f / scale);
+  const bool divides = !(scale > 0x1p-100f && scale < 0x1p100f);
   const auto codes_of = [&](const vector& v) {
-    return xsimd::min(xsimd::max(v / divisor, vector(-127.0f)), vector(127.0f));
+    vector q = v * inverse;
+    if (divides || xsimd::any(xsimd::abs(q - xsimd::nearbyint(q)) > vector(0.4999f))) q = v / divisor;
+    return xsimd::min(xsimd::max(q, vector(-127.0f)), vector(127.0f));
   };
-  sum = 0;
   const std::size_t whole = n / vector::size * vector::size;
   for (std::size_t i = 0; i < whole; i += vector::size) {
-    sum += int8_dot<Arch>::store_codes(codes + i, codes_of(vector::load_unaligned(x + i)));
+    int8_dot<Arch>::store_codes(codes + i, codes_of(vector::load_unaligned(x + i)));
   }
   if (whole < n) {
     std::int8_t last[vector::size];
-    sum += int8_dot<Arch>::store_codes(last, codes_of(load_tail<Arch>(x + whole, n - whole)));
+    int8_dot<Arch>::store_codes(last, codes_of(load_tail<Arch>(x + whole, n - whole)));
     std::copy_n(last, n - whole, codes + whole);
   }
+  sum = 0;
+  std::size_t i = 0;
+  for (; i + 16 <= n; i += 16) sum += sum_of_codes(codes + i);
+  for (; i < n; ++i) sum += codes[i];
   return scale;
 }
 
@@ -5409,7 +5528,8 @@ MOTE_END_NAMESPACE
 
 // ---- mote/ops/matmul/tile_kernel.hpp
 // Products of packed elements by matrix tiles (core/amx.hpp): 32 tokens by the 32 rows of a panel in four tiles of sums,
-// 64 bytes of k at a time. A quad of a panel's strip of 16 rows is a row of a tile, as packed.
+// 64 bytes of k at a time. A quad of a panel's strip of 16 rows is a row of a tile, as packed; tokens are laid out in tiles
+// (activation_tile.hpp).
 //
 // int8 sums are exact, so they are those of element_kernel; bf16 sums differ from its in their last bits.
 
@@ -5422,9 +5542,6 @@ struct tile_kernel {
   using layout = packed_layout<T>;
 
   static constexpr std::size_t tokens = 2 * tile_height;
-  // Quads at a time whose tokens are put side by side, rows a line further apart than a power of two: they stay in the
-  // first-level cache while the panels of a unit pass by.
-  static constexpr std::size_t depth = 128, x_stride = depth * 4 + tile_bytes;
   // Bytes from what is multiplied to what is asked of memory.
   static constexpr std::size_t look_ahead = 8192;
 
@@ -5437,83 +5554,74 @@ struct tile_kernel {
     }
   }
 
-  // `count` tokens, more than 16 of them if Two, the first to see the panel if First; sums go on from out[row + c · stride]
-  // where there were quads before these.
+  // Tokens of one tile, or of two if Two, the first to see the panel if First.
   template <bool Two, bool First>
-  static void tile(Tiles& tiles, const std::uint8_t* panel, const std::uint8_t* x, std::size_t quads, bool resume,
-                   float* out, std::size_t stride) {
-    float* const below = out + tile_height * stride;
-    if (resume) {
-      tiles.template load<0>(out, stride * 4);
-      tiles.template load<1>(out + 16, stride * 4);
-      if constexpr (Two) {
-        tiles.template load<2>(below, stride * 4);
-        tiles.template load<3>(below + 16, stride * 4);
-      }
-    } else {
-      tiles.template zero<0>();
-      tiles.template zero<1>();
-      tiles.template zero<2>();
-      tiles.template zero<3>();
-    }
-    const auto step = [&](const std::uint8_t* w, const std::uint8_t* from) {
+  static void tile(Tiles& tiles, const std::uint8_t* panel, std::size_t quads, const std::uint8_t* above,
+                   const std::uint8_t* below, float* out, std::size_t stride) {
+    tiles.template zero<0>();
+    tiles.template zero<1>();
+    tiles.template zero<2>();
+    tiles.template zero<3>();
+    const auto step = [&](const std::uint8_t* w, std::size_t quad) {
       if constexpr (First) {
         for (std::size_t i = 0; i < tile_height * layout::quad_bytes; i += 64) {
           __builtin_prefetch(w + look_ahead + i, 0, 2);
         }
       }
-      tiles.template load<4>(from, x_stride);
+      tiles.template load<4>(above + quad * tile_bytes, tile_bytes);
       tiles.template stream<6>(w, layout::quad_bytes);
       tiles.template stream<7>(w + tile_bytes, layout::quad_bytes);
       dot<0, 4, 6>(tiles);
       dot<1, 4, 7>(tiles);
       if constexpr (Two) {
-        tiles.template load<5>(from + tile_height * x_stride, x_stride);
+        tiles.template load<5>(below + quad * tile_bytes, tile_bytes);
         dot<2, 5, 6>(tiles);
         dot<3, 5, 7>(tiles);
       }
     };
     const std::size_t whole = quads / tile_height * tile_height;
-    for (std::size_t q = 0; q < whole; q += tile_height) step(panel + q * layout::quad_bytes, x + q * 4);
+    for (std::size_t q = 0; q < whole; q += tile_height) step(panel + q * layout::quad_bytes, q);
     if (whole < quads) {
       std::uint8_t last[tile_height * layout::quad_bytes] = {};
       std::memcpy(last, panel + whole * layout::quad_bytes, (quads - whole) * layout::quad_bytes);
-      step(last, x + whole * 4);
+      step(last, whole);
     }
     tiles.template store<0>(out, stride * 4);
     tiles.template store<1>(out + 16, stride * 4);
     if constexpr (Two) {
-      tiles.template store<2>(below, stride * 4);
-      tiles.template store<3>(below + 16, stride * 4);
+      float* const lower = out + tile_height * stride;
+      tiles.template store<2>(lower, stride * 4);
+      tiles.template store<3>(lower + 16, stride * 4);
     }
   }
 
-  // As element_kernel::product, without surplus.
+  // As element_kernel::product, without surplus; x[i] holds the tokens from 16 i on.
   static void product(const packed_matrix<T>& w, std::size_t first, std::size_t panels, const std::uint8_t* const* x,
                       std::size_t count, float* out, std::size_t stride) {
-    alignas(64) std::uint8_t side_by_side[tokens * x_stride];
+    const std::size_t whole = count / tokens * tokens;
+    if (whole > 0) tile_blocks<true>(w, first, panels, x, 0, whole, tokens, out, stride);
+    if (count - whole > tile_height) {
+      tile_blocks<true>(w, first, panels, x, whole, count, count - whole, out, stride);
+    } else if (count > whole) {
+      tile_blocks<false>(w, first, panels, x, whole, count, count - whole, out, stride);
+    }
+  }
+
+ private:
+  // The tokens [begin, end), `each` at once; a panel is read for all of them before the next.
+  template <bool Two>
+  static void tile_blocks(const packed_matrix<T>& w, std::size_t first, std::size_t panels,
+                          const std::uint8_t* const* x, std::size_t begin, std::size_t end, std::size_t each,
+                          float* out, std::size_t stride) {
+    const tile_shape above{std::min(each, tile_height)}, below{Two ? each - tile_height : 1}, weights{tile_height};
+    Tiles tiles(tile_shapes{above, above, below, below, above, below, weights, weights});
     const std::size_t quads = layout::quads(w.in_features());
-    for (std::size_t t = 0; t < count; t += tokens) {
-      const std::size_t some = std::min(tokens, count - t), upper = std::min(some, tile_height),
-                        lower = some > tile_height ? some - tile_height : 1;
-      const tile_shape above{upper}, below{lower}, weights{tile_height};
-      Tiles tiles(tile_shapes{above, above, below, below, above, below, weights, weights});
-      const auto run =
-          some > tile_height
-              ? (t == 0 ? &tile_kernel::template tile<true, true> : &tile_kernel::template tile<true, false>)
-          : t == 0 ? &tile_kernel::template tile<false, true>
-                   : &tile_kernel::template tile<false, false>;
-      for (std::size_t begin = 0; begin == 0 || begin < quads; begin += depth) {
-        const std::size_t part = std::min(depth, quads - begin);
-        const std::size_t padded = (part + tile_height - 1) / tile_height * tile_height;
-        for (std::size_t c = 0; c < some && part > 0; ++c) {
-          std::memcpy(side_by_side + c * x_stride, x[t + c] + begin * 4, part * 4);
-          std::memset(side_by_side + c * x_stride + part * 4, 0, (padded - part) * 4);
-        }
-        for (std::size_t i = 0; i < panels; ++i) {
-          run(tiles, w.panel(first + i) + begin * layout::quad_bytes, side_by_side, part, begin != 0,
-              out + t * stride + i * packed_rows, stride);
-        }
+    for (std::size_t i = 0; i < panels; ++i) {
+      for (std::size_t t = begin; t < end; t += tokens) {
+        const std::uint8_t* const* const token = x + t / tile_height;
+        const auto run = t == 0 ? &tile_kernel::template tile<Two, true> : &tile_kernel::template tile<Two, false>;
+        run(tiles, w.panel(first + i), quads, token[0], Two ? token[1] : nullptr, out + t * stride + i * packed_rows,
+            stride);
       }
     }
   }
@@ -5529,21 +5637,27 @@ MOTE_BEGIN_NAMESPACE
 namespace detail {
 
 inline constexpr std::size_t unit_tokens = has_amx_tiles ? 64 : 48;
-inline constexpr std::size_t tile_unit_rows = 128;  // tiles copy tokens for every unit anew: many rows
+inline constexpr std::size_t tile_unit_rows = 128;  // tiles are fast: tokens that all units read come often enough
 // From one token's results to the next one's; with tiles a line further than rows.
 inline constexpr std::size_t unit_stride = has_amx_tiles ? tile_unit_rows + 16 : 64;
 inline constexpr std::size_t float_depth = 1024;   // elements of k a block: a tile's rows and tokens fit 48 KiB
 inline constexpr std::size_t float_tokens = 24;    // whose accumulators are kept between blocks of k, of all rows
 inline constexpr std::size_t decoded_depth = 512;  // elements of k that are decoded at a time, of some rows
 
-// Fewer are multiplied by vectors: they would leave tiles empty.
-inline constexpr std::size_t tile_tokens_min = tile_height;
+// Fewer are multiplied by vectors: tiles take as long for half of their rows as for all.
+inline constexpr std::size_t tile_tokens_min = tile_height / 2;
 
-// Whether tiles multiply matrices of this form.
+// Whether packed bf16 is multiplied as such, not as float32.
+template <class Arch>
+inline constexpr bool bf16_products = element_dot<Arch, bf16>::dot_products;
+
+// Whether matrix tiles multiply packed matrices; whether they do those of this form.
+template <class Arch>
+inline constexpr bool uses_tiles = batch<float, Arch>::size == 16 && has_amx_tiles&& bf16_products<Arch>;
 template <class Arch, class Matrix>
 inline constexpr bool multiplied_by_tiles = false;
 template <class Arch, class T>
-inline constexpr bool multiplied_by_tiles<Arch, packed_matrix<T>> = batch<float, Arch>::size == 16 && has_amx_tiles;
+inline constexpr bool multiplied_by_tiles<Arch, packed_matrix<T>> = uses_tiles<Arch>;
 
 // Rows of a unit for so many tokens: a panel's, or what the kernel takes at once. Units begin at multiples of it.
 template <class Arch, class Matrix>
@@ -5565,11 +5679,8 @@ struct activation {
   const bf16* halves = nullptr;
   const float* rounded = nullptr;
   const activation_block* blocks = nullptr;
+  const activation_tile* tile = nullptr;  // in which this row is one of sixteen, where tiles may multiply them
 };
-
-// Whether packed bf16 is multiplied as such, not as float32.
-template <class Arch>
-inline constexpr bool bf16_products = element_dot<Arch, bf16>::dot_products;
 
 // Kernel::tile<r, c> for every r <= Kernel::rows and c <= Kernel::tokens, to be chosen at run time.
 template <class Kernel>
@@ -5749,12 +5860,10 @@ void unit_product(const packed_matrix<F>& w, std::size_t first, std::size_t rows
   const std::size_t blocks = w.in_features() / F::block_size, panels = (rows + packed_rows - 1) / packed_rows;
   bool done = false;
   if constexpr (multiplied_by_tiles<Arch, packed_matrix<F>>) {
-    if (tokens >= tile_tokens_min && amx_tiles::available()) {
-      using tiles = block_tile_kernel<amx_tiles, Arch, F>;
-      static_assert(unit_tokens <= tiles::most_tokens);
-      const activation_block* token[unit_tokens] = {};
-      for (std::size_t t = 0; t < tokens; ++t) token[t] = x[t].blocks;
-      tiles::product(w, first / packed_rows, panels, token, tokens, out, unit_stride);
+    if (tokens >= tile_tokens_min && x->tile) {
+      const tiled_blocks* tile[unit_tokens / tile_height] = {};
+      for (std::size_t t = 0; t < tokens; t += tile_height) tile[t / tile_height] = x[t].tile->blocks;
+      block_tile_kernel<amx_tiles, Arch, F>::product(w, first / packed_rows, panels, tile, tokens, out, unit_stride);
       done = true;
     }
   }
@@ -5836,8 +5945,12 @@ void unit_product(const packed_matrix<T>& w, std::size_t first, std::size_t rows
   // int8 sums are the same any way, and a few tokens leave tiles empty; bf16 sums are not, so all tokens go one way.
   bool done = false;
   if constexpr (multiplied_by_tiles<Arch, packed_matrix<T>>) {
-    if ((!int8 || tokens >= tile_tokens_min) && amx_tiles::available()) {
-      tile_kernel<amx_tiles, T>::product(w, first / packed_rows, panels, token, tokens, out, unit_stride);
+    if ((!int8 || tokens >= tile_tokens_min) && x->tile) {
+      const std::uint8_t* tile[unit_tokens / tile_height] = {};
+      for (std::size_t t = 0; t < tokens; t += tile_height) {
+        tile[t / tile_height] = int8 ? x[t].tile->codes : x[t].tile->halves;
+      }
+      tile_kernel<amx_tiles, T>::product(w, first / packed_rows, panels, tile, tokens, out, unit_stride);
       done = true;
     }
   }
@@ -5887,9 +6000,10 @@ std::size_t unit_rows_of(const weight& w, std::size_t tokens) {
 // The forms of activations that matrices read.
 struct activation_forms {
   bool codes = false, halves = false, blocks = false;
+  bool tiles = false;  // of them
 
   friend activation_forms operator|(const activation_forms& a, const activation_forms& b) {
-    return {a.codes || b.codes, a.halves || b.halves, a.blocks || b.blocks};
+    return {a.codes || b.codes, a.halves || b.halves, a.blocks || b.blocks, a.tiles || b.tiles};
   }
 };
 
@@ -5898,13 +6012,13 @@ inline constexpr activation_forms forms_of{};
 template <>
 inline constexpr activation_forms forms_of<int8_matrix>{.codes = true};
 template <>
-inline constexpr activation_forms forms_of<packed_matrix<std::int8_t>>{.codes = true};
+inline constexpr activation_forms forms_of<packed_matrix<std::int8_t>>{.codes = true, .tiles = true};
 template <>
-inline constexpr activation_forms forms_of<packed_matrix<bf16>>{.halves = true};
+inline constexpr activation_forms forms_of<packed_matrix<bf16>>{.halves = true, .tiles = true};
 template <integer_format F>
 inline constexpr activation_forms forms_of<view<const F, 2>>{.blocks = true};
 template <integer_format F>
-inline constexpr activation_forms forms_of<packed_matrix<F>>{.blocks = true};
+inline constexpr activation_forms forms_of<packed_matrix<F>>{.blocks = true, .tiles = true};
 
 template <class Matrix>
 activation_forms forms(const Matrix&) {
@@ -5953,6 +6067,53 @@ view<activation, 1> prepare_rows(Backend& be, Scope& scope, const activation_for
   return rows;
 }
 
+// Lays rows of n values out for matrix tiles, where the machine has them: run r, the rows [first(r), first(r + 1)), are
+// those that are multiplied together, sixteen at a time.
+template <class Arch, class Backend, class Scope, class First>
+void lay_out_tiles([[maybe_unused]] Backend& be, [[maybe_unused]] Scope& scope,
+                   [[maybe_unused]] const activation_forms& wanted, [[maybe_unused]] std::size_t n,
+                   [[maybe_unused]] const view<activation, 1>& rows, [[maybe_unused]] std::size_t runs,
+                   [[maybe_unused]] First&& first) {
+  if constexpr (uses_tiles<Arch>) {
+    const std::size_t count = rows.extent(0), least = wanted.halves ? 1 : tile_tokens_min;
+    if (!wanted.tiles || count < least || !amx_tiles::available()) return;
+    // Run r's first tile: no two runs share one.
+    const auto first_tile = [&](std::size_t r) { return first(r) / tile_height + r; };
+    const std::size_t tiles = first_tile(runs), blocks_each = activation_block::count(n);
+    const std::size_t codes_each = tiled_size(n), halves_each = tiled_size(n * sizeof(bf16));
+    const auto tile = scope.template tensor<activation_tile>(tiles);
+    const auto codes = scope.template tensor<std::uint8_t>(wanted.codes ? tiles : 0, codes_each);
+    const auto halves = scope.template tensor<std::uint8_t>(wanted.halves ? tiles : 0, halves_each);
+    const auto blocks = scope.template tensor<tiled_blocks>(wanted.blocks ? tiles : 0, blocks_each);
+    be.parallel_for(tiles, 1 + 256 / (n + 1), [&](std::size_t begin, std::size_t end) {
+      for (std::size_t i = begin; i < end; ++i) {
+        // The last run that begins at this tile or before.
+        std::size_t r = 0;
+        for (std::size_t more = runs; more > 1;) {
+          const std::size_t half = more / 2;
+          if (first_tile(r + half) <= i) r += half;
+          more -= half;
+        }
+        const std::size_t row = first(r) + (i - first_tile(r)) * tile_height, last = first(r + 1);
+        if (row >= last || last - first(r) < least) continue;
+        const std::size_t some = std::min(tile_height, last - row);
+        tile(i) = {wanted.codes ? codes.row(i) : nullptr, wanted.halves ? halves.row(i) : nullptr,
+                   wanted.blocks ? blocks.row(i) : nullptr};
+        if (wanted.blocks && some < tile_height) std::fill_n(blocks.row(i), blocks_each, tiled_blocks{});
+        for (std::size_t c = 0; c < some; ++c) {
+          activation& x = rows(row + c);
+          if (wanted.codes) put_in_tiles(x.codes, n, c, codes.row(i));
+          if (wanted.halves) put_in_tiles(x.halves, n * sizeof(bf16), c, halves.row(i));
+          x.tile = &tile(i);
+        }
+        for (std::size_t b = 0; b < blocks_each && wanted.blocks; ++b) {
+          for (std::size_t c = 0; c < some; ++c) blocks.row(i)[b].put(rows(row + c).blocks[b], c);
+        }
+      }
+    });
+  }
+}
+
 }  // namespace detail
 
 MOTE_END_NAMESPACE
@@ -5987,8 +6148,10 @@ void matmul_impl(simd<Arch, Executor>& be, view<const float, 2> x, const Matrix&
   detail::check_packing<Arch>("matmul", w);
   if (tokens == 0 || out == 0) return;
   auto scope = be.scope();
-  const auto rows = detail::prepare_rows<Arch>(be, scope, detail::forms(w), tokens, x.extent(1),
-                                               [&](std::size_t t) { return x.row(t); });
+  const detail::activation_forms forms = detail::forms(w);
+  const auto rows =
+      detail::prepare_rows<Arch>(be, scope, forms, tokens, x.extent(1), [&](std::size_t t) { return x.row(t); });
+  detail::lay_out_tiles<Arch>(be, scope, forms, x.extent(1), rows, 1, [&](std::size_t r) { return r * tokens; });
   const std::size_t unit = detail::unit_rows_of<Arch>(w, tokens);
   be.parallel_for(out, unit, [&](std::size_t begin, std::size_t end) {
     for (std::size_t n = begin; n < end; n += unit) {
@@ -6235,9 +6398,11 @@ void batched_matmul_impl(simd<Arch, Executor>& be, view<const float, 3> x, const
   const std::size_t unit = detail::unit_rows_of<Arch>(w, tokens);
   const std::size_t units = (out + unit - 1) / unit;
   auto scope = be.scope();
-  const auto rows =
-      detail::prepare_rows<Arch>(be, scope, detail::forms(w), entries * tokens, x.extent(2),
-                                 [&](std::size_t i) { return &x(i / tokens, i % tokens, std::size_t{0}); });
+  const detail::activation_forms forms = detail::forms(w);
+  const auto rows = detail::prepare_rows<Arch>(be, scope, forms, entries * tokens, x.extent(2), [&](std::size_t i) {
+    return &x(i / tokens, i % tokens, std::size_t{0});
+  });
+  detail::lay_out_tiles<Arch>(be, scope, forms, x.extent(2), rows, entries, [&](std::size_t b) { return b * tokens; });
   be.parallel_for(entries * units, 1, [&](std::size_t begin, std::size_t end) {
     for (std::size_t i = begin; i < end; ++i) {
       const std::size_t b = i / units, n = i % units * unit;
@@ -6485,7 +6650,8 @@ MOTE_END_NAMESPACE
 // maxima, exponentials and sums need no work across lanes. After tile i the outputs hold Σ exp(s - m) v over the keys so
 // far, m being their largest score; the next tile rescales them if m grew.
 //
-// One lane's result does not depend on what the other lanes hold.
+// One lane's result does not depend on what the other lanes hold: sums of products are fused where they are said to be, for
+// a compiler may fuse others in one copy of this code and not in the next.
 // Source: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018); Dao et al., "FlashAttention" (2022).
 
 MOTE_BEGIN_NAMESPACE
@@ -6634,7 +6800,7 @@ class attention_block {
       vector maximum = maximum_[v];
       for (std::size_t c = 0; c < count; ++c) maximum = xsimd::max(maximum, vector::load_aligned(s + c * lanes));
       const vector growth = exp_nonpositive<Arch>(maximum_[v] - maximum);
-      vector total = total_[v] * growth;
+      vector total(0.0f);
       for (std::size_t c = 0; c < count; ++c) {
         const vector p = exp_nonpositive<Arch>(vector::load_aligned(s + c * lanes) - maximum);
         p.store_aligned(s + c * lanes);
@@ -6642,7 +6808,7 @@ class attention_block {
       }
       growth.store_aligned(growth_ + v * vector::size);
       maximum_[v] = maximum;
-      total_[v] = total;
+      total_[v] = fused_multiply_add(total_[v], growth, total);
     }
 
     std::size_t column = 0;
@@ -6711,7 +6877,7 @@ class attention_block {
       s.store_unaligned(sums);
       for (std::size_t i = 0; i < vector::size && v * vector::size + i < count_; ++i) {
         const std::size_t lane = v * vector::size + i;
-        out_[lane][column] = out_[lane][column] * growth_[lane] + sums[i];
+        out_[lane][column] = std::fma(out_[lane][column], growth_[lane], sums[i]);
       }
     }
   }
@@ -6949,7 +7115,7 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
         for (std::size_t p = 0; p < own_parts; ++p) largest = std::fmax(largest, states(item, p).maximum);
         for (std::size_t p = 0; p < own_parts; ++p) {
           factor[p] = std::exp(states(item, p).maximum - largest);
-          sum += factor[p] * states(item, p).total;
+          sum = std::fma(factor[p], states(item, p).total, sum);  // said, for compilers fuse here and there
         }
         float* out = &y(first + t, h, std::size_t{0});
         const vector inverse(1.0f / sum);
@@ -7873,9 +8039,17 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
       unit = unit == 0 ? rows : std::min(unit, rows);
     }
   }
+  const auto slot = [&](std::size_t place) { return static_cast<std::size_t>(slots(place)); };
+  const auto offset = [&](std::size_t e) { return static_cast<std::size_t>(offsets(e)); };
+
   // Tokens are quantized once, before the experts.
-  const auto inputs =
+  const auto token_inputs =
       detail::prepare_rows<Arch>(be, scope, input_forms, tokens, hidden, [&](std::size_t t) { return x.row(t); });
+  const auto inputs = scope.template tensor<activation>(slots.size());  // a row a place
+  be.parallel_for(slots.size(), 4096, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t place = begin; place < end; ++place) inputs(place) = token_inputs(slot(place) / top_k);
+  });
+  detail::lay_out_tiles<Arch>(be, scope, input_forms, hidden, inputs, experts.size(), offset);
 
   const auto chosen = scope.template tensor<std::int32_t>(experts.size());
   const auto chosen_count = scope.template tensor<std::size_t>(1);
@@ -7901,39 +8075,34 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
       for (std::size_t i = begin; i < end; ++i) {
         const auto e = static_cast<std::size_t>(chosen(i / units));
         const std::size_t n = i % units * unit;
-        const auto first = static_cast<std::size_t>(offsets(e)), last = static_cast<std::size_t>(offsets(e + 1));
-        for (std::size_t s = first; s < last; s += unit_tokens) {
+        for (std::size_t s = offset(e), last = offset(e + 1); s < last; s += unit_tokens) {
           f(experts[e], n, std::min(unit, out - n), s, std::min(unit_tokens, last - s));
         }
       }
     });
   };
 
-  const auto slot = [&](std::size_t place) { return static_cast<std::size_t>(slots(place)); };
-
   detail::for_each_expert_group(residency, offsets, [&](std::size_t begin, std::size_t end) {
-    const auto first = static_cast<std::size_t>(offsets(begin)), last = static_cast<std::size_t>(offsets(end));
+    const std::size_t first = offset(begin), last = offset(end);
     choose(begin, end);
     for_each_unit(intermediate, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, std::size_t place,
                                     std::size_t count) {
-      activation in[unit_tokens];
       alignas(64) float gate[unit_stride * unit_tokens], up[unit_stride * unit_tokens];
-      for (std::size_t i = 0; i < count; ++i) in[i] = inputs(slot(place + i) / top_k);
-      detail::unit_product<Arch>(expert.gate, n, rows, in, count, gate);
-      detail::unit_product<Arch>(expert.up, n, rows, in, count, up);
+      detail::unit_product<Arch>(expert.gate, n, rows, &inputs(place), count, gate);
+      detail::unit_product<Arch>(expert.up, n, rows, &inputs(place), count, up);
       detail::swiglu_unit<Arch>(gate, up, rows, count, [&](std::size_t i) { return inner.row(place + i) + n; });
     });
 
     auto group_scope = be.scope();
     const auto between = detail::prepare_rows<Arch>(be, group_scope, inner_forms, last - first, intermediate,
                                                     [&](std::size_t i) { return inner.row(first + i); });
+    detail::lay_out_tiles<Arch>(be, group_scope, inner_forms, intermediate, between, end - begin,
+                                [&](std::size_t r) { return offset(begin + r) - first; });
 
     for_each_unit(
         hidden, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, std::size_t place, std::size_t count) {
-          activation in[unit_tokens];
           alignas(64) float down[unit_stride * unit_tokens];
-          for (std::size_t i = 0; i < count; ++i) in[i] = between(place + i - first);
-          detail::unit_product<Arch>(expert.down, n, rows, in, count, down);
+          detail::unit_product<Arch>(expert.down, n, rows, &between(place - first), count, down);
           for (std::size_t i = 0; i < count; ++i) {
             std::copy_n(down + i * unit_stride, rows, outer.row(slot(place + i)) + n);
           }
