@@ -5997,6 +5997,16 @@ std::size_t unit_rows_of(const weight& w, std::size_t tokens) {
   return std::visit([&](const auto& m) { return unit_rows_for<Arch, std::remove_cvref_t<decltype(m)>>(tokens); }, w);
 }
 
+// Units of w that a thread takes at once, of `units` in all, for so many tokens. Neighbours lie one behind the other in memory:
+// where memory is what few tokens wait for, long pieces are faster than a short one for each thread in turn (Sapphire
+// Rapids, two threads, one token: Q4_0 1.06 to 1.12 times as fast, Q8_0 1.03 times).
+template <class Matrix>
+std::size_t units_at_once(const Matrix& w, std::size_t unit, std::size_t units, std::size_t tokens,
+                          std::size_t concurrency) {
+  const std::size_t unit_bytes = bytes(w) / out_features(w) * unit + 1;
+  return std::clamp<std::size_t>((std::size_t{1} << 21) / unit_bytes / (tokens + 1), 1, 1 + units / (8 * concurrency));
+}
+
 // The forms of activations that matrices read.
 struct activation_forms {
   bool codes = false, halves = false, blocks = false;
@@ -6153,7 +6163,8 @@ void matmul_impl(simd<Arch, Executor>& be, view<const float, 2> x, const Matrix&
       detail::prepare_rows<Arch>(be, scope, forms, tokens, x.extent(1), [&](std::size_t t) { return x.row(t); });
   detail::lay_out_tiles<Arch>(be, scope, forms, x.extent(1), rows, 1, [&](std::size_t r) { return r * tokens; });
   const std::size_t unit = detail::unit_rows_of<Arch>(w, tokens);
-  be.parallel_for(out, unit, [&](std::size_t begin, std::size_t end) {
+  const std::size_t grain = unit * detail::units_at_once(w, unit, out / unit, tokens, be.concurrency());
+  be.parallel_for(out, grain, [&](std::size_t begin, std::size_t end) {
     for (std::size_t n = begin; n < end; n += unit) {
       detail::matmul_unit<Arch>(w, n, std::min(unit, end - n), rows.data(), tokens, mode,
                                 [&](std::size_t t) { return y.row(t); });
@@ -8071,7 +8082,10 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
   // Calls f(expert, first row of the unit, rows, first place in `slots`, places) for every unit of the chosen experts.
   const auto for_each_unit = [&](std::size_t out, auto&& f) {
     const std::size_t units = (out + unit - 1) / unit;
-    be.parallel_for(chosen_count(0) * units, 1, [&](std::size_t begin, std::size_t end) {
+    const std::size_t items = chosen_count(0) * units;
+    const std::size_t grain =
+        detail::units_at_once(experts[0].gate, unit, items, slots.size() / experts.size(), be.concurrency());
+    be.parallel_for(items, grain, [&](std::size_t begin, std::size_t end) {
       for (std::size_t i = begin; i < end; ++i) {
         const auto e = static_cast<std::size_t>(chosen(i / units));
         const std::size_t n = i % units * unit;

@@ -85,7 +85,10 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
   // Calls f(expert, first row of the unit, rows, first place in `slots`, places) for every unit of the chosen experts.
   const auto for_each_unit = [&](std::size_t out, auto&& f) {
     const std::size_t units = (out + unit - 1) / unit;
-    be.parallel_for(chosen_count(0) * units, 1, [&](std::size_t begin, std::size_t end) {
+    const std::size_t items = chosen_count(0) * units;
+    const std::size_t grain =
+        detail::units_at_once(experts[0].gate, unit, items, slots.size() / experts.size(), be.concurrency());
+    be.parallel_for(items, grain, [&](std::size_t begin, std::size_t end) {
       for (std::size_t i = begin; i < end; ++i) {
         const auto e = static_cast<std::size_t>(chosen(i / units));
         const std::size_t n = i % units * unit;

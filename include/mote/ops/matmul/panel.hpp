@@ -387,6 +387,16 @@ std::size_t unit_rows_of(const weight& w, std::size_t tokens) {
   return std::visit([&](const auto& m) { return unit_rows_for<Arch, std::remove_cvref_t<decltype(m)>>(tokens); }, w);
 }
 
+// Units of w that a thread takes at once, of `units` in all, for so many tokens. Neighbours lie one behind the other in memory:
+// where memory is what few tokens wait for, long pieces are faster than a short one for each thread in turn (Sapphire
+// Rapids, two threads, one token: Q4_0 1.06 to 1.12 times as fast, Q8_0 1.03 times).
+template <class Matrix>
+std::size_t units_at_once(const Matrix& w, std::size_t unit, std::size_t units, std::size_t tokens,
+                          std::size_t concurrency) {
+  const std::size_t unit_bytes = bytes(w) / out_features(w) * unit + 1;
+  return std::clamp<std::size_t>((std::size_t{1} << 21) / unit_bytes / (tokens + 1), 1, 1 + units / (8 * concurrency));
+}
+
 // The forms of activations that matrices read.
 struct activation_forms {
   bool codes = false, halves = false, blocks = false;

@@ -41,7 +41,8 @@ void matmul_impl(simd<Arch, Executor>& be, view<const float, 2> x, const Matrix&
       detail::prepare_rows<Arch>(be, scope, forms, tokens, x.extent(1), [&](std::size_t t) { return x.row(t); });
   detail::lay_out_tiles<Arch>(be, scope, forms, x.extent(1), rows, 1, [&](std::size_t r) { return r * tokens; });
   const std::size_t unit = detail::unit_rows_of<Arch>(w, tokens);
-  be.parallel_for(out, unit, [&](std::size_t begin, std::size_t end) {
+  const std::size_t grain = unit * detail::units_at_once(w, unit, out / unit, tokens, be.concurrency());
+  be.parallel_for(out, grain, [&](std::size_t begin, std::size_t end) {
     for (std::size_t n = begin; n < end; n += unit) {
       detail::matmul_unit<Arch>(w, n, std::min(unit, end - n), rows.data(), tokens, mode,
                                 [&](std::size_t t) { return y.row(t); });
