@@ -393,7 +393,7 @@ std::size_t unit_rows_of(const weight& w, std::size_t tokens) {
 template <class Matrix>
 std::size_t units_at_once(const Matrix& w, std::size_t unit, std::size_t units, std::size_t tokens,
                           std::size_t concurrency) {
-  const std::size_t unit_bytes = bytes(w) / out_features(w) * unit + 1;
+  const std::size_t unit_bytes = bytes(w) / std::max(out_features(w), std::size_t{1}) * unit + 1;
   return std::clamp<std::size_t>((std::size_t{1} << 21) / unit_bytes / (tokens + 1), 1, 1 + units / (8 * concurrency));
 }
 
