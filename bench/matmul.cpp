@@ -122,15 +122,16 @@ void matmul(benchmark::State& state, const std::string& name, const bench::weigh
   const double shortest = bench::race(
       state, name, limit,
       [&](std::size_t turn) { mote::matmul(be, rows, weights.all[turn % weights.all.size()], result); }, others);
-  if (tokens >= mote::detail::tile_tokens_min) {
-    std::visit(
-        [&]<class Matrix>(const Matrix&) {
-          if constexpr (mote::detail::multiplied_by_tiles<mote::default_arch, Matrix>) {
+  std::visit(
+      [&]<class Matrix>(const Matrix&) {
+        if constexpr (mote::detail::multiplied_by_tiles<mote::default_arch, Matrix>) {
+          constexpr bool always = std::is_same_v<Matrix, mote::packed_matrix<mote::bf16>>;
+          if (always || tokens >= mote::detail::tile_tokens_min) {
             compare_tiles<Matrix>(state, weights, rows, result, threads, shortest);
           }
-        },
-        weights.all[0]);
-  }
+        }
+      },
+      weights.all[0]);
   if (threads == 1) bench::vs_peer(state, name);
 }
 

@@ -59,11 +59,14 @@ inline std::size_t step_memory(const model_config& c, std::size_t tokens) {
   const mote::mla_config& a = c.decoder.attention;
   const std::size_t attention = a.num_attention_heads * 2 * (a.qk_head_dim() + a.v_head_dim) + c.q_lora_rank;
   const std::size_t dense = 3 * std::max(c.intermediate_size, c.n_shared_experts * c.moe_intermediate_size);
-  const std::size_t in_tiles = (c.moe_intermediate_size + c.hidden_size) / 2;  // tokens as matrix tiles read them
-  const std::size_t routed =
-      c.decoder.router.num_experts_per_tok * (2 * c.moe_intermediate_size + c.hidden_size + in_tiles);
+  const std::size_t routed = c.decoder.router.num_experts_per_tok * (2 * c.moe_intermediate_size + c.hidden_size);
+  // Experts' tokens as matrix tiles of sixteen read them, in bf16 at the widest.
+  const std::size_t places = tokens * c.decoder.router.num_experts_per_tok;
+  const std::size_t in_tiles = sizeof(mote::bf16) *
+                               (places + 16 * std::min(places, c.decoder.router.n_routed_experts)) *
+                               (c.moe_intermediate_size + c.hidden_size);
   constexpr std::size_t program = std::size_t{1} << 23;
-  return tokens * sizeof(float) * (attention + dense + routed + 6 * c.hidden_size) + program;
+  return tokens * sizeof(float) * (attention + dense + routed + 6 * c.hidden_size) + in_tiles + program;
 }
 
 // Lets `weights`, which must come from a packed file, have `limit` bytes of memory with all else in the process. What every

@@ -195,12 +195,13 @@ TEST_CASE("block matmul: packed matrices hold the same numbers, are cut at panel
 
 TEST_CASE("block matmul: grouped_ffn and batched_matmul take block formats") {
   test::random_source random(5);
-  const std::size_t hidden = 256, intermediate = 512, experts = 5, tokens = 9;
+  const std::size_t hidden = 256, intermediate = 512, experts = 7, tokens = 100;
   const auto x = random.normal(tokens * hidden), weights = random.normal(tokens * 2);
+  // Experts of 1, 7, 8, 84, 17, 83 and no tokens: fewer and more than tiles, and units, take.
   std::vector<std::int32_t> indices;
   for (std::size_t t = 0; t < tokens; ++t) {
-    indices.push_back(static_cast<std::int32_t>(t % 3));
-    indices.push_back(static_cast<std::int32_t>(3 + t % 2));
+    indices.push_back(t < 1 ? 0 : t < 8 ? 1 : t < 16 ? 2 : 3);
+    indices.push_back(t % 6 == 0 ? 4 : 5);
   }
   const auto check = [&]<class F, class G>() {
     std::vector<block_matrix<F>> in;
@@ -233,10 +234,10 @@ TEST_CASE("block matmul: grouped_ffn and batched_matmul take block formats") {
       CHECK(test::same_bits(run_ffn(be, fast), run_ffn(be, stored)));
 
       std::vector<float> y(tokens * intermediate), z(tokens * intermediate);
-      const mote::view<const float, 3> entries(x.data(), 4, 2, hidden);
+      const mote::view<const float, 3> entries(x.data(), 4, 25, hidden);
       const auto half = intermediate / 4;
-      mote::batched_matmul(be, entries, in[0].view(), {y.data(), 4, 2, half});
-      mote::batched_matmul(be, entries, fast[0].gate, {z.data(), 4, 2, half});
+      mote::batched_matmul(be, entries, in[0].view(), {y.data(), 4, 25, half});
+      mote::batched_matmul(be, entries, fast[0].gate, {z.data(), 4, 25, half});
       CHECK(test::same_bits(y, z));
     });
   };

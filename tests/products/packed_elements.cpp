@@ -151,7 +151,7 @@ TEST_CASE("packed elements: rows, slices and memory") {
 TEST_CASE("packed elements: batched products and experts that mix them with other forms") {
   test::random_source random(5);
   test::for_each_simd([&](auto& be) {
-    const std::size_t entries = 3, tokens = 4, out = 32, in = 20;
+    const std::size_t entries = 3, tokens = 33, out = 32, in = 20;
     const int8_case w(be, random, entries * out, in);
     const auto x = random.normal(entries * tokens * in);
     std::vector<float> got(entries * tokens * out), want(got.size());
@@ -164,7 +164,9 @@ TEST_CASE("packed elements: batched products and experts that mix them with othe
     const int8_case gate(be, random, intermediate, hidden), down(be, random, hidden, intermediate);
     const bf16_case up(be, random, intermediate, hidden);
     const auto tokens_in = random.normal(tokens * hidden), weights = random.normal(tokens * top_k);
-    const std::vector<std::int32_t> chosen = {0, 1, 1, 0, 1, 0, 0, 1};
+    std::vector<std::int32_t> chosen;
+    for (std::int32_t t = 0; t < static_cast<std::int32_t>(tokens); ++t)
+      chosen.insert(chosen.end(), {t % 2, 1 - t % 2});
     const auto experts = [&](const mote::weight& g, const mote::weight& u, const mote::weight& d) {
       const std::vector<mote::ffn_weights> both = {{g, u, d}, {g, g, d}};
       std::vector<float> y(tokens * hidden);

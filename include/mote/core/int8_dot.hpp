@@ -90,6 +90,7 @@ struct int8_dot {
       codes[i] = static_cast<std::int8_t>(static_cast<std::uint8_t>(bit_cast<std::uint32_t>(lane[i])));
     }
   }
+  // Of all lanes.
   static std::int32_t largest(const ints& x) {
     std::int32_t most = x.lane[0];
     for (const std::int32_t lane : x.lane) most = lane > most ? lane : most;

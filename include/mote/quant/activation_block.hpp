@@ -35,14 +35,14 @@ struct alignas(64) activation_block {
     d = zero ? 0.0f : amax / 127.0f;
     return zero ? 0.0f : 127.0f / amax;
   }
-  // The sums of the codes of each half, modulo 2^32, as the codes of infinities and NaN are any integers.
-  void set_sums(std::uint32_t first, std::uint32_t second) {
-    minus_sum = static_cast<std::int32_t>(0u - (first + second));
-    minus_half_sum[0] = static_cast<std::int32_t>(0u - first);
-    minus_half_sum[1] = static_cast<std::int32_t>(0u - second);
-    sum = d * static_cast<float>(static_cast<std::int32_t>(first + second));
-    half_sum[0] = d * static_cast<float>(static_cast<std::int32_t>(first));
-    half_sum[1] = d * static_cast<float>(static_cast<std::int32_t>(second));
+  // The sums of the codes of each half.
+  void set_sums(std::int32_t first, std::int32_t second) {
+    minus_sum = -(first + second);
+    minus_half_sum[0] = -first;
+    minus_half_sum[1] = -second;
+    sum = d * static_cast<float>(first + second);
+    half_sum[0] = d * static_cast<float>(first);
+    half_sum[1] = d * static_cast<float>(second);
   }
 
   // The sums that groups of 16 or 32 weights need; `half` is 0 for 32.
@@ -66,11 +66,11 @@ inline void quantize_activation_blocks(const float* x, std::size_t n, activation
       magnitude = std::max(magnitude, detail::bit_cast<std::int32_t>(std::fabs(x[begin + i])));
     }
     const float inverse = block.set_scale(magnitude);
-    std::uint32_t sums[2] = {};
+    std::int32_t sums[2] = {};
     for (std::size_t i = 0; i < activation_block::size; ++i) {
       const float scaled = i < count ? x[begin + i] * inverse : 0.0f;
       block.q[i] = std::fabs(scaled) <= 127.5f ? static_cast<std::int8_t>(std::nearbyint(scaled)) : std::int8_t{0};
-      sums[i / 16] += static_cast<std::uint32_t>(block.q[i]);
+      sums[i / 16] += block.q[i];
     }
     block.set_sums(sums[0], sums[1]);
   }

@@ -2,7 +2,6 @@
 // multiply them.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>

@@ -54,8 +54,7 @@ void quantize_blocks(const float* x, std::size_t n, activation_block* blocks) no
     std::memcpy(&all, &magnitudes, sizeof all);
     const floats inverse(block.set_scale(dot::largest(all)));
     for (std::size_t i = 0; i < parts; ++i) dot::store_codes(block.q + i * lanes, values[i] * inverse);
-    block.set_sums(static_cast<std::uint32_t>(sum_of_codes(block.q)),
-                   static_cast<std::uint32_t>(sum_of_codes(block.q + 16)));
+    block.set_sums(sum_of_codes(block.q), sum_of_codes(block.q + 16));
   }
 }
 
@@ -174,6 +173,7 @@ struct block_kernel {
   static void tile(const std::uint8_t* panel, std::size_t strip, std::size_t blocks, const activation_block* const* x,
                    bool resume, [[maybe_unused]] shared_fetch fetch, float* out, std::size_t stride) noexcept {
     constexpr std::size_t R = strips(C), lanes = dot::lanes, strip_bytes = lanes * layout::row_codes;
+    [[maybe_unused]] constexpr int level = locality(C);
     floats total[R][C];
     const activation_block* token[C];
     float* const to = out + strip * lanes;
@@ -201,7 +201,7 @@ struct block_kernel {
           }
         } else {
           unroll<group_lines>([&](std::size_t i) __attribute__((always_inline)) {
-            __builtin_prefetch(p + look_ahead(C) + i * 64, 0, locality(C));
+            __builtin_prefetch(p + look_ahead(C) + i * 64, 0, level);
           });
         }
         ints acc[R][C];

@@ -80,20 +80,20 @@ struct tile_kernel {
   static void product(const packed_matrix<T>& w, std::size_t first, std::size_t panels, const std::uint8_t* const* x,
                       std::size_t count, float* out, std::size_t stride) {
     const std::size_t whole = count / tokens * tokens;
-    if (whole > 0) tile_blocks<true>(w, first, panels, x, 0, whole, tokens, out, stride);
+    if (whole > 0) multiply_tokens<true>(w, first, panels, x, 0, whole, tokens, out, stride);
     if (count - whole > tile_height) {
-      tile_blocks<true>(w, first, panels, x, whole, count, count - whole, out, stride);
+      multiply_tokens<true>(w, first, panels, x, whole, count, count - whole, out, stride);
     } else if (count > whole) {
-      tile_blocks<false>(w, first, panels, x, whole, count, count - whole, out, stride);
+      multiply_tokens<false>(w, first, panels, x, whole, count, count - whole, out, stride);
     }
   }
 
  private:
   // The tokens [begin, end), `each` at once; a panel is read for all of them before the next.
   template <bool Two>
-  static void tile_blocks(const packed_matrix<T>& w, std::size_t first, std::size_t panels,
-                          const std::uint8_t* const* x, std::size_t begin, std::size_t end, std::size_t each,
-                          float* out, std::size_t stride) {
+  static void multiply_tokens(const packed_matrix<T>& w, std::size_t first, std::size_t panels,
+                              const std::uint8_t* const* x, std::size_t begin, std::size_t end, std::size_t each,
+                              float* out, std::size_t stride) {
     const tile_shape above{std::min(each, tile_height)}, below{Two ? each - tile_height : 1}, weights{tile_height};
     Tiles tiles(tile_shapes{above, above, below, below, above, below, weights, weights});
     const std::size_t quads = layout::quads(w.in_features());
