@@ -62,8 +62,7 @@ inline std::size_t step_memory(const model_config& c, std::size_t tokens) {
   const std::size_t routed = c.decoder.router.num_experts_per_tok * (2 * c.moe_intermediate_size + c.hidden_size);
   // Experts' tokens as matrix tiles of sixteen read them, in bf16 at the widest.
   const std::size_t places = tokens * c.decoder.router.num_experts_per_tok;
-  const std::size_t in_tiles = sizeof(mote::bf16) *
-                               (places + 16 * std::min(places, c.decoder.router.n_routed_experts)) *
+  const std::size_t in_tiles = sizeof(mote::bf16) * (places + 16 * std::min(places, c.n_routed_experts)) *
                                (c.moe_intermediate_size + c.hidden_size);
   constexpr std::size_t program = std::size_t{1} << 23;
   return tokens * sizeof(float) * (attention + dense + routed + 6 * c.hidden_size) + in_tiles + program;
