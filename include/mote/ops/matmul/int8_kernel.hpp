@@ -126,12 +126,18 @@ float quantize_activations(const float* x, std::size_t n, std::int8_t* codes, st
   largest.store_unaligned(lanes);
   for (const float lane : lanes) amax = lane > amax ? lane : amax;
   const float scale = amax > 0.0f ? amax / 127.0f : 1.0f;
-  // A multiplication gives the quotient's code unless it ends near a tie; a scale's inverse may be none or subnormal.
-  const vector divisor(scale), inverse(1.0f / scale);
+  // A multiplication gives the quotient's code unless it ends near a tie; a scale's inverse may be none or subnormal. Where a
+  // division is needed it is no vector's, which xsimd only approximates for NEON.
+  const vector inverse(1.0f / scale);
   const bool divides = !(scale > 0x1p-100f && scale < 0x1p100f);
   const auto codes_of = [&](const vector& v) {
     vector q = v * inverse;
-    if (divides || xsimd::any(xsimd::abs(q - xsimd::nearbyint(q)) > vector(0.4999f))) q = v / divisor;
+    if (divides || xsimd::any(xsimd::abs(q - xsimd::nearbyint(q)) > vector(0.4999f))) {
+      float quotients[vector::size];
+      v.store_unaligned(quotients);
+      for (float& quotient : quotients) quotient /= scale;
+      q = vector::load_unaligned(quotients);
+    }
     return xsimd::min(xsimd::max(q, vector(-127.0f)), vector(127.0f));
   };
   const std::size_t whole = n / vector::size * vector::size;
