@@ -4367,11 +4367,6 @@ struct block_kernel {
   // token, Q8_0: with none 11 GB/s, with 1.5 KiB 15, with 8 KiB 13. One that is read in pieces needs many: Zen 5, four
   // tokens, Q4_0: with none 35 % of the read bandwidth, with 4 KiB 76 %, with 8 KiB 89 %.
   static constexpr std::size_t look_ahead(std::size_t token_count) { return token_count <= few_tokens ? 1536 : 8192; }
-  // Into the second-level cache only, where several tokens keep the first busy: Sapphire Rapids, four tokens, 1.1 to 1.2 times
-  // as fast; for one or two no difference.
-  static constexpr int locality(std::size_t token_count) {
-    return token_count > few_tokens && dot::lanes == 16 ? 2 : 3;
-  }
   // Many passes over the same blocks share what they ask for, the blocks that follow: else the first would wait for memory
   // and the others leave it idle. A pass asks for every `passes`th line.
   struct shared_fetch {
@@ -4455,7 +4450,9 @@ struct block_kernel {
   static void tile(const std::uint8_t* panel, std::size_t strip, std::size_t blocks, const activation_block* const* x,
                    bool resume, [[maybe_unused]] shared_fetch fetch, float* out, std::size_t stride) noexcept {
     constexpr std::size_t R = strips(C), lanes = dot::lanes, strip_bytes = lanes * layout::row_codes;
-    [[maybe_unused]] constexpr int level = locality(C);
+    // Into the second-level cache only, where several tokens keep the first busy: Sapphire Rapids, four tokens, 1.1 to 1.2
+    // times as fast; for one or two no difference.
+    [[maybe_unused]] constexpr int locality = C > few_tokens && lanes == 16 ? 2 : 3;
     floats total[R][C];
     const activation_block* token[C];
     float* const to = out + strip * lanes;
@@ -4483,7 +4480,7 @@ struct block_kernel {
           }
         } else {
           unroll<group_lines>([&](std::size_t i) __attribute__((always_inline)) {
-            __builtin_prefetch(p + look_ahead(C) + i * 64, 0, level);
+            __builtin_prefetch(p + look_ahead(C) + i * 64, 0, locality);
           });
         }
         ints acc[R][C];
@@ -5652,7 +5649,7 @@ inline constexpr std::size_t float_depth = 1024;   // elements of k a block: a t
 inline constexpr std::size_t float_tokens = 24;    // whose accumulators are kept between blocks of k, of all rows
 inline constexpr std::size_t decoded_depth = 512;  // elements of k that are decoded at a time, of some rows
 
-// Fewer are multiplied by vectors: tiles take as long for half of their rows as for all.
+// Fewer are multiplied by vectors: tiles take as long for a few of their rows as for all.
 inline constexpr std::size_t tile_tokens_min = tile_height / 2;
 
 // Whether packed bf16 is multiplied as such, not as float32.
@@ -5950,7 +5947,7 @@ void unit_product(const packed_matrix<T>& w, std::size_t first, std::size_t rows
     token[t] = static_cast<const std::uint8_t*>(int8 ? x[t].codes : row);
     code_sum[t] = x[t].code_sum;
   }
-  // int8 sums are the same any way, and a few tokens leave tiles empty; bf16 sums are not, so all tokens go one way.
+  // int8 sums are the same any way, and vectors are faster for a few tokens; bf16 sums are not, so all tokens go one way.
   bool done = false;
   if constexpr (multiplied_by_tiles<Arch, packed_matrix<T>>) {
     if ((!int8 || tokens >= tile_tokens_min) && x->tile) {

@@ -35,7 +35,7 @@ inline constexpr std::size_t float_depth = 1024;   // elements of k a block: a t
 inline constexpr std::size_t float_tokens = 24;    // whose accumulators are kept between blocks of k, of all rows
 inline constexpr std::size_t decoded_depth = 512;  // elements of k that are decoded at a time, of some rows
 
-// Fewer are multiplied by vectors: tiles take as long for half of their rows as for all.
+// Fewer are multiplied by vectors: tiles take as long for a few of their rows as for all.
 inline constexpr std::size_t tile_tokens_min = tile_height / 2;
 
 // Whether packed bf16 is multiplied as such, not as float32.
@@ -333,7 +333,7 @@ void unit_product(const packed_matrix<T>& w, std::size_t first, std::size_t rows
     token[t] = static_cast<const std::uint8_t*>(int8 ? x[t].codes : row);
     code_sum[t] = x[t].code_sum;
   }
-  // int8 sums are the same any way, and a few tokens leave tiles empty; bf16 sums are not, so all tokens go one way.
+  // int8 sums are the same any way, and vectors are faster for a few tokens; bf16 sums are not, so all tokens go one way.
   bool done = false;
   if constexpr (multiplied_by_tiles<Arch, packed_matrix<T>>) {
     if ((!int8 || tokens >= tile_tokens_min) && x->tile) {
