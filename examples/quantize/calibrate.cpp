@@ -93,19 +93,19 @@ void rms_norm_impl(recorder& be, mote::view<const float, 2> x, mote::view<const 
 // Reads matrices and vectors and holds them while a layer is run.
 class layer_reader {
  public:
-  layer_reader(const mote::checkpoint& files, mapped_pages& pages, const calibration::replacement& replace)
-      : files_(files), pages_(pages), replace_(replace) {}
+  layer_reader(const model_source& source, const calibration::replacement& replace)
+      : source_(source), replace_(replace) {}
 
   mote::view<const float, 2> matrix(const std::string& module, std::size_t out, std::size_t in) {
-    const mote::matrix_ref stored(files_, module, out, in);
-    mote::buffer<float>& values = kept_.emplace_back(stored.read());
-    pages_.used(stored.weight().bytes.size());
+    const model_source::matrix stored(source_, module, out, in);
+    mote::buffer<float>& values = kept_.emplace_back(out * in);
+    stored.read(0, values.as(out, in));
     if (replace_) replace_(module, values.as(out, in));
     return std::as_const(values).as(out, in);
   }
   mote::view<const float, 1> vector(const std::string& name, std::size_t size) {
     mote::buffer<float>& values =
-        kept_.emplace_back(mote::read_float(files_.tensor(name, std::vector<std::size_t>{size})));
+        kept_.emplace_back(source_.floats(source_.files().tensor(name, std::vector<std::size_t>{size})));
     return std::as_const(values).as(size);
   }
   mote::view<float, 2> space(std::size_t rows, std::size_t columns) {
@@ -117,8 +117,7 @@ class layer_reader {
   }
 
  private:
-  const mote::checkpoint& files_;
-  mapped_pages& pages_;
+  const model_source& source_;
   const calibration::replacement& replace_;
   std::vector<mote::buffer<float>> kept_;
 };
@@ -137,10 +136,9 @@ struct expert_tokens {
 
 class calibration::run {
  public:
-  run(const mote::checkpoint& files, const lm::model_config& config, const std::string& text_file, rounding how,
+  run(const model_source& source, const lm::model_config& config, const std::string& text_file, rounding how,
       std::size_t threads)
-      : files_(files),
-        pages_(files),
+      : model_(source),
         c_(config),
         how_(how),
         be_(mote::threads{threads}),
@@ -148,6 +146,7 @@ class calibration::run {
         cache_(1, (context_ + page - 1) / page, page, c_.decoder.attention.cache_width()),
         sequence_(cache_.make_sequence()) {
     c_.decoder.attention.form = mote::mla_form::expanded;
+    const mote::checkpoint& files = source.files();
     const std::string mtp = "model.layers." + std::to_string(c_.num_hidden_layers) + ".eh_proj.weight";
     layers_ = c_.num_hidden_layers + (c_.num_nextn_predict_layers > 0 && files.contains(mtp) ? 1 : 0);
     {
@@ -174,6 +173,8 @@ class calibration::run {
   }
 
   std::size_t tokens() const { return ids_.size() - 1; }  // the last one is only predicted
+
+  std::size_t layers() const { return layers_; }
 
   layer_inputs of(const std::string& module) {
     const std::optional<std::size_t> layer = decoder_layer(module);
@@ -240,6 +241,8 @@ class calibration::run {
 
   // Layers that read the same inputs have one source: the one whose matrix is watched.
   std::string source_of(const std::string& module) const {
+    const std::size_t shared = module.find("shared_experts.");
+    if (shared != std::string::npos && !module.ends_with("down_proj")) return module.substr(0, shared) + "gate";
     const std::string query = c_.q_lora_rank > 0 ? "q_a_proj" : "q_proj";
     for (const auto& [same, source] :
          {std::pair<std::string, std::string>{"up_proj", "gate_proj"}, {"kv_a_proj_with_mqa", query}}) {
@@ -263,7 +266,7 @@ class calibration::run {
   }
 
   void embed(const std::string& name, std::size_t shift, const mote::view<float, 2>& y) const {
-    const mote::matrix_ref table(files_, name, c_.vocab_size, c_.hidden_size);
+    const mote::matrix_ref table(model_.files(), name, c_.vocab_size, c_.hidden_size);
     for (std::size_t t = 0; t < y.extent(0); ++t) {
       table.read(static_cast<std::size_t>(ids_[t + shift]), y.slice(0, t, 1));
     }
@@ -309,12 +312,12 @@ class calibration::run {
     const std::size_t hidden = c_.hidden_size;
     const float eps = c_.decoder.rms_norm_eps;
     const std::string p = prefix(next_);
-    layer_reader read(files_, pages_, as_stored);
+    layer_reader read(model_, as_stored);
     if (record) be_.forget();
     const auto x = rows(hidden_);
     mote::rms_norm(be_.plain(), x, read.vector("model.norm.weight", hidden), eps, x);
     const auto next = read.space(tokens(), hidden);
-    embed(files_.contains(p + "embed_tokens.weight") ? p + "embed_tokens" : "model.embed_tokens", 1, next);
+    embed(model_.files().contains(p + "embed_tokens.weight") ? p + "embed_tokens" : "model.embed_tokens", 1, next);
     const auto enorm = read.vector(p + "enorm.weight", hidden), hnorm = read.vector(p + "hnorm.weight", hidden);
     const auto eh_proj = read.matrix(p + "eh_proj", hidden, 2 * hidden);
     if (record) be_.watch(eh_proj.data(), p + "eh_proj", 2 * hidden);
@@ -337,14 +340,14 @@ class calibration::run {
     const auto x = rows(states);
     routes = {};
     attend(p, replace, record, x);
-    layer_reader read(files_, pages_, replace);
+    layer_reader read(model_, replace);
     if (normed.size() == 0) normed = mote::buffer<float>(states.size());
     mote::rms_norm(be_.plain(), x, read.vector(p + "post_attention_layernorm.weight", hidden), eps, rows(normed));
     if (!c_.is_moe_layer(i)) {
       feed_forward(p + "mlp.", c_.intermediate_size, replace, record, rows(normed), x);
       return;
     }
-    route(p + "mlp.gate", rows(normed), routes);
+    route(p + "mlp.gate", record, rows(normed), routes);
     if (c_.n_shared_experts > 0) {
       feed_forward(p + "mlp.shared_experts.", c_.n_shared_experts * c_.moe_intermediate_size, replace, record,
                    rows(normed), x);
@@ -357,7 +360,7 @@ class calibration::run {
     const std::size_t hidden = c_.hidden_size, heads = a.num_attention_heads, rank = a.kv_lora_rank;
     const std::size_t q_rows = heads * a.qk_head_dim(), nope = a.qk_nope_head_dim, v_dim = a.v_head_dim;
     const std::string p = layer + "self_attn.";
-    layer_reader read(files_, pages_, replace);
+    layer_reader read(model_, replace);
     const auto bias = [&](const std::string& name, std::size_t size) {
       return c_.attention_bias ? read.vector(name, size) : mote::view<const float, 1>();
     };
@@ -409,10 +412,11 @@ class calibration::run {
   // A network that every token enters.
   void feed_forward(const std::string& p, std::size_t intermediate, const replacement& replace, bool record,
                     const mote::view<const float, 2>& x, const mote::view<float, 2>& y) {
-    layer_reader read(files_, pages_, replace);
+    layer_reader read(model_, replace);
     const mote::ffn_weights w = read.ffn(p, c_.hidden_size, intermediate);
     if (record) {
-      be_.watch(floats(w.gate).data(), p + "gate_proj", c_.hidden_size);
+      const std::string gate = p + "gate_proj";
+      if (source_of(gate) == gate) be_.watch(floats(w.gate).data(), gate, c_.hidden_size);
       be_.watch(floats(w.down).data(), p + "down_proj", intermediate);
     }
     for_each_window([&](std::size_t begin, std::size_t count) {
@@ -421,23 +425,25 @@ class calibration::run {
     be_.unwatch();
   }
 
-  void route(const std::string& p, const mote::view<const float, 2>& x, expert_tokens& routes) {
+  void route(const std::string& p, bool record, const mote::view<const float, 2>& x, expert_tokens& routes) {
     const std::size_t experts = c_.n_routed_experts, top_k = c_.decoder.router.num_experts_per_tok;
-    layer_reader read(files_, pages_, as_stored);
+    layer_reader read(model_, as_stored);
     const auto gate = read.matrix(p, experts, c_.hidden_size);
     mote::view<const float, 1> bias;
     if (c_.decoder.router.method == mote::topk_method::noaux_tc) {
       bias = read.vector(p + ".e_score_correction_bias", experts);
     }
+    if (record) be_.watch(gate.data(), p, c_.hidden_size);
     routes.indices.resize(tokens() * top_k);
     routes.weights.resize(tokens() * top_k);
     for_each_window([&](std::size_t begin, std::size_t count) {
       auto scratch = be_.scope();
       const auto logits = scratch.tensor<float>(count, experts);
-      mote::matmul(be_.plain(), x.slice(0, begin, count), gate, logits);
+      mote::matmul(be_, x.slice(0, begin, count), mote::weight(gate), logits);
       mote::route(be_.plain(), c_.decoder.router, logits, bias, {routes.indices.data() + begin * top_k, count, top_k},
                   {routes.weights.data() + begin * top_k, count, top_k});
     });
+    be_.unwatch();
     routes.begin.assign(experts + 1, 0);
     for (const std::int32_t e : routes.indices) ++routes.begin[static_cast<std::size_t>(e) + 1];
     std::partial_sum(routes.begin.begin(), routes.begin.end(), routes.begin.begin());
@@ -466,7 +472,7 @@ class calibration::run {
                   const expert_tokens& routes, const mote::view<float, 2>& y) {
     if (routes.begin[e] == routes.begin[e + 1]) return;
     const std::size_t top_k = c_.decoder.router.num_experts_per_tok;
-    layer_reader read(files_, pages_, replace);
+    layer_reader read(model_, replace);
     const mote::ffn_weights w =
         read.ffn(layer + "mlp.experts." + std::to_string(e) + ".", c_.hidden_size, c_.moe_intermediate_size);
     for_each_piece_of(e, normed, routes, [&](const auto& x, std::span<const std::size_t> slots) {
@@ -487,7 +493,7 @@ class calibration::run {
     statistics_.emplace(in, moment_block(in, most_expert_channels));
     if (routes_.begin[e] == routes_.begin[e + 1]) return;
     const std::string p = prefix(next_ - 1) + "mlp.experts." + std::to_string(e) + ".";
-    layer_reader read(files_, pages_, as_stored);
+    layer_reader read(model_, as_stored);
     mote::view<const float, 2> gate, up;
     if (down) {
       gate = read.matrix(p + "gate_proj", intermediate, hidden);
@@ -509,9 +515,10 @@ class calibration::run {
   double nats(mote::buffer<float>& states) {
     constexpr std::size_t most_rows = 4096;
     const std::size_t hidden = c_.hidden_size, vocab = c_.vocab_size;
-    layer_reader read(files_, pages_, as_stored);
+    layer_reader read(model_, as_stored);
     const auto norm = read.vector("model.norm.weight", hidden);
-    const mote::matrix_ref head(files_, c_.tie_word_embeddings ? "model.embed_tokens" : "lm_head", vocab, hidden);
+    const mote::matrix_ref head(model_.files(), c_.tie_word_embeddings ? "model.embed_tokens" : "lm_head", vocab,
+                                hidden);
     mote::buffer<float> w(std::min(most_rows, vocab) * hidden);
     std::vector<double> highest(tokens(), -std::numeric_limits<double>::infinity()), sum(tokens()), wanted(tokens());
     const auto x = rows(states);
@@ -539,8 +546,7 @@ class calibration::run {
     return total / static_cast<double>(tokens());
   }
 
-  const mote::checkpoint& files_;
-  mapped_pages pages_;
+  const model_source& model_;
   lm::model_config c_;
   rounding how_;
   recorder be_;
@@ -565,12 +571,13 @@ class calibration::run {
   std::optional<mote::inverse_hessian> inverse_;
 };
 
-calibration::calibration(const mote::checkpoint& files, const lm::model_config& config, const std::string& text_file,
+calibration::calibration(const model_source& source, const lm::model_config& config, const std::string& text_file,
                          rounding how, std::size_t threads)
-    : run_(std::make_unique<run>(files, config, text_file, how, threads)) {}
+    : run_(std::make_unique<run>(source, config, text_file, how, threads)) {}
 calibration::~calibration() = default;
 
 std::size_t calibration::tokens() const { return run_->tokens(); }
+std::size_t calibration::layers() const { return run_->layers(); }
 layer_inputs calibration::of(const std::string& module) { return run_->of(module); }
 bool calibration::predicts(const std::string& module) const { return run_->predicts(module); }
 double calibration::loss() { return run_->loss(); }

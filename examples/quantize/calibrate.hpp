@@ -11,10 +11,9 @@
 #include <mote/compress/gptq.hpp>
 #include <mote/compress/statistics.hpp>
 #include <mote/core/view.hpp>
-#include <mote/io/safetensors.hpp>
 
-#include "encoder.hpp"
 #include "lm/config.hpp"
+#include "source.hpp"
 
 namespace quantize {
 
@@ -28,15 +27,16 @@ enum class rounding { nearest, gptq };
 
 class calibration {
  public:
-  // The text is read in windows of 512 tokens, at most 64 of them. `files` must outlive the object. Throws format_error when
+  // The text is read in windows of 512 tokens, at most 64 of them. `source` must outlive the object. Throws format_error when
   // the text cannot be read or has fewer than two tokens.
-  calibration(const mote::checkpoint& files, const lm::model_config& config, const std::string& text_file, rounding how,
+  calibration(const model_source& source, const lm::model_config& config, const std::string& text_file, rounding how,
               std::size_t threads);
   ~calibration();
 
   std::size_t tokens() const;
+  std::size_t layers() const;  // decoder layers, with that of the multi-token-prediction module
 
-  // By the layer's name in the checkpoint. Valid until the next call. Asking in the order of the model's layers runs the
+  // By the layer's name in the checkpoint; a router's is what enters all experts. Valid until the next call. Asking in the order of the model's layers runs the
   // model once; asking for an earlier layer runs it again from the first.
   layer_inputs of(const std::string& module);
 

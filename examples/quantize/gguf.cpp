@@ -7,18 +7,16 @@
 
 #include <mote/core/buffer.hpp>
 #include <mote/core/error.hpp>
-#include <mote/io/compressed_tensors.hpp>
 #include <mote/io/gguf/writer.hpp>
 
 namespace quantize {
 namespace {
 
-using matrix = std::shared_ptr<mote::matrix_ref>;
+using matrix = std::shared_ptr<model_source::matrix>;
 
 class gguf_plan {
  public:
-  gguf_plan(const mote::checkpoint& files, const lm::model_config& config)
-      : files_(files), c_(config), pages_(std::make_shared<mapped_pages>(files)) {}
+  gguf_plan(const model_source& source, const lm::model_config& config) : source_(source), c_(config) {}
 
   std::vector<output_tensor> tensors() && {
     const auto& a = c_.decoder.attention;
@@ -34,7 +32,7 @@ class gguf_plan {
 
  private:
   [[noreturn]] void fail(const std::string& message) const {
-    mote::raise<mote::format_error>(files_.directory() + ": " + message);
+    mote::raise<mote::format_error>(source_.files().directory() + ": " + message);
   }
 
   void layer(std::size_t i) {
@@ -145,7 +143,7 @@ class gguf_plan {
   }
 
   matrix find(const std::string& name, std::size_t out, std::size_t in) const {
-    return std::make_shared<mote::matrix_ref>(files_, name, out, in);
+    return std::make_shared<model_source::matrix>(source_, name, out, in);
   }
 
   void linear(const std::string& to, const std::string& from, std::size_t out, std::size_t in) {
@@ -166,27 +164,23 @@ class gguf_plan {
     t.name = name;
     t.layer = name.substr(0, name.size() - std::string(".weight").size());
     t.shape = shape;
-    t.read = [read = std::forward<Read>(read), pages = pages_](std::size_t begin, const mote::view<float, 2>& rows) {
-      read(begin, rows);
-      pages->used(rows.size() * sizeof(float));
-    };
+    t.read = std::forward<Read>(read);
   }
 
   void floats(const std::string& to, const std::string& from, const std::vector<std::size_t>& shape) {
-    const mote::tensor_ref& source = files_.tensor(from, shape);
+    const mote::tensor_ref& stored = source_.files().tensor(from, shape);
     output_tensor& t = all_.emplace_back();
     t.name = to;
     t.shape = shape;
     t.type = "f32";
-    t.copy = [&source](const auto& write) {
-      const mote::buffer<float> values = mote::read_float(source);
+    t.copy = [&source = source_, &stored](const auto& write) {
+      const mote::buffer<float> values = source.floats(stored);
       write(std::as_bytes(std::span<const float>(values.data(), values.size())));
     };
   }
 
-  const mote::checkpoint& files_;
+  const model_source& source_;
   const lm::model_config& c_;
-  std::shared_ptr<mapped_pages> pages_;
   std::vector<output_tensor> all_;
 };
 
@@ -289,8 +283,8 @@ void add_model(const mote::json_file& file, const lm::model_config& c, metadata_
 
 }  // namespace
 
-std::vector<output_tensor> plan_gguf(const mote::checkpoint& files, const lm::model_config& config) {
-  return gguf_plan(files, config).tensors();
+std::vector<output_tensor> plan_gguf(const model_source& source, const lm::model_config& config) {
+  return gguf_plan(source, config).tensors();
 }
 
 metadata_entries gguf_entries(const mote::json_file& config_file, const lm::model_config& config,

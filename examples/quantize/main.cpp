@@ -73,6 +73,15 @@ int main(int argc, char** argv) {
       .add_option("--calibration", o.calibration,
                   "Text file to run the model on: rounding and errors are then those of the layers' outputs")
       ->type_name("FILE");
+  program
+      .add_option(
+          "--channel_scaling", o.scaling,
+          "awq or smoothquant: scales channels by how large they are on the calibration text, in the layer before "
+          "instead; or none (default)")
+      ->transform(lm::one_of<quantize::channel_scaling>({{"none", quantize::channel_scaling::none},
+                                                         {"awq", quantize::channel_scaling::awq},
+                                                         {"smoothquant", quantize::channel_scaling::smoothquant}}))
+      ->type_name("NAME");
   std::optional<quantize::rounding> how;
   program.add_option("--rounding", how, "gptq (default with --calibration) or nearest (default without)")
       ->transform(lm::one_of<quantize::rounding>(
@@ -127,6 +136,7 @@ int main(int argc, char** argv) {
     const bool calibrated = !o.calibration.empty(), by_perplexity = o.by == quantize::sensitivity::perplexity;
     o.how = how.value_or(calibrated ? quantize::rounding::gptq : quantize::rounding::nearest);
     needs(o.how == quantize::rounding::gptq, "--rounding", calibrated, "gptq needs --calibration");
+    needs(o.scaling != quantize::channel_scaling::none, "--channel_scaling", calibrated, "needs --calibration");
     needs(o.size_budget > 0, "--size_budget", o.adaptive_layers, "needs --adaptive_layers true");
     needs(by_perplexity, "--sensitivity", o.adaptive_layers, "needs --adaptive_layers true");
     needs(by_perplexity, "--sensitivity", calibrated, "perplexity needs --calibration");

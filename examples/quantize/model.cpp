@@ -1,15 +1,12 @@
 #include "model.hpp"
 
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <charconv>
 #include <memory>
 #include <regex>
 #include <utility>
 
-#include <mote/io/compressed_tensors.hpp>
+#include <mote/core/buffer.hpp>
 
 namespace quantize {
 namespace {
@@ -21,32 +18,6 @@ std::string layer_of(const std::string& name) {
 }
 
 }  // namespace
-
-mapped_pages::mapped_pages(const mote::checkpoint& files) {
-  const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
-  for (const mote::tensor_ref& t : files.tensors()) {
-    const auto begin = reinterpret_cast<std::uintptr_t>(t.bytes.data());
-    ranges_.emplace_back(begin / page * page, (begin + t.bytes.size() + page - 1) / page * page);
-  }
-  std::sort(ranges_.begin(), ranges_.end());
-  std::size_t last = 0;
-  for (const auto& range : ranges_) {
-    if (range.first <= ranges_[last].second) {
-      ranges_[last].second = std::max(ranges_[last].second, range.second);
-    } else {
-      ranges_[++last] = range;
-    }
-  }
-  ranges_.resize(std::min(ranges_.size(), last + 1));
-}
-
-void mapped_pages::used(std::size_t bytes) {
-  constexpr std::size_t most = std::size_t{1} << 26;
-  used_ += bytes;
-  if (used_ < most) return;
-  used_ = 0;
-  for (const auto& [begin, end] : ranges_) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
-}
 
 std::optional<std::size_t> decoder_layer(const std::string& name) {
   const std::string_view prefix = "model.layers.";
@@ -62,9 +33,9 @@ bool is_linear_layer(const std::string& tensor) {
   return tensor.ends_with("_proj.weight") || tensor.ends_with("_proj_with_mqa.weight");
 }
 
-std::vector<output_tensor> plan_safetensors(const mote::checkpoint& files) {
+std::vector<output_tensor> plan_safetensors(const model_source& source) {
+  const mote::checkpoint& files = source.files();
   std::vector<output_tensor> all;
-  const auto pages = std::make_shared<mapped_pages>(files);
   for (const mote::tensor_ref& tensor : files.tensors()) {
     const mote::tensor_ref& t = files.tensor(tensor.name);  // lives as long as `files`
     if (t.name.find(".weight_") != std::string::npos && !t.name.ends_with(".weight_scale_inv")) {
@@ -78,22 +49,22 @@ std::vector<output_tensor> plan_safetensors(const mote::checkpoint& files) {
       out.name = t.name.substr(0, t.name.size() - std::string(".weight").size());
       out.layer = layer_of(out.name);
       out.modules = {out.name};
-      const auto matrix = std::make_shared<mote::matrix_ref>(files, out.name, t.shape[0], t.shape[1]);
-      const std::size_t bytes = mote::dtype_size(t.dtype);
-      out.read = [matrix, pages, bytes](std::size_t begin, const mote::view<float, 2>& rows) {
-        matrix->read(begin, rows);
-        pages->used(rows.size() * bytes);
-      };
+      const auto matrix = std::make_shared<model_source::matrix>(source, out.name, t.shape[0], t.shape[1]);
+      out.read = [matrix](std::size_t begin, const mote::view<float, 2>& rows) { matrix->read(begin, rows); };
     } else {
       if (mote::dtype_size(t.dtype) == 1) t.fail("expected float32, float16 or bfloat16");
       out.name = t.name;
       out.type = mote::dtype_name(t.dtype);
-      out.copy = [&t, pages](const auto& write) {
+      out.copy = [&t, &source](const auto& write) {
+        if (source.scales().change(t.name)) {
+          const mote::buffer<float> values = source.floats(t);
+          return write(stored_as(t.dtype, {values.data(), values.size()}));
+        }
         constexpr std::size_t piece = std::size_t{1} << 23;
         for (std::size_t begin = 0; begin < t.bytes.size(); begin += piece) {
           const auto bytes = t.bytes.subspan(begin, std::min(piece, t.bytes.size() - begin));
           write(bytes);
-          pages->used(bytes.size());
+          source.used(bytes.size());
         }
       };
     }

@@ -2,34 +2,18 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
 #include <functional>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 #include <mote/core/view.hpp>
-#include <mote/io/safetensors.hpp>
 
-#include "encoder.hpp"
+#include "source.hpp"
 
 namespace quantize {
-
-// The pages of a mapped checkpoint that have been read, let go from time to time so that what is resident stays bounded.
-class mapped_pages {
- public:
-  explicit mapped_pages(const mote::checkpoint& files);
-
-  // Says that so many bytes were read.
-  void used(std::size_t bytes);
-
- private:
-  std::vector<std::pair<std::uintptr_t, std::uintptr_t>> ranges_;
-  std::size_t used_ = 0;
-};
 
 // The N of "model.layers.N." that a name begins with.
 std::optional<std::size_t> decoder_layer(const std::string& name);
@@ -65,7 +49,8 @@ struct output_tensor {
 // are not.
 bool is_linear_layer(const std::string& tensor);
 
-// The tensors of a safetensors checkpoint with the same tensors, in the order of the decoder layers. Throws format_error.
-std::vector<output_tensor> plan_safetensors(const mote::checkpoint& files);
+// The tensors of a safetensors checkpoint with the same tensors, in the order of the decoder layers. `source` must outlive
+// them. Throws format_error.
+std::vector<output_tensor> plan_safetensors(const model_source& source);
 
 }  // namespace quantize

@@ -36,8 +36,9 @@ const precision_info& info(container kind, std::string_view name) {
   return *std::find_if(all.begin(), all.end(), [&](const auto& p) { return p.name == name; });
 }
 
-// What a layer may become: the wanted precision where it divides the columns, then what costs more.
-std::vector<std::string_view> ladder(const options& o, std::size_t columns) {
+}  // namespace
+
+std::vector<std::string_view> precision_ladder(const options& o, std::size_t columns) {
   std::vector<std::string_view> wanted = {o.precision};
   for (const std::string_view more : o.kind == container::gguf ? std::vector<std::string_view>{"q5_0", "q6_k", "q8_0"}
                                                                : std::vector<std::string_view>{"int8"}) {
@@ -55,8 +56,6 @@ std::vector<std::string_view> ladder(const options& o, std::size_t columns) {
   }
   return steps;
 }
-
-}  // namespace
 
 std::vector<stored_tensor> stored(container kind, const output_tensor& t, std::string_view precision) {
   if (t.is_matrix()) return stored_tensors(kind, precision, t.name, t.shape);
@@ -141,7 +140,7 @@ mote::assignment planner::assign(const std::vector<std::vector<mote::layer_optio
 std::vector<std::string_view> planner::choices_of(const layer& l) const {
   const std::string_view least = l.tensors[0]->least;
   if (!least.empty() && info(o_.kind, least).bits > info(o_.kind, o_.precision).bits) return {least};
-  return ladder(o_, l.tensors[0]->columns());
+  return precision_ladder(o_, l.tensors[0]->columns());
 }
 
 layer_plan planner::planned(const std::string& name, std::size_t choice) const {

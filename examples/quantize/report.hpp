@@ -10,6 +10,7 @@
 #include <fmt/core.h>
 
 #include "calibrate.hpp"
+#include "channel_scaling.hpp"
 #include "planner.hpp"
 
 namespace quantize {
@@ -31,8 +32,16 @@ inline void print_table(const std::vector<std::string>& order, const std::map<st
   fmt::print("{:{}}  {:9}  {:>14}\n", "total", width, "", total);
 }
 
-// Experts that no token of the calibration text entered.
-inline void print_unreached(calibration& text) {
+// What the calibration text was good for, and the experts that none of its tokens entered.
+inline void print_calibration(const options& o, calibration& text, const scaled_channels& channels) {
+  if (o.scaling != channel_scaling::none) {
+    fmt::print("{} of {} groups of channels scaled", channels.scaled, channels.groups);
+    if (channels.plain_error > 0.0) {
+      fmt::print("; squared errors of their layers to nearest {:.3f} of those unscaled",
+                 channels.error / channels.plain_error);
+    }
+    fmt::print("\n");
+  }
   const std::vector<std::string> names = text.unreached();
   fmt::print("calibrated with {} tokens; {} experts were never reached{}\n", text.tokens(), names.size(),
              names.empty() ? "" : ": rounded to nearest, their errors are those of the weights alone");

@@ -17,6 +17,7 @@
 #include <mote/io/safetensors.hpp>
 
 #include "calibrate.hpp"
+#include "channel_scaling.hpp"
 #include "config.hpp"
 #include "encode.hpp"
 #include "gguf.hpp"
@@ -43,6 +44,9 @@ nlohmann::ordered_json task_of(const options& o, const mote::checkpoint& files,
     task["calibration"] = fs::weakly_canonical(o.calibration).string();
     task["calibration_changed"] = changed(o.calibration);
     task["rounding"] = o.how == rounding::gptq ? "gptq" : "nearest";
+    task["channel_scaling"] = o.scaling == channel_scaling::none  ? "none"
+                              : o.scaling == channel_scaling::awq ? "awq"
+                                                                  : "smoothquant";
   }
   task["format"] = o.kind == container::gguf ? "gguf" : "safetensors";
   task["max_shard_size"] = o.max_shard_size;
@@ -73,7 +77,11 @@ void run(const options& o) {
   const bool gguf = o.kind == container::gguf;
   lm::model_config sizes;
   if (gguf || !o.calibration.empty()) sizes = lm::parse_config(config.root());
-  const std::vector<output_tensor> tensors = gguf ? plan_gguf(files, sizes) : plan_safetensors(files);
+  const auto plan_tensors = [&](const model_source& from) {
+    return gguf ? plan_gguf(from, sizes) : plan_safetensors(from);
+  };
+  const model_source stored_values(files);
+  std::vector<output_tensor> tensors = plan_tensors(stored_values);
   const auto is_matrix = [](const output_tensor& t) { return t.is_matrix(); };
   if (std::none_of(tensors.begin(), tensors.end(), is_matrix)) {
     mote::raise<mote::format_error>(o.model + ": holds no linear layers to quantize (names that end in _proj.weight)");
@@ -82,8 +90,15 @@ void run(const options& o) {
   if (!o.dry_run && fs::exists(output)) mote::raise<mote::format_error>(output + ": exists already");
 
   backend be{mote::threads{o.threads}};
+  scaled_channels channels;
+  if (o.scaling != channel_scaling::none) {
+    calibration text(stored_values, sizes, o.calibration, rounding::nearest, o.threads);
+    channels = scale_channels(be, o, stored_values, sizes, text);
+  }
+  const model_source values(files, channels.scales);
+  tensors = plan_tensors(values);
   std::optional<calibration> calibrated;
-  if (!o.calibration.empty()) calibrated.emplace(files, sizes, o.calibration, o.how, o.threads);
+  if (!o.calibration.empty()) calibrated.emplace(values, sizes, o.calibration, o.how, o.threads);
   calibration* text = calibrated ? &*calibrated : nullptr;
   const planner planning(o, tensors);
   const model_plan decided = planning.plan(be, text);
@@ -91,7 +106,7 @@ void run(const options& o) {
   if (o.dry_run) {
     print_table(planning.order(), plan, o.by == sensitivity::error ? "error" : "added loss", decided.sensitivity,
                 planning.fixed_bytes());
-    if (text) print_unreached(*text);
+    if (text) print_calibration(o, *text, channels);
     return;
   }
   const auto precision_of = [&](const output_tensor& t) {
@@ -147,7 +162,7 @@ void run(const options& o) {
   std::map<std::string, double> relative;
   for (const auto& [layer, e] : errors) relative[layer] = std::sqrt(e.mean());
   print_table(planning.order(), plan, "error", relative, planning.fixed_bytes());
-  if (text) print_unreached(*text);
+  if (text) print_calibration(o, *text, channels);
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
   fmt::print("{} written; peak memory {:.1f} MB\n", output, static_cast<double>(usage.ru_maxrss) / 1024.0);

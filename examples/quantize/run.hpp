@@ -13,10 +13,13 @@ namespace quantize {
 // alone is quantized.
 enum class sensitivity { error, perplexity };
 
+enum class channel_scaling { none, awq, smoothquant };
+
 struct options {
   std::string model, output_dir, precision;
   container kind = container::safetensors;
   std::string calibration;  // a text file, or ""
+  channel_scaling scaling = channel_scaling::none;
   rounding how = rounding::nearest;
   bool adaptive_layers = false;
   sensitivity by = sensitivity::error;
