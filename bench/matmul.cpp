@@ -30,33 +30,10 @@ struct loaded {
   }
 };
 
-// The vector kernels where matmul takes matrix tiles: a unit's rows against `count` tokens, without int8's scales.
-template <mote::packable_element T>
-void vector_unit(const mote::packed_matrix<T>& w, std::size_t first, const mote::detail::activation* x,
-                 std::size_t count, float* out) {
-  using kernel = mote::detail::element_kernel<mote::default_arch, T>;
-  using mote::detail::packed_rows, mote::detail::unit_tokens;
-  const std::uint8_t* token[unit_tokens] = {};
-  std::int32_t code_sum[unit_tokens] = {};
-  for (std::size_t c = 0; c < count; ++c) {
-    token[c] = reinterpret_cast<const std::uint8_t*>(x[c].codes ? static_cast<const void*>(x[c].codes) : x[c].halves);
-    code_sum[c] = x[c].code_sum;
-  }
-  kernel::product(w, first / packed_rows, kernel::rows / packed_rows, token, code_sum, count, out,
-                  mote::detail::unit_stride);
-}
-template <mote::integer_format F>
-void vector_unit(const mote::packed_matrix<F>& w, std::size_t first, const mote::detail::activation* x,
-                 std::size_t count, float* out) {
-  mote::detail::block_product<mote::default_arch, F>(
-      w.in_features() / F::block_size, mote::detail::block_step<F>, x, count, out, [&](std::size_t begin, std::size_t) {
-        return w.panel(first / mote::detail::packed_rows) + begin * mote::detail::packed_layout<F>::block_bytes;
-      });
-}
-
+// The vector kernels where matmul takes matrix tiles, without int8's scales.
 template <class Matrix>
 void vector_matmul(mote::simd<>& be, mote::view<const float, 2> x, const Matrix& w, mote::view<float, 2> y) {
-  using mote::detail::unit_stride, mote::detail::unit_tokens;
+  using mote::detail::packed_rows, mote::detail::unit_stride, mote::detail::unit_tokens;
   auto scope = be.scope();
   const auto rows = mote::detail::prepare_rows<mote::default_arch>(
       be, scope, mote::detail::forms(w), x.extent(0), x.extent(1), [&](std::size_t t) { return x.row(t); });
@@ -66,7 +43,8 @@ void vector_matmul(mote::simd<>& be, mote::view<const float, 2> x, const Matrix&
     for (std::size_t u = begin; u < end; ++u) {
       for (std::size_t t = 0; t < x.extent(0); t += unit_tokens) {
         const std::size_t count = std::min(unit_tokens, x.extent(0) - t);
-        vector_unit(w, u * unit, rows.data() + t, count, out);
+        mote::detail::vector_product<mote::default_arch>(w, u * unit / packed_rows, unit / packed_rows, rows.data() + t,
+                                                         count, out);
         for (std::size_t c = 0; c < count; ++c) {
           std::copy_n(out + c * unit_stride, unit, y.row(t + c) + u * unit);
         }

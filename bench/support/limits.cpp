@@ -1,5 +1,6 @@
 #include "support/limits.hpp"
 
+#include <array>
 #include <cstdint>
 #include <cstring>
 #include <map>
@@ -66,19 +67,21 @@ template <std::size_t... Chain>
   (benchmark::DoNotOptimize(sums[Chain]), ...);
 }
 
-// A whole number of cache lines; memory is asked for what lies `Ahead` bytes behind.
-template <std::size_t Ahead>
+// `Streams` equal parts side by side, each a whole number of kilobytes; memory is asked for what lies `Ahead` bytes behind.
+template <std::size_t Streams, std::size_t Ahead>
 float sum_of(const float* x, std::size_t n) {
   using vector = mote::batch<float, mote::default_arch>;
   constexpr std::size_t sums = 8;
   vector total[sums];
   for (auto& t : total) t = vector(0.0f);
-  for (std::size_t i = 0; i < n; i += sums * vector::size) {
-    for (std::size_t c = 0; c < sums; ++c) {
-      const float* const from = x + i + c * vector::size;
-      if (Ahead != 0 && c * vector::size % (64 / sizeof(float)) == 0)
-        __builtin_prefetch(from + Ahead / sizeof(float), 0, 3);
-      total[c] += vector::load_unaligned(from);
+  for (std::size_t i = 0; i < n / Streams; i += sums * vector::size) {
+    for (std::size_t part = 0; part < Streams; ++part) {
+      for (std::size_t c = 0; c < sums; ++c) {
+        const float* const from = x + part * (n / Streams) + i + c * vector::size;
+        if (Ahead != 0 && c * vector::size % (64 / sizeof(float)) == 0)
+          __builtin_prefetch(from + Ahead / sizeof(float), 0, 3);
+        total[c] += vector::load_unaligned(from);
+      }
     }
   }
   for (std::size_t c = 1; c < sums; ++c) total[0] += total[c];
@@ -158,12 +161,13 @@ double read_bandwidth(std::size_t threads) {
   const mote::buffer<float> x(n);
   std::vector<float> totals(n / piece);
   mote::simd<> be{mote::threads{threads}};
-  // Short stretches, all over the memory and again, with and without asking for what comes next: the shortest counts, as of
-  // products.
-  constexpr std::size_t stretch = std::size_t{1} << 19, passes = 16;
+  // Short stretches, all over the memory and again, in one stream or two, with and without asking for what comes next: the
+  // shortest counts, as of products.
+  constexpr std::size_t stretch = std::size_t{1} << 19, passes = 18;
+  constexpr auto ways = std::array{&sum_of<1, 0>, &sum_of<1, 1536>, &sum_of<2, 1536>};
   double seconds = 1e300;
   for (std::size_t from = 0; from + stretch <= passes * n; from += stretch) {
-    const auto read = from / n % 2 == 0 ? &sum_of<0> : &sum_of<1536>;
+    const auto read = ways[from / n % ways.size()];
     const double taken = shortest_real(1, [&] {
       be.parallel_for(stretch, piece, [&](std::size_t begin, std::size_t end) {
         totals[begin / piece] = read(x.data() + from % n + begin, end - begin);

@@ -48,6 +48,7 @@
 #include "ops/matmul/panel.hpp"
 #include "ops/matmul/scaled_kernel.hpp"
 #include "ops/matmul/tile_kernel.hpp"
+#include "ops/matmul/tile_sum_kernel.hpp"
 #include "ops/mla_decode/mla_decode.hpp"
 #include "ops/mla_prefill/mla_prefill.hpp"
 #include "ops/paged_load/paged_load.hpp"

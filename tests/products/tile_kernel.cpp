@@ -49,6 +49,13 @@ class product_case {
                                                                         unit_stride);
     return sums;
   }
+  // The same by vectors, of few tokens of bf16.
+  std::vector<float> tile_sums(std::size_t first, std::size_t count) const {
+    std::vector<float> sums(count * unit_stride, -1.0f);
+    mote::detail::tile_sum_kernel<mote::default_arch>::product(packed_, 1, 2, tokens(first, count).data(), count,
+                                                               sums.data(), unit_stride);
+    return sums;
+  }
   std::vector<float> vectors(std::size_t first, std::size_t count) const {
     std::vector<float> sums(count * unit_stride, -1.0f);
     mote::detail::element_kernel<mote::default_arch, T>::product(
@@ -135,6 +142,16 @@ TEST_CASE("tiles: a token's bf16 sums have the same bits alone and with any numb
         const std::size_t some = std::min(count, 48 - first);
         CHECK(test::same_bits(c.tiles(first, some), std::span(all).subspan(first * unit_stride, some * unit_stride)));
       }
+    }
+  }
+}
+
+TEST_CASE("tiles: few tokens' bf16 sums by vectors have their bits") {
+  for (const std::size_t in : {std::size_t{0}, std::size_t{3}, std::size_t{66}, std::size_t{1030}}) {
+    const product_case<bf16> c(8, in);
+    for (const std::size_t count : {std::size_t{1}, std::size_t{2}, std::size_t{3}, std::size_t{4}}) {
+      CAPTURE(in, count);
+      CHECK(test::same_bits(c.tile_sums(8 - count, count), c.tiles(8 - count, count)));
     }
   }
 }

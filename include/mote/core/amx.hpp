@@ -16,6 +16,7 @@
 #include <cstring>
 
 #if defined(__linux__) && (defined(__AMX_TILE__) || defined(__AMXTILE__))  // the latter by clang before 16
+#include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -64,12 +65,14 @@ class software_tiles {
   void dot_int8() {
     dot<C, A, B, std::int8_t, std::int32_t>();
   }
+  // As the processor adds them, but for subnormal numbers, which are zero to it: see tile_sum_kernel.hpp.
   template <int C, int A, int B>
   void dot_bf16() {
     dot<C, A, B, bf16, float>();
   }
 
  private:
+  // Of each quad of T the first elements are added up, then the second ones, …
   template <int C, int A, int B, class T, class Sum>
   void dot() {
     constexpr std::size_t quad = 4 / sizeof(T);
@@ -77,11 +80,13 @@ class software_tiles {
     assert(a.rows == c.rows && b.bytes == c.bytes && a.bytes == b.rows * 4);  // else an invalid instruction
     for (std::size_t m = 0; m < c.rows; ++m) {
       for (std::size_t n = 0; n < c.bytes / 4; ++n) {
-        Sum sum = read<Sum>(tiles_[C][m], n);
+        Sum part[quad] = {}, all = 0;
         for (std::size_t k = 0; k < b.rows * quad; ++k) {
-          sum += static_cast<Sum>(read<T>(tiles_[A][m], k)) *
-                 static_cast<Sum>(read<T>(tiles_[B][k / quad], n * quad + k % quad));
+          part[k % quad] += static_cast<Sum>(read<T>(tiles_[A][m], k)) *
+                            static_cast<Sum>(read<T>(tiles_[B][k / quad], n * quad + k % quad));
         }
+        for (const Sum p : part) all += p;
+        const Sum sum = read<Sum>(tiles_[C][m], n) + all;
         std::memcpy(tiles_[C][m] + n * 4, &sum, 4);
       }
     }
@@ -165,6 +170,18 @@ class amx_tiles {
   configuration before_;  // palette 0: none
 };
 
+// While it lives, vectors take subnormal numbers for zero, as tiles do.
+class subnormals_as_zero {
+ public:
+  subnormals_as_zero() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
+  subnormals_as_zero(const subnormals_as_zero&) = delete;
+  subnormals_as_zero& operator=(const subnormals_as_zero&) = delete;
+  ~subnormals_as_zero() { _mm_setcsr(before_); }
+
+ private:
+  unsigned before_;
+};
+
 #else
 
 inline constexpr bool has_amx_tiles = false;
@@ -174,6 +191,8 @@ class amx_tiles : public software_tiles {
   using software_tiles::software_tiles;
   static bool available() { return false; }
 };
+
+struct subnormals_as_zero {};
 
 #endif
 

@@ -84,7 +84,9 @@ struct block_kernel {
   // Bytes from what is multiplied to what is asked of memory. A panel that is read from front to back needs few: Zen 3, one
   // token, Q8_0: with none 11 GB/s, with 1.5 KiB 15, with 8 KiB 13. One that is read in pieces needs many: Zen 5, four
   // tokens, Q4_0: with none 35 % of the read bandwidth, with 4 KiB 76 %, with 8 KiB 89 %.
-  static constexpr std::size_t look_ahead(std::size_t token_count) { return token_count <= few_tokens ? 1536 : 8192; }
+  static constexpr std::size_t look_ahead(std::size_t token_count) {
+    return token_count <= pair_tokens ? 2560 : token_count <= few_tokens ? 1536 : 8192;
+  }
   // Many passes over the same blocks share what they ask for, the blocks that follow: else the first would wait for memory
   // and the others leave it idle. A pass asks for every `passes`th line.
   struct shared_fetch {
@@ -122,6 +124,10 @@ struct block_kernel {
   static constexpr std::size_t strips(std::size_t token_count) {
     return token_count <= few_tokens ? std::min(std::size_t{4}, packed_rows / dot::lanes) : 2;
   }
+
+  // So many tokens take two panels side by side, where one has two strips: memory gives more to two streams than to one
+  // (Sapphire Rapids: 15 GB/s from one, 19 from two, as from four), and the sums find room in registers.
+  static constexpr std::size_t pair_tokens = dot::lanes * 2 == packed_rows && many_registers<Arch> ? 4 : 0;
 
   static operand values(operand codes) {
     if constexpr (looked_up) {
@@ -162,44 +168,50 @@ struct block_kernel {
     }
   }
 
-  // `strip` [R] of the panel, blocks [0, blocks) of `panel`, against tokens x[C]: adds to out[row + c · stride], which
+  // `strip` [R] of each of P panels, their blocks [0, blocks), against tokens x[C]: adds to out[row + c · stride], which
   // starts as zeros unless there were blocks before these (`resume`).
-  template <std::size_t C, bool Shared = false>
-  static void tile(const std::uint8_t* panel, std::size_t strip, std::size_t blocks, const activation_block* const* x,
-                   bool resume, [[maybe_unused]] shared_fetch fetch, float* out, std::size_t stride) noexcept {
-    constexpr std::size_t R = strips(C), lanes = dot::lanes, strip_bytes = lanes * layout::row_codes;
-    // Into the second-level cache only, where several tokens keep the first busy: Sapphire Rapids, four tokens, 1.1 to 1.2
-    // times as fast; for one or two no difference.
-    [[maybe_unused]] constexpr int locality = C > few_tokens && lanes == 16 ? 2 : 3;
-    floats total[R][C];
+  template <std::size_t C, std::size_t P = 1, bool Shared = false>
+  static void tile(const std::uint8_t* const* panel, std::size_t strip, std::size_t blocks,
+                   const activation_block* const* x, bool resume, [[maybe_unused]] shared_fetch fetch, float* out,
+                   std::size_t stride) noexcept {
+    constexpr std::size_t R = strips(C), lanes = dot::lanes, strip_bytes = lanes * layout::row_codes,
+                          row_quads = layout::row_codes / 4;
+    // Into the second-level cache only, where several tokens keep the first busy (Sapphire Rapids: 1.1 to 1.2 times as fast).
+    [[maybe_unused]] constexpr int locality = C > std::max(few_tokens, pair_tokens) && lanes == 16 ? 2 : 3;
+    floats total[P][R][C];
     const activation_block* token[C];
     float* const to = out + strip * lanes;
-    unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
-      token[c] = x[c];
-      unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
-        total[r][c] = resume ? floats::load_unaligned(to + c * stride + r * lanes) : floats(0.0f);
+    const auto each_total = [&](auto&& f) __attribute__((always_inline)) {
+      unroll<P * R>([&](std::size_t i) __attribute__((always_inline)) {
+        unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
+          f(total[i / R][i % R][c], to + c * stride + i / R * packed_rows + i % R * lanes);
+        });
       });
-    });
-    const std::uint8_t* p = panel;
+    };
+    each_total([&](floats & sum, const float* from)
+                   __attribute__((always_inline)) { sum = resume ? floats::load_unaligned(from) : floats(0.0f); });
+    unroll<C>([&](std::size_t c) __attribute__((always_inline)) { token[c] = x[c]; });
+    const std::uint8_t* next[P];
+    unroll<P>([&](std::size_t i) __attribute__((always_inline)) { next[i] = panel[i]; });
     std::size_t half = 0;
     for (std::size_t b = 0; b < blocks; ++b) {
-      [[maybe_unused]] floats super_scale[R], super_min[R];
-      if constexpr (layout::two_level) {
-        unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
-          super_scale[r] = super_scales(p, (strip + r) * lanes);
-          if constexpr (layout::has_min) super_min[r] = super_mins(p, (strip + r) * lanes);
-        });
-      }
-      p += layout::super_bytes;
-      for (std::size_t g = 0; g < layout::groups; ++g) {
+      [[maybe_unused]] floats super_scale[P][R], super_min[P][R];
+      unroll<P>([&](std::size_t i) __attribute__((always_inline)) {
+        if constexpr (layout::two_level) {
+          unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+            super_scale[i][r] = super_scales(next[i], (strip + r) * lanes);
+            if constexpr (layout::has_min) super_min[i][r] = super_mins(next[i], (strip + r) * lanes);
+          });
+        }
+        next[i] += layout::super_bytes;
+      });
+      const std::uint8_t* ahead[P];  // what is asked of memory beside the groups at hand
+      const auto add_group = [&](std::size_t which) __attribute__((always_inline)) {
+        const std::uint8_t* const p = next[which];
         if constexpr (Shared) {
           for (std::size_t i = fetch.pass; i < group_lines; i += fetch.passes) {
             __builtin_prefetch(p + blocks * layout::block_bytes + i * 64, 0, 2);
           }
-        } else {
-          unroll<group_lines>([&](std::size_t i) __attribute__((always_inline)) {
-            __builtin_prefetch(p + look_ahead(C) + i * 64, 0, locality);
-          });
         }
         ints acc[R][C];
         [[maybe_unused]] ints narrow[R][C];
@@ -226,7 +238,16 @@ struct block_kernel {
             });
           });
         };
-        unroll<layout::row_codes / 4>([&](std::size_t i) __attribute__((always_inline)) {
+        unroll<row_quads>([&](std::size_t i) __attribute__((always_inline)) {
+          if constexpr (!Shared) {
+            // Panels side by side: evenly, of each a line in turn; 1.05 times as fast as each panel's at its group's begin.
+            constexpr std::size_t turns = P == 1 ? 1 : P * row_quads;
+            const std::size_t turn = which * row_quads + i;
+            for (std::size_t l = turn * group_lines / turns; turn < turns && l < (turn + 1) * group_lines / turns;
+                 ++l) {
+              for (std::size_t j = 0; j < P; ++j) __builtin_prefetch(ahead[j] + l * 64, 0, locality);
+            }
+          }
           operand stored[R], w[R];
           unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
             stored[r] = dot::load(codes + r * strip_bytes + i * lanes * 4);
@@ -242,22 +263,28 @@ struct block_kernel {
         floats scale[R];
         [[maybe_unused]] floats min[R];
         unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
-          scale[r] = scales(p, (strip + r) * lanes, super_scale[r]);
-          if constexpr (layout::has_min) min[r] = mins(p, (strip + r) * lanes, super_min[r]);
+          scale[r] = scales(p, (strip + r) * lanes, super_scale[which][r]);
+          if constexpr (layout::has_min) min[r] = mins(p, (strip + r) * lanes, super_min[which][r]);
         });
         unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
           const floats d(token[c]->d);
           unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
-            total[r][c] = fused_multiply_add(dot::to_float(acc[r][c]), scale[r] * d, total[r][c]);
+            total[which][r][c] = fused_multiply_add(dot::to_float(acc[r][c]), scale[r] * d, total[which][r][c]);
           });
           if constexpr (layout::has_min) {
             const floats minus(-token[c]->template scaled_sum<F::group_size>(half));
             unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
-              total[r][c] = fused_multiply_add(min[r], minus, total[r][c]);
+              total[which][r][c] = fused_multiply_add(min[r], minus, total[which][r][c]);
             });
           }
         });
-        p += layout::group_bytes;
+      };
+      for (std::size_t g = 0; g < layout::groups; ++g) {
+        unroll<P>([&](std::size_t i) __attribute__((always_inline)) { ahead[i] = next[i] + look_ahead(C); });
+        unroll<P>([&](std::size_t i) __attribute__((always_inline)) {
+          add_group(i);
+          next[i] += layout::group_bytes;
+        });
         if (F::group_size == activation_block::size || half == 1) {
           unroll<C>([&](std::size_t c) __attribute__((always_inline)) { ++token[c]; });
           half = 0;
@@ -266,10 +293,7 @@ struct block_kernel {
         }
       }
     }
-    unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
-      unroll<R>([&](std::size_t r)
-                    __attribute__((always_inline)) { total[r][c].store_unaligned(to + c * stride + r * lanes); });
-    });
+    each_total([](const floats& sum, float* at) __attribute__((always_inline)) { sum.store_unaligned(at); });
   }
 
   static auto function(std::size_t count) {
@@ -280,6 +304,17 @@ struct block_kernel {
     return tiles[count - 1];
   }
 
+  // Two panels side by side against 1 to pair_tokens tokens: as tile(), with all rows of both.
+  static void pair(const std::uint8_t* first, const std::uint8_t* second, std::size_t blocks,
+                   const activation_block* const* x, std::size_t count, float* out, std::size_t stride) noexcept {
+    constexpr auto tiles = []<std::size_t... I>(std::index_sequence<I...>) {
+      return std::array{&block_kernel::template tile<I + 1, 2>...};
+    }
+    (std::make_index_sequence<pair_tokens>{});
+    const std::uint8_t* const panels[] = {first, second};
+    tiles[count - 1](panels, 0, blocks, x, false, shared_fetch{.passes = 1}, out, stride);
+  }
+
   // The whole panel against `count` tokens, as tile().
   static void panel(const std::uint8_t* bytes, std::size_t blocks, const activation_block* const* x, std::size_t count,
                     bool resume, float* out, std::size_t stride) noexcept {
@@ -287,9 +322,9 @@ struct block_kernel {
     for (std::size_t t = 0; t < count; t += tokens) {
       const std::size_t some = std::min(tokens, count - t);
       const bool shared = some == tokens && fetch.passes > most_passes_alone;
-      const auto run = shared ? &block_kernel::template tile<tokens, true> : function(some);
+      const auto run = shared ? &block_kernel::template tile<tokens, 1, true> : function(some);
       for (std::size_t strip = 0; strip * dot::lanes < packed_rows; strip += strips(some)) {
-        run(bytes, strip, blocks, x + t, resume, fetch, out + t * stride, stride);
+        run(&bytes, strip, blocks, x + t, resume, fetch, out + t * stride, stride);
         ++fetch.pass;
       }
     }

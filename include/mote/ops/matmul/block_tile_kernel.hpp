@@ -47,28 +47,17 @@ class block_tile_kernel {
     block_tile_kernel kernel;
     const std::size_t blocks = w.in_features() / F::block_size;
     const int offset = layout::nibbles ? 0 : code_offset<F>(w.order().largest_code);
-    for (std::size_t i = 0; i < panels; ++i) {
+    // The tokens of one tile wait for memory, which gives more to two streams than to one: two panels, piece by piece
+    // (16 tokens of Q8_0: 1.08 times as fast, of Q4_0 no difference).
+    const std::size_t abreast = count <= tile_height ? 2 : 1;
+    for (std::size_t i = 0; i < panels; i += abreast) {
+      const std::size_t last = std::min(i + abreast, panels);
       for (std::size_t begin = 0; begin < blocks; begin += piece) {
-        const std::size_t part = std::min(piece, blocks - begin), groups = part * layout::groups;
-        const std::uint8_t* const from = w.panel(first + i) + begin * layout::block_bytes;
-        const weight_scales& scales = kernel.decode(from, part, offset);
-        kernel.following_ =
-            fetch(from + look_ahead, part * layout::block_bytes, (count + tile_height - 1) / tile_height * groups);
-        for (std::size_t t = 0; t < count; t += tile_height) {
-          const tiled_blocks* const token = x[t / tile_height] + begin * F::block_size / activation_block::size;
-          const auto batch = [&](std::size_t group) {
-            return group_batch{.codes = kernel.codes_ + group,
-                               .scale = scales.scale[group],
-                               .min = scales.min[layout::has_min ? group : 0],
-                               .x = token + group / in_block,
-                               .half = group % in_block,
-                               .out = out + t * stride + i * packed_rows,
-                               .stride = stride,
-                               .count = std::min(tile_height, count - t)};
-          };
-          std::size_t group = 0;
-          for (; group + at_once <= groups; group += at_once) kernel.advance(batch(group));
-          for (; group < groups; ++group) kernel.alone(batch(group));
+        const std::size_t part = std::min(piece, blocks - begin);
+        for (std::size_t panel = i; panel < last; ++panel) {
+          kernel.multiply_piece(w.panel(first + panel) + begin * layout::block_bytes, part, offset, x,
+                                begin * F::block_size / activation_block::size, count, out + panel * packed_rows,
+                                stride);
         }
       }
     }
@@ -85,6 +74,29 @@ class block_tile_kernel {
     alignas(64) float scale[most_groups][packed_rows];
     alignas(64) float min[layout::has_min ? most_groups : 1][packed_rows];
   };
+
+  // `blocks` blocks of a panel from p on by the tokens' blocks of activations from `first` on.
+  void multiply_piece(const std::uint8_t* p, std::size_t blocks, int offset, const tiled_blocks* const* x,
+                      std::size_t first, std::size_t count, float* out, std::size_t stride) {
+    const weight_scales& scales = decode(p, blocks, offset);
+    const std::size_t bytes = blocks * layout::block_bytes, groups = blocks * layout::groups;
+    following_ = fetch(p + look_ahead, bytes, (count + tile_height - 1) / tile_height * groups);
+    for (std::size_t t = 0; t < count; t += tile_height) {
+      const auto batch = [&](std::size_t group) {
+        return group_batch{.codes = codes_ + group,
+                           .scale = scales.scale[group],
+                           .min = scales.min[layout::has_min ? group : 0],
+                           .x = x[t / tile_height] + first + group / in_block,
+                           .half = group % in_block,
+                           .out = out + t * stride,
+                           .stride = stride,
+                           .count = std::min(tile_height, count - t)};
+      };
+      std::size_t group = 0;
+      for (; group + at_once <= groups; group += at_once) advance(batch(group));
+      for (; group < groups; ++group) alone(batch(group));
+    }
+  }
 
   // `blocks` blocks of a panel from p on; the scales of the piece before stay, for its last sums.
   const weight_scales& decode(const std::uint8_t* p, std::size_t blocks, int offset) {

@@ -125,8 +125,10 @@ struct element_kernel {
   static constexpr std::size_t tokens = many_registers<Arch> ? 6 : std::is_same_v<T, bf16> ? 5 : 4;
   // Rows that a tile covers, and that are shared out together: of two panels with AVX-512.
   static constexpr std::size_t rows = std::max(strips * lanes, packed_rows);
-  // Bytes from what is multiplied to what is asked of memory; as in block_kernel.
-  static constexpr std::size_t look_ahead(std::size_t token_count) { return token_count <= few_tokens ? 1536 : 4096; }
+  // Bytes from what is multiplied to what is asked of memory; as in block_kernel. With AVX-512 there are two panels.
+  static constexpr std::size_t look_ahead(std::size_t token_count) {
+    return token_count > few_tokens ? 4096 : strips * lanes > packed_rows ? 1024 : 1536;
+  }
 
   // strip[R]: the first quad of each vector of rows; x[C]: the first quad of each token; sums go on from out[c · stride +
   // r · lanes], where there were quads before these (`resume`), and are left there as they are.

@@ -22,6 +22,7 @@
 #include "pair_kernel.hpp"
 #include "scaled_kernel.hpp"
 #include "tile_kernel.hpp"
+#include "tile_sum_kernel.hpp"
 
 MOTE_BEGIN_NAMESPACE
 
@@ -55,6 +56,9 @@ template <class Arch, class Matrix>
 inline constexpr std::size_t unit_rows = packed_rows;
 template <class Arch, packable_element T>
 inline constexpr std::size_t unit_rows<Arch, packed_matrix<T>> = element_kernel<Arch, T>::rows;
+template <class Arch, integer_format F>
+inline constexpr std::size_t unit_rows<Arch, packed_matrix<F>> =
+    (block_kernel<Arch, F>::pair_tokens > 0 ? 2 : 1) * packed_rows;
 template <class Arch, class Matrix>
 std::size_t unit_rows_for(std::size_t tokens) {
   return multiplied_by_tiles<Arch, Matrix> && tokens >= tile_tokens_min ? tile_unit_rows : unit_rows<Arch, Matrix>;
@@ -244,11 +248,38 @@ constexpr std::size_t blocks_within(std::size_t k) {
 template <integer_format F>
 inline constexpr std::size_t block_step = blocks_within<F>(float_depth);
 
+// Packed blocks by vectors: `panels` panels of w from panel `first` on, without a tensor's scales.
+template <class Arch, integer_format F>
+void vector_product(const packed_matrix<F>& w, std::size_t first, std::size_t panels, const activation* x,
+                    std::size_t tokens, float* out) noexcept {
+  using kernel = block_kernel<Arch, F>;
+  const std::size_t blocks = w.in_features() / F::block_size;
+  std::size_t i = 0;
+  if constexpr (kernel::pair_tokens > 0) {
+    const activation_block* token[kernel::pair_tokens] = {};
+    for (std::size_t t = 0; t < tokens && tokens <= kernel::pair_tokens; ++t) token[t] = x[t].blocks;
+    for (; tokens <= kernel::pair_tokens && i + 2 <= panels; i += 2) {
+      kernel::pair(w.panel(first + i), w.panel(first + i + 1), blocks, token, tokens, out + i * packed_rows,
+                   unit_stride);
+    }
+  }
+  // One tile's tokens read a panel from front to back; where they take several passes, a short piece at a time, so that
+  // memory is read once and in order.
+  std::size_t step = block_step<F>;
+  if (tokens <= kernel::tokens) {
+    step = kernel::strips(tokens) * kernel::dot::lanes < packed_rows ? blocks_within<F>(256) : blocks;
+  }
+  for (; i < panels; ++i) {
+    block_product<Arch, F>(blocks, step, x, tokens, out + i * packed_rows, [&](std::size_t begin, std::size_t) {
+      return w.panel(first + i) + begin * packed_layout<F>::block_bytes;
+    });
+  }
+}
+
 template <class Arch, integer_format F>
 void unit_product(const packed_matrix<F>& w, std::size_t first, std::size_t rows, const activation* x,
                   std::size_t tokens, float* out) noexcept {
-  using kernel = block_kernel<Arch, F>;
-  const std::size_t blocks = w.in_features() / F::block_size, panels = (rows + packed_rows - 1) / packed_rows;
+  const std::size_t panels = (rows + packed_rows - 1) / packed_rows;
   bool done = false;
   if constexpr (multiplied_by_tiles<Arch, packed_matrix<F>>) {
     if (tokens >= tile_tokens_min && x->tile) {
@@ -258,19 +289,7 @@ void unit_product(const packed_matrix<F>& w, std::size_t first, std::size_t rows
       done = true;
     }
   }
-  if (!done) {
-    // One tile's tokens read a panel from front to back; where they take several passes, a short piece at a time, so that
-    // memory is read once and in order.
-    std::size_t step = block_step<F>;
-    if (tokens <= kernel::tokens) {
-      step = kernel::strips(tokens) * kernel::dot::lanes < packed_rows ? blocks_within<F>(256) : blocks;
-    }
-    for (std::size_t i = 0; i < panels; ++i) {
-      block_product<Arch, F>(blocks, step, x, tokens, out + i * packed_rows, [&](std::size_t begin, std::size_t) {
-        return w.panel(first / packed_rows + i) + begin * packed_layout<F>::block_bytes;
-      });
-    }
-  }
+  if (!done) vector_product<Arch>(w, first / packed_rows, panels, x, tokens, out);
   if constexpr (format_with_tensor_scale<F>) {
     using floats = batch<float, Arch>;
     for (std::size_t i = 0; i < panels; ++i) {
@@ -320,23 +339,53 @@ void unit_product(const int8_matrix& w, std::size_t first, std::size_t rows, con
       });
 }
 
+// Packed bf16 against at most tile_sum_kernel::tokens tokens, with the bits of tiles. Not inlined, so that no sum leaves the
+// scope in which subnormals are zero.
+template <class Arch>
+[[gnu::noinline]] void few_tile_sums(const packed_matrix<bf16>& w, std::size_t first, std::size_t panels,
+                                     const activation* x, std::size_t tokens, float* out) noexcept {
+  const std::uint8_t* token[tile_sum_kernel<Arch>::tokens] = {};
+  for (std::size_t t = 0; t < tokens; ++t) token[t] = reinterpret_cast<const std::uint8_t*>(x[t].halves);
+  tile_sum_kernel<Arch>::product(w, first, panels, token, tokens, out, unit_stride);
+}
+
+// Packed elements by vectors: `panels` panels of w from panel `first` on, without int8's scales.
 template <class Arch, packable_element T>
-void unit_product(const packed_matrix<T>& w, std::size_t first, std::size_t rows, const activation* x,
-                  std::size_t tokens, float* out) noexcept {
-  using kernel = element_kernel<Arch, T>;
-  constexpr bool int8 = std::is_same_v<T, std::int8_t>;
-  const std::size_t panels = (rows + packed_rows - 1) / packed_rows;
+void vector_product(const packed_matrix<T>& w, std::size_t first, std::size_t panels, const activation* x,
+                    std::size_t tokens, float* out) noexcept {
   const std::uint8_t* token[unit_tokens] = {};
   std::int32_t code_sum[unit_tokens] = {};
   for (std::size_t t = 0; t < tokens; ++t) {
     const void* row = bf16_products<Arch> ? static_cast<const void*>(x[t].halves) : x[t].rounded;
-    token[t] = static_cast<const std::uint8_t*>(int8 ? x[t].codes : row);
+    token[t] = static_cast<const std::uint8_t*>(std::is_same_v<T, std::int8_t> ? x[t].codes : row);
     code_sum[t] = x[t].code_sum;
   }
-  // int8 sums are the same any way, and vectors are faster for a few tokens; bf16 sums are not, so all tokens go one way.
+  if constexpr (std::is_same_v<T, std::int8_t> && has_int8_matrix_products) {
+    if (tokens > 1) {
+      // Incomplete where the instruction is missing.
+      using pairs = std::conditional_t<std::is_same_v<T, std::int8_t>, pair_kernel, void>;
+      pairs::product(w, first, panels, token, tokens, out, unit_stride);
+      return;
+    }
+  }
+  element_kernel<Arch, T>::product(w, first, panels, token, code_sum, tokens, out, unit_stride);
+}
+
+template <class Arch, packable_element T>
+void unit_product(const packed_matrix<T>& w, std::size_t first, std::size_t rows, const activation* x,
+                  std::size_t tokens, float* out) noexcept {
+  constexpr bool int8 = std::is_same_v<T, std::int8_t>;
+  const std::size_t panels = (rows + packed_rows - 1) / packed_rows;
+  // Vectors are faster for a few tokens. int8 sums are the same any way; bf16 sums are those of tiles where there are tiles.
   bool done = false;
   if constexpr (multiplied_by_tiles<Arch, packed_matrix<T>>) {
-    if ((!int8 || tokens >= tile_tokens_min) && x->tile) {
+    if (!int8 && tokens <= tile_sum_kernel<Arch>::tokens && amx_tiles::available()) {
+      if constexpr (!int8) {
+        const subnormals_as_zero scope;
+        few_tile_sums<Arch>(w, first / packed_rows, panels, x, tokens, out);
+        done = true;
+      }
+    } else if ((!int8 || tokens >= tile_tokens_min) && x->tile) {
       const std::uint8_t* tile[unit_tokens / tile_height] = {};
       for (std::size_t t = 0; t < tokens; t += tile_height) {
         tile[t / tile_height] = int8 ? x[t].tile->codes : x[t].tile->halves;
@@ -345,17 +394,10 @@ void unit_product(const packed_matrix<T>& w, std::size_t first, std::size_t rows
       done = true;
     }
   }
-  if constexpr (int8 && has_int8_matrix_products) {
-    if (tokens > 1) {
-      using pairs = std::conditional_t<int8, pair_kernel, void>;  // incomplete where the instruction is missing
-      pairs::product(w, first / packed_rows, panels, token, tokens, out, unit_stride);
-      done = true;
-    }
-  }
-  if (!done) kernel::product(w, first / packed_rows, panels, token, code_sum, tokens, out, unit_stride);
+  if (!done) vector_product<Arch>(w, first / packed_rows, panels, x, tokens, out);
   if constexpr (int8) {
     using floats = batch<float, Arch>;
-    for (std::size_t n = 0; n < panels * packed_rows; n += kernel::lanes) {
+    for (std::size_t n = 0; n < panels * packed_rows; n += floats::size) {
       const std::size_t row = first + n;
       const floats scale =
           floats::load_unaligned(reinterpret_cast<const float*>(w.panel(row / packed_rows) +
@@ -477,8 +519,7 @@ void lay_out_tiles([[maybe_unused]] Backend& be, [[maybe_unused]] Scope& scope,
                    [[maybe_unused]] const view<activation, 1>& rows, [[maybe_unused]] std::size_t runs,
                    [[maybe_unused]] First&& first) {
   if constexpr (uses_tiles<Arch>) {
-    // As unit_product wants it: bf16 always, for its sums differ from the vectors'.
-    const std::size_t least = wanted.halves ? 1 : tile_tokens_min;
+    const std::size_t least = wanted.halves ? tile_sum_kernel<Arch>::tokens + 1 : tile_tokens_min;
     std::size_t longest = 0;
     for (std::size_t r = 0; r < runs; ++r) longest = std::max(longest, first(r + 1) - first(r));
     if (!wanted.tiles || longest < least || !amx_tiles::available()) return;

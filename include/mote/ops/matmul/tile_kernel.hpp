@@ -35,44 +35,60 @@ struct tile_kernel {
     }
   }
 
-  // Tokens of one tile, or of two if Two, the first to see the panel if First.
-  template <bool Two, bool First>
-  static void tile(Tiles& tiles, const std::uint8_t* panel, std::size_t quads, const std::uint8_t* above,
-                   const std::uint8_t* below, float* out, std::size_t stride) {
+  // Tokens of one tile or two by one panel or, for tokens of one tile, two; the first to see the panels if First.
+  template <std::size_t TokenTiles, std::size_t Panels, bool First>
+  static void tile(Tiles& tiles, const std::uint8_t* const* panel, std::size_t quads, const std::uint8_t* const* x,
+                   float* out, std::size_t stride) {
+    static_assert(TokenTiles * Panels <= 2);
     tiles.template zero<0>();
     tiles.template zero<1>();
     tiles.template zero<2>();
     tiles.template zero<3>();
-    const auto step = [&](const std::uint8_t* w, std::size_t quad) {
+    const auto step = [&](const std::uint8_t* const* w, std::size_t quad) {
       if constexpr (First) {
-        for (std::size_t i = 0; i < tile_height * layout::quad_bytes; i += 64) {
-          __builtin_prefetch(w + look_ahead + i, 0, 2);
+        for (std::size_t p = 0; p < Panels; ++p) {
+          for (std::size_t i = 0; i < tile_height * layout::quad_bytes; i += 64) {
+            __builtin_prefetch(w[p] + look_ahead + i, 0, 2);
+          }
         }
       }
-      tiles.template load<4>(above + quad * tile_bytes, tile_bytes);
-      tiles.template stream<6>(w, layout::quad_bytes);
-      tiles.template stream<7>(w + tile_bytes, layout::quad_bytes);
+      tiles.template load<4>(x[0] + quad * tile_bytes, tile_bytes);
+      tiles.template stream<6>(w[0], layout::quad_bytes);
+      tiles.template stream<7>(w[0] + tile_bytes, layout::quad_bytes);
       dot<0, 4, 6>(tiles);
       dot<1, 4, 7>(tiles);
-      if constexpr (Two) {
-        tiles.template load<5>(below + quad * tile_bytes, tile_bytes);
+      if constexpr (TokenTiles == 2) {
+        tiles.template load<5>(x[1] + quad * tile_bytes, tile_bytes);
         dot<2, 5, 6>(tiles);
         dot<3, 5, 7>(tiles);
+      } else if constexpr (Panels == 2) {
+        tiles.template stream<5>(w[1], layout::quad_bytes);
+        tiles.template stream<6>(w[1] + tile_bytes, layout::quad_bytes);
+        dot<2, 4, 5>(tiles);
+        dot<3, 4, 6>(tiles);
       }
     };
     const std::size_t whole = quads / tile_height * tile_height;
-    for (std::size_t q = 0; q < whole; q += tile_height) step(panel + q * layout::quad_bytes, q);
+    const std::uint8_t* next[Panels];
+    std::copy_n(panel, Panels, next);
+    for (std::size_t q = 0; q < whole; q += tile_height) {
+      step(next, q);
+      for (const std::uint8_t*& p : next) p += tile_height * layout::quad_bytes;
+    }
     if (whole < quads) {
-      std::uint8_t last[tile_height * layout::quad_bytes] = {};
-      std::memcpy(last, panel + whole * layout::quad_bytes, (quads - whole) * layout::quad_bytes);
-      step(last, whole);
+      std::uint8_t last[Panels][tile_height * layout::quad_bytes] = {};
+      for (std::size_t p = 0; p < Panels; ++p) {
+        std::memcpy(last[p], next[p], (quads - whole) * layout::quad_bytes);
+        next[p] = last[p];
+      }
+      step(next, whole);
     }
     tiles.template store<0>(out, stride * 4);
     tiles.template store<1>(out + 16, stride * 4);
-    if constexpr (Two) {
-      float* const lower = out + tile_height * stride;
-      tiles.template store<2>(lower, stride * 4);
-      tiles.template store<3>(lower + 16, stride * 4);
+    if constexpr (TokenTiles * Panels == 2) {
+      float* const other = out + (TokenTiles == 2 ? tile_height * stride : packed_rows);
+      tiles.template store<2>(other, stride * 4);
+      tiles.template store<3>(other + 16, stride * 4);
     }
   }
 
@@ -80,30 +96,45 @@ struct tile_kernel {
   static void product(const packed_matrix<T>& w, std::size_t first, std::size_t panels, const std::uint8_t* const* x,
                       std::size_t count, float* out, std::size_t stride) {
     const std::size_t whole = count / tokens * tokens;
-    if (whole > 0) multiply_tokens<true>(w, first, panels, x, 0, whole, tokens, out, stride);
+    if (whole > 0) multiply_tokens(w, first, panels, x, 0, whole, tokens, out, stride);
     if (count - whole > tile_height) {
-      multiply_tokens<true>(w, first, panels, x, whole, count, count - whole, out, stride);
+      multiply_tokens(w, first, panels, x, whole, count, count - whole, out, stride);
     } else if (count > whole) {
-      multiply_tokens<false>(w, first, panels, x, whole, count, count - whole, out, stride);
+      multiply_few(w, first, panels, x, whole, count - whole, out, stride);
     }
   }
 
  private:
-  // The tokens [begin, end), `each` at once; a panel is read for all of them before the next.
-  template <bool Two>
+  // The tokens [begin, end), `each` at once, in two tiles; a panel is read for all of them before the next.
   static void multiply_tokens(const packed_matrix<T>& w, std::size_t first, std::size_t panels,
                               const std::uint8_t* const* x, std::size_t begin, std::size_t end, std::size_t each,
                               float* out, std::size_t stride) {
-    const tile_shape above{std::min(each, tile_height)}, below{Two ? each - tile_height : 1}, weights{tile_height};
+    const tile_shape above{tile_height}, below{each - tile_height}, weights{tile_height};
     Tiles tiles(tile_shapes{above, above, below, below, above, below, weights, weights});
     const std::size_t quads = layout::quads(w.in_features());
     for (std::size_t i = 0; i < panels; ++i) {
+      const std::uint8_t* const panel = w.panel(first + i);
       for (std::size_t t = begin; t < end; t += tokens) {
-        const std::uint8_t* const* const token = x + t / tile_height;
-        const auto run = t == 0 ? &tile_kernel::template tile<Two, true> : &tile_kernel::template tile<Two, false>;
-        run(tiles, w.panel(first + i), quads, token[0], Two ? token[1] : nullptr, out + t * stride + i * packed_rows,
-            stride);
+        const auto run = t == 0 ? &tile_kernel::template tile<2, 1, true> : &tile_kernel::template tile<2, 1, false>;
+        run(tiles, &panel, quads, x + t / tile_height, out + t * stride + i * packed_rows, stride);
       }
+    }
+  }
+
+  // The tokens [begin, begin + count) of one tile. Two panels side by side: memory gives more to two streams than to one.
+  static void multiply_few(const packed_matrix<T>& w, std::size_t first, std::size_t panels,
+                           const std::uint8_t* const* x, std::size_t begin, std::size_t count, float* out,
+                           std::size_t stride) {
+    const tile_shape few{count}, weights{tile_height};
+    Tiles tiles(tile_shapes{few, few, few, few, few, weights, weights, weights});
+    const std::size_t quads = layout::quads(w.in_features());
+    const bool alone = begin == 0;  // no tokens before these have seen the panels
+    for (std::size_t i = 0; i < panels; i += 2) {
+      const std::uint8_t* const panel[] = {w.panel(first + i), i + 1 < panels ? w.panel(first + i + 1) : nullptr};
+      const auto run = i + 1 == panels ? &tile_kernel::template tile<1, 1, false>
+                       : alone         ? &tile_kernel::template tile<1, 2, true>
+                                       : &tile_kernel::template tile<1, 2, false>;
+      run(tiles, panel, quads, x + begin / tile_height, out + begin * stride + i * packed_rows, stride);
     }
   }
 };
