@@ -40,20 +40,26 @@ struct code_vectors {
 };
 
 #if defined(__AVX2__) && defined(__F16C__)
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+inline constexpr std::size_t most_e4m3_lanes = 16;
+#else
+inline constexpr std::size_t most_e4m3_lanes = 8;
+#endif
 template <class Arch>
-  requires(batch<float, Arch>::size >= 8)
+  requires(batch<float, Arch>::size == 8 || batch<float, Arch>::size == most_e4m3_lanes)
 struct code_vectors<Arch, f8_e4m3> {
   using vector = batch<float, Arch>;
   static constexpr float unit = 256.0f;
   static void load(const f8_e4m3* row, std::size_t i, vector (&out)[2]) {
-    const __m256i halves = load_e4m3(row + i);
     if constexpr (vector::size == 8) {
+      const __m256i halves = load_e4m3(row + i);
       out[0] = vector(_mm256_cvtph_ps(_mm256_castsi256_si128(halves)));
       out[1] = vector(_mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1)));
     } else {
-#if defined(__AVX512F__)
-      out[0] = vector(_mm512_cvtph_ps(halves));
-      out[1] = vector(_mm512_cvtph_ps(load_e4m3(row + i + 16)));
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+      const __m512i halves = load_32_e4m3(row + i);
+      out[0] = vector(_mm512_cvtph_ps(_mm512_castsi512_si256(halves)));
+      out[1] = vector(_mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1)));
 #endif
     }
   }
