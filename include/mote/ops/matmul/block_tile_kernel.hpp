@@ -36,7 +36,8 @@ class block_tile_kernel {
   static constexpr std::size_t size = F::group_size, lanes = 16, strips = packed_rows / lanes,
                                in_panel = packed_rows / floats::size;     // vectors
   static constexpr std::size_t in_block = activation_block::size / size;  // groups
-  static constexpr std::size_t look_ahead = 4096;  // bytes from what is decoded to what is asked of memory
+  // Bytes from what is decoded to what is asked of memory, then of the second-level cache.
+  static constexpr std::size_t look_ahead = 4096, near_ahead = 2048;
 
  public:
   // As block_kernel::panel, all blocks of `panels` consecutive panels of w from panel `first` on; x[i] holds the tokens from
@@ -80,7 +81,7 @@ class block_tile_kernel {
                       std::size_t first, std::size_t count, float* out, std::size_t stride) {
     const weight_scales& scales = decode(p, blocks, offset);
     const std::size_t bytes = blocks * layout::block_bytes, groups = blocks * layout::groups;
-    following_ = fetch(p + look_ahead, bytes, (count + tile_height - 1) / tile_height * groups);
+    following_ = fetch(p, bytes, (count + tile_height - 1) / tile_height * groups);
     for (std::size_t t = 0; t < count; t += tile_height) {
       const auto batch = [&](std::size_t group) {
         return group_batch{.codes = codes_ + group,
@@ -146,14 +147,17 @@ class block_tile_kernel {
     }
   }
 
-  // Asks memory for `bytes` bytes in about `steps` steps: all at once, decoding would wait for the first of them.
+  // Asks for what lies behind the `bytes` bytes at p in about `steps` steps: all at once, decoding would wait for the first.
   class fetch {
    public:
     fetch() = default;
     fetch(const std::uint8_t* p, std::size_t bytes, std::size_t steps)
         : next_(p), end_(p + bytes), lines_((bytes / 64 + steps) / steps) {}
     void step() {
-      for (std::size_t i = 0; i < lines_ && next_ < end_; ++i, next_ += 64) __builtin_prefetch(next_, 0, 2);
+      for (std::size_t i = 0; i < lines_ && next_ < end_; ++i, next_ += 64) {
+        __builtin_prefetch(next_ + look_ahead, 0, 2);
+        __builtin_prefetch(next_ + near_ahead, 0, 3);
+      }
     }
 
    private:

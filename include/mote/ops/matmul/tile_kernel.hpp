@@ -23,8 +23,9 @@ struct tile_kernel {
   using layout = packed_layout<T>;
 
   static constexpr std::size_t tokens = 2 * tile_height;
-  // Bytes from what is multiplied to what is asked of memory.
-  static constexpr std::size_t look_ahead = 8192;
+  // Bytes from what is multiplied to what is asked of memory, then of the second-level cache: tiles themselves wait for one
+  // line at a time. Sapphire Rapids, bf16: with both 18 GB/s up to 16 tokens, with one 15.
+  static constexpr std::size_t look_ahead = 8192, near_ahead = 4096;
 
   template <int C, int A, int B>
   static void dot(Tiles& tiles) {
@@ -49,6 +50,7 @@ struct tile_kernel {
         for (std::size_t p = 0; p < Panels; ++p) {
           for (std::size_t i = 0; i < tile_height * layout::quad_bytes; i += 64) {
             __builtin_prefetch(w[p] + look_ahead + i, 0, 2);
+            __builtin_prefetch(w[p] + near_ahead + i, 0, 3);
           }
         }
       }
