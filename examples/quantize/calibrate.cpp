@@ -298,7 +298,12 @@ class calibration::run {
       if (keeps_input_ && input_.size() == 0) input_ = mote::buffer<float>(hidden_.size());
       if (keeps_input_) std::copy(hidden_.begin(), hidden_.end(), input_.begin());
     }
-    run_layer(next_, as_stored, record, hidden_, normed_, routes_);
+    try {
+      run_layer(next_, as_stored, record, hidden_, normed_, routes_);
+    } catch (const mote::shape_error& e) {
+      mote::raise<mote::format_error>(model_.files().directory() + ": " + prefix(next_) +
+                                      "*: on the calibration text: " + e.what());
+    }
     auto& missed = unreached_[next_];
     for (std::size_t e = 0; e + 1 < routes_.begin.size(); ++e) {
       if (routes_.begin[e] == routes_.begin[e + 1]) missed.push_back(e);

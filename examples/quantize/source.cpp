@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include <mote/compress/channel_scale.hpp>
@@ -87,6 +88,11 @@ float rounded_to(mote::dtype type, float value) {
 void model_source::matrix::read(std::size_t begin, const mote::view<float, 2>& rows) const {
   stored_.read(begin, rows);
   source_.scales().apply(tensor_, begin, rows);
+  for (std::size_t r = 0; r < rows.extent(0); ++r) {
+    if (!std::all_of(rows.row(r), rows.row(r) + rows.extent(1), [](float v) { return std::isfinite(v); })) {
+      stored_.weight().fail("row " + std::to_string(begin + r) + ": holds a value that is not finite");
+    }
+  }
   source_.used(stored_.weight().bytes.size() / std::max(stored_.out_features(), std::size_t{1}) * rows.extent(0));
 }
 

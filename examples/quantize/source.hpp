@@ -65,7 +65,7 @@ class model_source {
 
     std::size_t out_features() const { return stored_.out_features(); }
 
-    // Rows [begin, begin + rows.extent(0)).
+    // Rows [begin, begin + rows.extent(0)). Throws format_error where a value is not finite.
     void read(std::size_t begin, const mote::view<float, 2>& rows) const;
 
    private:
