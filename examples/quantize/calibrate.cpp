@@ -583,7 +583,13 @@ calibration::~calibration() = default;
 
 std::size_t calibration::tokens() const { return run_->tokens(); }
 std::size_t calibration::layers() const { return run_->layers(); }
-layer_inputs calibration::of(const std::string& module) { return run_->of(module); }
+layer_inputs calibration::of(const std::string& module) {
+  try {
+    return run_->of(module);
+  } catch (const mote::shape_error& e) {
+    mote::raise<mote::format_error>(module + ": on the calibration text: " + e.what());
+  }
+}
 bool calibration::predicts(const std::string& module) const { return run_->predicts(module); }
 double calibration::loss() { return run_->loss(); }
 double calibration::loss(const std::string& module, const replacement& replace) { return run_->loss(module, replace); }
