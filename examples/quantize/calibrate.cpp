@@ -298,12 +298,7 @@ class calibration::run {
       if (keeps_input_ && input_.size() == 0) input_ = mote::buffer<float>(hidden_.size());
       if (keeps_input_) std::copy(hidden_.begin(), hidden_.end(), input_.begin());
     }
-    try {
-      run_layer(next_, as_stored, record, hidden_, normed_, routes_);
-    } catch (const mote::shape_error& e) {
-      mote::raise<mote::format_error>(model_.files().directory() + ": " + prefix(next_) +
-                                      "*: on the calibration text: " + e.what());
-    }
+    run_layer(next_, as_stored, record, hidden_, normed_, routes_);
     auto& missed = unreached_[next_];
     for (std::size_t e = 0; e + 1 < routes_.begin.size(); ++e) {
       if (routes_.begin[e] == routes_.begin[e + 1]) missed.push_back(e);
@@ -338,7 +333,7 @@ class calibration::run {
 
   // x [tokens, hidden] becomes the layer's output; `normed` and `routes` what entered its experts.
   void run_layer(std::size_t i, const replacement& replace, bool record, mote::buffer<float>& states,
-                 mote::buffer<float>& normed, expert_tokens& routes) {
+                 mote::buffer<float>& normed, expert_tokens& routes) try {
     const std::size_t hidden = c_.hidden_size;
     const float eps = c_.decoder.rms_norm_eps;
     const std::string p = prefix(i);
@@ -358,6 +353,8 @@ class calibration::run {
                    rows(normed), x);
     }
     for (std::size_t e = 0; e < c_.n_routed_experts; ++e) run_expert(p, e, replace, normed, routes, x);
+  } catch (const mote::shape_error& e) {
+    mote::raise<mote::format_error>(prefix(i) + "*: on the calibration text: " + e.what());
   }
 
   void attend(const std::string& layer, const replacement& replace, bool record, const mote::view<float, 2>& x) {

@@ -36,8 +36,8 @@ class calibration {
   std::size_t tokens() const;
   std::size_t layers() const;  // decoder layers, with that of the multi-token-prediction module
 
-  // By the layer's name in the checkpoint; a router's is what enters all experts. Valid until the next call. Asking in the order of the model's layers runs the
-  // model once; asking for an earlier layer runs it again from the first.
+  // By the layer's name in the checkpoint; a router's is what enters all experts. Valid until the next call. Asking in the
+  // order of the model's layers runs the model once; asking for an earlier layer runs it again from the first.
   layer_inputs of(const std::string& module);
 
   // Whether `module` is part of what predicts the text: a linear layer of the main model.

@@ -74,16 +74,18 @@ class scaler {
   }
 
  private:
-  model_source::matrix matrix(const std::string& module) const {
+  model_source::matrix matrix(const std::string& module, std::size_t in) const {
     const mote::tensor_ref& t = source_.files().tensor(module + ".weight");
-    if (t.shape.size() != 2 || t.size() == 0) t.fail("expected a matrix");
-    return {source_, module, t.shape[0], t.shape[1]};
+    if (t.shape.size() != 2 || t.size() == 0 || t.shape[1] != in) {
+      t.fail("expected a matrix of " + std::to_string(in) + " columns");
+    }
+    return {source_, module, t.shape[0], in};
   }
 
   // Calls f(rows) for pieces of a matrix: of all rows, or of every step-th piece from the piece `first` on.
   template <class Function>
   void for_each_rows(const std::string& module, std::size_t in, std::size_t first, std::size_t step, Function&& f) {
-    const model_source::matrix m = matrix(module);
+    const model_source::matrix m = matrix(module, in);
     mote::buffer<float> values(std::min(piece, m.out_features()) * in);
     for (std::size_t begin = first * piece; begin < m.out_features(); begin += step * piece) {
       const mote::view<float, 2> rows(values.data(), std::min(piece, m.out_features() - begin), in);
@@ -105,7 +107,7 @@ class scaler {
   std::vector<float> awq(const channel_group& group, const mote::activation_statistics& inputs) {
     const std::size_t in = inputs.in_features();
     std::size_t pieces = 0;
-    for (const std::string& reader : group.readers) pieces += (matrix(reader).out_features() + piece - 1) / piece;
+    for (const std::string& reader : group.readers) pieces += (matrix(reader, in).out_features() + piece - 1) / piece;
     const std::size_t step = (pieces + most_pieces - 1) / most_pieces;
     struct sample {
       mote::buffer<float> values;
@@ -115,7 +117,7 @@ class scaler {
     std::size_t next = 0;  // the next sample, in pieces from the reader's begin
     double signal = 0.0;
     for (const std::string& reader : group.readers) {
-      const std::size_t count = (matrix(reader).out_features() + piece - 1) / piece;
+      const std::size_t count = (matrix(reader, in).out_features() + piece - 1) / piece;
       if (next < count) {
         for_each_rows(reader, in, next, step, [&](const mote::view<const float, 2>& rows) {
           sample& kept = samples.emplace_back(sample{mote::buffer<float>(rows.size()), rows.extent(0)});
@@ -151,7 +153,7 @@ class scaler {
     return std::move(best.scale);
   }
 
-  // Changes s a little, so that the norm's type holds gain / s exactly.
+  // Rounds s such that gain / s is a number of the norm's type: what is divided and what is multiplied agree.
   void fit_to_gains(std::vector<float>& s, const mote::tensor_ref& gain) const {
     const mote::buffer<float> g = source_.floats(gain);
     for (std::size_t c = 0; c < s.size(); ++c) {

@@ -16,12 +16,12 @@ namespace quantize {
 struct scaled_channels {
   channel_scales scales;
   std::size_t groups = 0, scaled = 0;  // of channels that are scaled together: all, and those that gained
-  double error = 0.0;        // AWQ: relative squared errors of the groups' layers with their scales, summed …
+  double error = 0.0;        // AWQ: relative squared errors of what was measured with these scales, summed …
   double plain_error = 0.0;  // … and without
 };
 
-// `text` is of the unscaled `source`. A norm's scales are such that its type holds the divided gains exactly. Channels that
-// no token reached are not scaled. Throws format_error.
+// `text` is of the unscaled `source`. A norm's scales are such that its type holds the divided gains. Channels that no
+// token reached are not scaled. Throws format_error.
 scaled_channels scale_channels(backend& be, const options& o, const model_source& source,
                                const lm::model_config& config, calibration& text);
 

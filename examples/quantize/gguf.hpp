@@ -18,8 +18,8 @@ namespace quantize {
 using metadata_entries = std::vector<std::pair<std::string, mote::gguf_value>>;
 
 // The tensors of the model without its multi-token-prediction module: a layer's experts are one tensor, kv_b_proj becomes
-// attn_k_b (transposed) and attn_v_b. Embedding and head have 8 bits at least, norms and routers float32. `source` must outlive them.
-// Throws format_error for what the architecture cannot hold: biases of attention, half-split RoPE.
+// attn_k_b (transposed) and attn_v_b. Embedding and head have 8 bits at least, norms and routers float32. `source` must
+// outlive them. Throws format_error for what the architecture cannot hold: biases of attention, half-split RoPE.
 std::vector<output_tensor> plan_gguf(const model_source& source, const lm::model_config& config);
 
 // The model's sizes, router and RoPE, and its tokenizer where tokenizer.json is there. Throws format_error naming file and

@@ -36,7 +36,7 @@ namespace fs = std::filesystem;
 // When a file was changed last.
 auto changed(const std::string& path) { return fs::last_write_time(path).time_since_epoch().count(); }
 
-nlohmann::ordered_json task_of(const options& o, const mote::checkpoint& files,
+nlohmann::ordered_json task_of(const options& o, const mote::checkpoint& files, const channel_scales& scales,
                                const std::map<std::string, layer_plan>& plan) {
   nlohmann::ordered_json task;
   task["model"] = fs::weakly_canonical(o.model).string();
@@ -44,9 +44,7 @@ nlohmann::ordered_json task_of(const options& o, const mote::checkpoint& files,
     task["calibration"] = fs::weakly_canonical(o.calibration).string();
     task["calibration_changed"] = changed(o.calibration);
     task["rounding"] = o.how == rounding::gptq ? "gptq" : "nearest";
-    task["channel_scaling"] = o.scaling == channel_scaling::none  ? "none"
-                              : o.scaling == channel_scaling::awq ? "awq"
-                                                                  : "smoothquant";
+    task["channel_scales"] = scales.fingerprint();
   }
   task["format"] = o.kind == container::gguf ? "gguf" : "safetensors";
   task["max_shard_size"] = o.max_shard_size;
@@ -95,7 +93,7 @@ void run(const options& o) {
     calibration text(stored_values, sizes, o.calibration, rounding::nearest, o.threads);
     channels = scale_channels(be, o, stored_values, sizes, text);
   }
-  const model_source values(files, channels.scales);
+  const model_source values(files, channels.scales, !gguf);
   tensors = plan_tensors(values);
   std::optional<calibration> calibrated;
   if (!o.calibration.empty()) calibrated.emplace(values, sizes, o.calibration, o.how, o.threads);
@@ -116,7 +114,7 @@ void run(const options& o) {
   for (const auto& [name, layer] : plan) total += layer.bytes;
 
   make_directory(partial);
-  journal progress(partial, task_of(o, files, plan));
+  journal progress(partial, task_of(o, files, channels.scales, plan));
   const auto out = gguf ? make_gguf_output(partial, gguf_entries(config, sizes, o.model))
                         : make_safetensors_output(partial, o.max_shard_size);
   std::size_t complete = 0;

@@ -10,6 +10,9 @@
 #include <mote/compress/channel_scale.hpp>
 #include <mote/core/error.hpp>
 #include <mote/core/types.hpp>
+#include <mote/io/fingerprint.hpp>
+
+#include "model.hpp"
 
 namespace quantize {
 namespace {
@@ -85,21 +88,38 @@ float rounded_to(mote::dtype type, float value) {
   return value;
 }
 
-void model_source::matrix::read(std::size_t begin, const mote::view<float, 2>& rows) const {
-  stored_.read(begin, rows);
-  source_.scales().apply(tensor_, begin, rows);
-  for (std::size_t r = 0; r < rows.extent(0); ++r) {
-    if (!std::all_of(rows.row(r), rows.row(r) + rows.extent(1), [](float v) { return std::isfinite(v); })) {
-      stored_.weight().fail("row " + std::to_string(begin + r) + ": holds a value that is not finite");
+std::uint64_t channel_scales::fingerprint() const {
+  std::uint64_t hash = mote::fnv1a_start;
+  for (const auto* side : {&multiplied, &divided}) {
+    for (const auto& [name, s] : *side) {
+      hash = mote::fnv1a(std::as_bytes(std::span(name)), hash);
+      hash = mote::fnv1a(std::as_bytes(std::span(*s)), hash);
     }
   }
+  return hash;
+}
+
+void model_source::finish(const mote::tensor_ref& t, std::size_t begin, const mote::view<float, 2>& rows) const {
+  scales_.apply(t.name, begin, rows);
+  const bool rounds = types_stay_ && scales_.change(t.name) && !is_linear_layer(t.name);
+  for (std::size_t r = 0; r < rows.extent(0); ++r) {
+    for (std::size_t c = 0; c < rows.extent(1); ++c) {
+      if (rounds) rows(r, c) = rounded_to(t.dtype, rows(r, c));
+      if (!std::isfinite(rows(r, c))) t.fail("row " + std::to_string(begin + r) + ": holds a value that is not finite");
+    }
+  }
+}
+
+void model_source::matrix::read(std::size_t begin, const mote::view<float, 2>& rows) const {
+  stored_.read(begin, rows);
+  source_.finish(stored_.weight(), begin, rows);
   source_.used(stored_.weight().bytes.size() / std::max(stored_.out_features(), std::size_t{1}) * rows.extent(0));
 }
 
 mote::buffer<float> model_source::floats(const mote::tensor_ref& t) const {
   mote::buffer<float> values = mote::read_float(t);
   const std::size_t rows = t.shape.empty() ? 1 : t.shape[0];
-  if (rows > 0) scales_.apply(t.name, 0, values.as(rows, t.size() / rows));
+  if (t.size() > 0) finish(t, 0, values.as(rows, t.size() / rows));
   used(t.bytes.size());
   return values;
 }

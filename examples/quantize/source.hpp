@@ -39,38 +39,40 @@ struct channel_scales {
   std::map<std::string, scale> divided;     // rows; of a norm its gains
 
   bool change(const std::string& tensor) const { return multiplied.contains(tensor) || divided.contains(tensor); }
+  std::uint64_t fingerprint() const;
   // Rows [begin, begin + rows.extent(0)) of `tensor`, in place.
   void apply(const std::string& tensor, std::size_t begin, const mote::view<float, 2>& rows) const;
 };
 
-// Numbers as a floating-point type of the file stores them, and what such a type makes of one number.
+// Numbers as a floating-point type of a file stores them, and what such a type makes of one number.
 std::vector<std::byte> stored_as(mote::dtype type, std::span<const float> values);
 float rounded_to(mote::dtype type, float value);
 
+// What is read of a checkpoint is float32, scaled, and finite: else format_error is thrown.
 class model_source {
  public:
-  // `files` must outlive the object, the object what it gives out.
-  explicit model_source(const mote::checkpoint& files, channel_scales scales = {})
-      : files_(files), scales_(std::move(scales)), pages_(std::make_shared<mapped_pages>(files)) {}
+  // Scaled tensors that are not quantized are rounded to the type that the file has for them, if `types_stay`. `files` must
+  // outlive the object, the object what it gives out.
+  explicit model_source(const mote::checkpoint& files, channel_scales scales = {}, bool types_stay = true)
+      : files_(files), scales_(std::move(scales)), types_stay_(types_stay), pages_(files) {}
 
   const mote::checkpoint& files() const { return files_; }
   const channel_scales& scales() const { return scales_; }
-  void used(std::size_t bytes) const { pages_->used(bytes); }
+  void used(std::size_t bytes) const { pages_.used(bytes); }
 
   // `name`.weight, a matrix in any layout of checkpoints.
   class matrix {
    public:
     matrix(const model_source& source, const std::string& name, std::size_t out, std::size_t in)
-        : source_(source), tensor_(name + ".weight"), stored_(source.files(), name, out, in) {}
+        : source_(source), stored_(source.files(), name, out, in) {}
 
     std::size_t out_features() const { return stored_.out_features(); }
 
-    // Rows [begin, begin + rows.extent(0)). Throws format_error where a value is not finite.
+    // Rows [begin, begin + rows.extent(0)).
     void read(std::size_t begin, const mote::view<float, 2>& rows) const;
 
    private:
     const model_source& source_;
-    std::string tensor_;
     mote::matrix_ref stored_;
   };
 
@@ -78,9 +80,12 @@ class model_source {
   mote::buffer<float> floats(const mote::tensor_ref& t) const;
 
  private:
+  void finish(const mote::tensor_ref& t, std::size_t begin, const mote::view<float, 2>& rows) const;
+
   const mote::checkpoint& files_;
   channel_scales scales_;
-  std::shared_ptr<mapped_pages> pages_;
+  bool types_stay_;
+  mutable mapped_pages pages_;
 };
 
 }  // namespace quantize

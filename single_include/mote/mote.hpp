@@ -3771,7 +3771,8 @@ MOTE_END_NAMESPACE
 // Matrix tiles of Intel's AMX: eight registers of up to 16 rows of up to 64 bytes each.
 //
 //   c[m][n] += Σ_q Σ_{i<4} a[m][4 q + i] · b[q][4 n + i]     int8, summed in int32 (tdpbssd)
-//   c[m][n] += Σ_q Σ_{i<2} a[m][2 q + i] · b[q][2 n + i]     bf16, summed in float32 (tdpbf16ps)
+//   c[m][n] += Σ_q a[m][2 q] · b[q][2 n] + Σ_q a[m][2 q + 1] · b[q][2 n + 1]
+//                                                            bf16, each sum and theirs in float32 (tdpbf16ps)
 //
 // Kernels take the engine as a template parameter: `amx_tiles` is the machine's, `software_tiles` does the same in plain
 // loops, so that kernels are tested on every machine. An engine is configured where it is made and let go with it; others
@@ -4015,8 +4016,8 @@ inline void put_in_tiles(const void* row, std::size_t bytes, std::size_t place, 
 MOTE_END_NAMESPACE
 
 // ---- mote/ops/matmul/block_kernel.hpp
-// Products of block formats: a tile of R strips of a packed panel (quant/packed.hpp) by C tokens, output rows in the
-// lanes, so that nothing is summed across lanes.
+// Products of block formats: a tile of R strips of a packed panel (quant/packed.hpp), or of two side by side, by C tokens,
+// output rows in the lanes, so that nothing is summed across lanes.
 //
 // Activations are quantized to int8 in blocks of 32, once for all matrices that read them. For each group of weights
 //
@@ -4393,7 +4394,8 @@ struct block_kernel {
 
   // Bytes from what is multiplied to what is asked of memory. A panel that is read from front to back needs few: Zen 3, one
   // token, Q8_0: with none 11 GB/s, with 1.5 KiB 15, with 8 KiB 13. One that is read in pieces needs many: Zen 5, four
-  // tokens, Q4_0: with none 35 % of the read bandwidth, with 4 KiB 76 %, with 8 KiB 89 %.
+  // tokens, Q4_0: with none 35 % of the read bandwidth, with 4 KiB 76 %, with 8 KiB 89 %. Two side by side, Sapphire Rapids,
+  // one token, Q4_0: with 1 KiB 18 GB/s, with 2.5 KiB 20, with 4 KiB 18.
   static constexpr std::size_t look_ahead(std::size_t token_count) {
     return token_count <= pair_tokens ? 2560 : token_count <= few_tokens ? 1536 : 8192;
   }
@@ -5619,8 +5621,8 @@ struct scaled_kernel {
 MOTE_END_NAMESPACE
 
 // ---- mote/ops/matmul/tile_kernel.hpp
-// Products of packed elements by matrix tiles (core/amx.hpp): 32 tokens by the 32 rows of a panel in four tiles of sums,
-// 64 bytes of k at a time. A quad of a panel's strip of 16 rows is a row of a tile, as packed; tokens are laid out in tiles
+// Products of packed elements by matrix tiles (core/amx.hpp): 32 tokens by the 32 rows of a panel, or 16 tokens by two
+// panels, in four tiles of sums, 64 bytes of k at a time. A quad of a panel's strip of 16 rows is a row of a tile, as packed; tokens are laid out in tiles
 // (activation_tile.hpp).
 //
 // int8 sums are exact, so they are those of element_kernel; bf16 sums differ from its in their last bits.
@@ -5741,11 +5743,12 @@ struct tile_kernel {
     const tile_shape few{count}, weights{tile_height};
     Tiles tiles(tile_shapes{few, few, few, few, few, weights, weights, weights});
     const std::size_t quads = layout::quads(w.in_features());
-    const bool alone = begin == 0;  // no tokens before these have seen the panels
+    const bool all =
+        begin == 0;  // no tokens before these have asked for the panels; a last one alone has been asked for
     for (std::size_t i = 0; i < panels; i += 2) {
       const std::uint8_t* const panel[] = {w.panel(first + i), i + 1 < panels ? w.panel(first + i + 1) : nullptr};
       const auto run = i + 1 == panels ? &tile_kernel::template tile<1, 1, false>
-                       : alone         ? &tile_kernel::template tile<1, 2, true>
+                       : all           ? &tile_kernel::template tile<1, 2, true>
                                        : &tile_kernel::template tile<1, 2, false>;
       run(tiles, panel, quads, x + begin / tile_height, out + begin * stride + i * packed_rows, stride);
     }
@@ -5985,8 +5988,8 @@ void float_product(std::size_t rows, std::size_t k, std::size_t block, const act
   }
 }
 
-// out[n + t · unit_stride] = Σ_k W[first + n, k] · x[t][k] for n < rows <= unit_rows, t < tokens <= unit_tokens; `first` is
-// a multiple of packed_rows where W is packed.
+// out[n + t · unit_stride] = Σ_k W[first + n, k] · x[t][k] for n < rows <= unit_rows, t < tokens, of which there are 1 to
+// unit_tokens; `first` is a multiple of packed_rows where W is packed.
 template <class Arch, class T>
 void unit_product(const view<const T, 2>& w, std::size_t first, std::size_t rows, const activation* x,
                   std::size_t tokens, float* out) noexcept {
@@ -6207,13 +6210,14 @@ void unit_product(const packed_matrix<T>& w, std::size_t first, std::size_t rows
   // Vectors are faster for a few tokens. int8 sums are the same any way; bf16 sums are those of tiles where there are tiles.
   bool done = false;
   if constexpr (multiplied_by_tiles<Arch, packed_matrix<T>>) {
-    if (!int8 && tokens <= tile_sum_kernel<Arch>::tokens && amx_tiles::available()) {
-      if constexpr (!int8) {
+    if constexpr (!int8) {
+      if (tokens <= tile_sum_kernel<Arch>::tokens && amx_tiles::available()) {
         const subnormals_as_zero scope;
         few_tile_sums<Arch>(w, first / packed_rows, panels, x, tokens, out);
         done = true;
       }
-    } else if ((!int8 || tokens >= tile_tokens_min) && x->tile) {
+    }
+    if (!done && (!int8 || tokens >= tile_tokens_min) && x->tile) {
       const std::uint8_t* tile[unit_tokens / tile_height] = {};
       for (std::size_t t = 0; t < tokens; t += tile_height) {
         tile[t / tile_height] = int8 ? x[t].tile->codes : x[t].tile->halves;

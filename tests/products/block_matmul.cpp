@@ -116,7 +116,7 @@ TEST_CASE("block matmul: a token's bits do not depend on the batch, its place in
       const auto matrix = packed(three, w, bytes);
       const auto all = run(one, x, tokens, matrix);
       CHECK(test::same_bits(run(three, x, tokens, matrix), all));
-      for (const std::size_t count : {1u, 2u, 5u, 7u, 17u}) {
+      for (const std::size_t count : {1u, 2u, 3u, 4u, 5u, 7u, 17u}) {
         for (std::size_t t = 0; t + count <= tokens; t += 9) {
           CAPTURE(count, t);
           const auto from = x.begin() + static_cast<std::ptrdiff_t>(t * in);

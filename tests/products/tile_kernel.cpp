@@ -10,9 +10,11 @@
 namespace {
 
 using mote::bf16;
-using mote::detail::tile_height, mote::detail::unit_stride;
+using mote::detail::tile_height;
 
-// `tokens` tokens and the two panels from the second one on of a random matrix.
+constexpr std::size_t stride = 112;  // from one token's sums of three panels to the next one's
+
+// `tokens` tokens and a random matrix of three panels, the last of them padded.
 template <class T>
 class product_case {
  public:
@@ -36,7 +38,7 @@ class product_case {
 
   // Sums of `count` tokens from token `first` on.
   std::vector<float> tiles(std::size_t first, std::size_t count) const {
-    std::vector<float> sums(count * unit_stride, -1.0f);
+    std::vector<float> sums(count * stride, -1.0f);
     const std::size_t bytes = packed_.in_features() * sizeof(T), each = mote::detail::tiled_size(bytes);
     std::vector<std::uint8_t> laid_out((count + tile_height - 1) / tile_height * each);
     std::vector<const std::uint8_t*> tile;
@@ -45,21 +47,21 @@ class product_case {
       if (t % tile_height == 0) tile.push_back(to);
       mote::detail::put_in_tiles(x_.data() + (first + t) * padded_, bytes, t % tile_height, to);
     }
-    mote::detail::tile_kernel<mote::detail::software_tiles, T>::product(packed_, 1, 2, tile.data(), count, sums.data(),
-                                                                        unit_stride);
+    mote::detail::tile_kernel<mote::detail::software_tiles, T>::product(packed_, 0, 3, tile.data(), count, sums.data(),
+                                                                        stride);
     return sums;
   }
   // The same by vectors, of few tokens of bf16.
   std::vector<float> tile_sums(std::size_t first, std::size_t count) const {
-    std::vector<float> sums(count * unit_stride, -1.0f);
-    mote::detail::tile_sum_kernel<mote::default_arch>::product(packed_, 1, 2, tokens(first, count).data(), count,
-                                                               sums.data(), unit_stride);
+    std::vector<float> sums(count * stride, -1.0f);
+    mote::detail::tile_sum_kernel<mote::default_arch>::product(packed_, 0, 3, tokens(first, count).data(), count,
+                                                               sums.data(), stride);
     return sums;
   }
   std::vector<float> vectors(std::size_t first, std::size_t count) const {
-    std::vector<float> sums(count * unit_stride, -1.0f);
-    mote::detail::element_kernel<mote::default_arch, T>::product(
-        packed_, 1, 2, vector_tokens(first, count).data(), code_sum_.data() + first, count, sums.data(), unit_stride);
+    std::vector<float> sums(count * stride, -1.0f);
+    mote::detail::element_kernel<mote::default_arch, T>::product(packed_, 0, 3, vector_tokens(first, count).data(),
+                                                                 code_sum_.data() + first, count, sums.data(), stride);
     return sums;
   }
 
@@ -140,7 +142,7 @@ TEST_CASE("tiles: a token's bf16 sums have the same bits alone and with any numb
       CAPTURE(in, count);
       for (std::size_t first = 0; first < 48; first += count) {
         const std::size_t some = std::min(count, 48 - first);
-        CHECK(test::same_bits(c.tiles(first, some), std::span(all).subspan(first * unit_stride, some * unit_stride)));
+        CHECK(test::same_bits(c.tiles(first, some), std::span(all).subspan(first * stride, some * stride)));
       }
     }
   }
@@ -161,7 +163,7 @@ TEST_CASE("tiles: block formats have the bits of the vector kernel") {
   test::for_each_format([&]<class F>() {
     if constexpr (mote::integer_format<F>) {
       using kernel = mote::detail::block_tile_kernel<mote::detail::software_tiles, mote::default_arch, F>;
-      constexpr std::size_t out = 90, panels = 2;  // from the second on, the last of them padded
+      constexpr std::size_t out = 90, panels = 3;  // the last of them padded
       for (const std::size_t blocks : {0u, 1u, 3u, 13u}) {
         const std::size_t in = blocks * F::block_size;
         const auto values = random.normal(out * in), x = random.normal(48 * in);
@@ -195,13 +197,13 @@ TEST_CASE("tiles: block formats have the bits of the vector kernel") {
               if (t % tile_height == 0) tile.push_back(to);
               for (std::size_t b = 0; b < each; ++b) to[b].put(quantized[(48 - count + t) * each + b], t % tile_height);
             }
-            std::vector<float> sums(count * unit_stride, -1.0f);
-            kernel::product(packed, 1, panels, tile.data(), count, sums.data(), unit_stride);
+            std::vector<float> sums(count * stride, -1.0f);
+            kernel::product(packed, 0, panels, tile.data(), count, sums.data(), stride);
             std::vector<float> got, expected;
             for (std::size_t t = 0; t < count; ++t) {
-              const float *row = sums.data() + t * unit_stride, *row_wanted = want.data() + (48 - count + t) * out;
-              got.insert(got.end(), row, row + out - 32);
-              expected.insert(expected.end(), row_wanted + 32, row_wanted + out);
+              const float *row = sums.data() + t * stride, *row_wanted = want.data() + (48 - count + t) * out;
+              got.insert(got.end(), row, row + out);
+              expected.insert(expected.end(), row_wanted, row_wanted + out);
             }
             CHECK(test::same_bits(got, expected));
           }

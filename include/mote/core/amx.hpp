@@ -1,7 +1,8 @@
 // Matrix tiles of Intel's AMX: eight registers of up to 16 rows of up to 64 bytes each.
 //
 //   c[m][n] += Σ_q Σ_{i<4} a[m][4 q + i] · b[q][4 n + i]     int8, summed in int32 (tdpbssd)
-//   c[m][n] += Σ_q Σ_{i<2} a[m][2 q + i] · b[q][2 n + i]     bf16, summed in float32 (tdpbf16ps)
+//   c[m][n] += Σ_q a[m][2 q] · b[q][2 n] + Σ_q a[m][2 q + 1] · b[q][2 n + 1]
+//                                                            bf16, each sum and theirs in float32 (tdpbf16ps)
 //
 // Kernels take the engine as a template parameter: `amx_tiles` is the machine's, `software_tiles` does the same in plain
 // loops, so that kernels are tested on every machine. An engine is configured where it is made and let go with it; others

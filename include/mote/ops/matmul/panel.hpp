@@ -157,8 +157,8 @@ void float_product(std::size_t rows, std::size_t k, std::size_t block, const act
   }
 }
 
-// out[n + t · unit_stride] = Σ_k W[first + n, k] · x[t][k] for n < rows <= unit_rows, t < tokens <= unit_tokens; `first` is
-// a multiple of packed_rows where W is packed.
+// out[n + t · unit_stride] = Σ_k W[first + n, k] · x[t][k] for n < rows <= unit_rows, t < tokens, of which there are 1 to
+// unit_tokens; `first` is a multiple of packed_rows where W is packed.
 template <class Arch, class T>
 void unit_product(const view<const T, 2>& w, std::size_t first, std::size_t rows, const activation* x,
                   std::size_t tokens, float* out) noexcept {
@@ -379,13 +379,14 @@ void unit_product(const packed_matrix<T>& w, std::size_t first, std::size_t rows
   // Vectors are faster for a few tokens. int8 sums are the same any way; bf16 sums are those of tiles where there are tiles.
   bool done = false;
   if constexpr (multiplied_by_tiles<Arch, packed_matrix<T>>) {
-    if (!int8 && tokens <= tile_sum_kernel<Arch>::tokens && amx_tiles::available()) {
-      if constexpr (!int8) {
+    if constexpr (!int8) {
+      if (tokens <= tile_sum_kernel<Arch>::tokens && amx_tiles::available()) {
         const subnormals_as_zero scope;
         few_tile_sums<Arch>(w, first / packed_rows, panels, x, tokens, out);
         done = true;
       }
-    } else if ((!int8 || tokens >= tile_tokens_min) && x->tile) {
+    }
+    if (!done && (!int8 || tokens >= tile_tokens_min) && x->tile) {
       const std::uint8_t* tile[unit_tokens / tile_height] = {};
       for (std::size_t t = 0; t < tokens; t += tile_height) {
         tile[t / tile_height] = int8 ? x[t].tile->codes : x[t].tile->halves;

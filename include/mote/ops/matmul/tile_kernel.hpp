@@ -1,5 +1,5 @@
-// Products of packed elements by matrix tiles (core/amx.hpp): 32 tokens by the 32 rows of a panel in four tiles of sums,
-// 64 bytes of k at a time. A quad of a panel's strip of 16 rows is a row of a tile, as packed; tokens are laid out in tiles
+// Products of packed elements by matrix tiles (core/amx.hpp): 32 tokens by the 32 rows of a panel, or 16 tokens by two
+// panels, in four tiles of sums, 64 bytes of k at a time. A quad of a panel's strip of 16 rows is a row of a tile, as packed; tokens are laid out in tiles
 // (activation_tile.hpp).
 //
 // int8 sums are exact, so they are those of element_kernel; bf16 sums differ from its in their last bits.
@@ -130,11 +130,12 @@ struct tile_kernel {
     const tile_shape few{count}, weights{tile_height};
     Tiles tiles(tile_shapes{few, few, few, few, few, weights, weights, weights});
     const std::size_t quads = layout::quads(w.in_features());
-    const bool alone = begin == 0;  // no tokens before these have seen the panels
+    const bool all =
+        begin == 0;  // no tokens before these have asked for the panels; a last one alone has been asked for
     for (std::size_t i = 0; i < panels; i += 2) {
       const std::uint8_t* const panel[] = {w.panel(first + i), i + 1 < panels ? w.panel(first + i + 1) : nullptr};
       const auto run = i + 1 == panels ? &tile_kernel::template tile<1, 1, false>
-                       : alone         ? &tile_kernel::template tile<1, 2, true>
+                       : all           ? &tile_kernel::template tile<1, 2, true>
                                        : &tile_kernel::template tile<1, 2, false>;
       run(tiles, panel, quads, x + begin / tile_height, out + begin * stride + i * packed_rows, stride);
     }
