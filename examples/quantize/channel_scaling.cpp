@@ -62,7 +62,9 @@ class scaler {
 
   void scale(const channel_group& group, const mote::activation_statistics& inputs) {
     ++result_.groups;
-    std::vector<float> s = o_.scaling == channel_scaling::awq ? awq(group, inputs) : smoothquant(group, inputs);
+    std::vector<model_source::matrix> readers;
+    for (const std::string& reader : group.readers) readers.push_back(matrix(reader, inputs.in_features()));
+    std::vector<float> s = o_.scaling == channel_scaling::awq ? awq(readers, inputs) : smoothquant(readers, inputs);
     if (std::all_of(s.begin(), s.end(), [](float x) { return x == 1.0f; })) return;
     const std::string maker = group.maker + ".weight";
     if (group.maker.ends_with("norm")) fit_to_gains(s, source_.files().tensor(maker, std::vector{s.size()}));
@@ -82,52 +84,46 @@ class scaler {
     return {source_, module, t.shape[0], in};
   }
 
-  // Calls f(rows) for pieces of a matrix: of all rows, or of every step-th piece from the piece `first` on.
+  // Calls f(rows) for every step-th piece of the readers' rows, counted through all of them.
   template <class Function>
-  void for_each_rows(const std::string& module, std::size_t in, std::size_t first, std::size_t step, Function&& f) {
-    const model_source::matrix m = matrix(module, in);
-    mote::buffer<float> values(std::min(piece, m.out_features()) * in);
-    for (std::size_t begin = first * piece; begin < m.out_features(); begin += step * piece) {
-      const mote::view<float, 2> rows(values.data(), std::min(piece, m.out_features() - begin), in);
-      m.read(begin, rows);
-      f(mote::view<const float, 2>(rows));
+  void for_each_piece(const std::vector<model_source::matrix>& readers, std::size_t in, std::size_t step,
+                      Function&& f) {
+    mote::buffer<float> values(piece * in);
+    std::size_t index = 0;
+    for (const model_source::matrix& reader : readers) {
+      for (std::size_t begin = 0; begin < reader.out_features(); begin += piece) {
+        if (index++ % step != 0) continue;
+        const mote::view<float, 2> rows(values.data(), std::min(piece, reader.out_features() - begin), in);
+        reader.read(begin, rows);
+        f(mote::view<const float, 2>(rows));
+      }
     }
   }
 
-  std::vector<float> smoothquant(const channel_group& group, const mote::activation_statistics& inputs) {
+  std::vector<float> smoothquant(const std::vector<model_source::matrix>& readers,
+                                 const mote::activation_statistics& inputs) {
     std::vector<float> absmax(inputs.in_features());
-    for (const std::string& reader : group.readers) {
-      for_each_rows(reader, absmax.size(), 0, 1,
-                    [&](const auto& rows) { mote::update_column_absmax(rows, mote::view<float, 1>(absmax)); });
-    }
+    for_each_piece(readers, absmax.size(), 1,
+                   [&](const auto& rows) { mote::update_column_absmax(rows, mote::view<float, 1>(absmax)); });
     return mote::smoothing_scale(inputs.absmax(), mote::view<const float, 1>(absmax));
   }
 
   // Errors are those of at most most_pieces pieces of the readers, spread evenly: experts are many.
-  std::vector<float> awq(const channel_group& group, const mote::activation_statistics& inputs) {
+  std::vector<float> awq(const std::vector<model_source::matrix>& readers, const mote::activation_statistics& inputs) {
     const std::size_t in = inputs.in_features();
     std::size_t pieces = 0;
-    for (const std::string& reader : group.readers) pieces += (matrix(reader, in).out_features() + piece - 1) / piece;
-    const std::size_t step = (pieces + most_pieces - 1) / most_pieces;
+    for (const model_source::matrix& reader : readers) pieces += (reader.out_features() + piece - 1) / piece;
     struct sample {
       mote::buffer<float> values;
       std::size_t rows;
     };
     std::vector<sample> samples;
-    std::size_t next = 0;  // the next sample, in pieces from the reader's begin
     double signal = 0.0;
-    for (const std::string& reader : group.readers) {
-      const std::size_t count = (matrix(reader, in).out_features() + piece - 1) / piece;
-      if (next < count) {
-        for_each_rows(reader, in, next, step, [&](const mote::view<const float, 2>& rows) {
-          sample& kept = samples.emplace_back(sample{mote::buffer<float>(rows.size()), rows.extent(0)});
-          std::copy_n(rows.data(), rows.size(), kept.values.data());
-          signal += mote::output_energy(be_, rows, inputs);
-        });
-        next += (count - next + step - 1) / step * step;
-      }
-      next -= count;
-    }
+    for_each_piece(readers, in, (pieces + most_pieces - 1) / most_pieces, [&](const mote::view<const float, 2>& rows) {
+      sample& kept = samples.emplace_back(sample{mote::buffer<float>(rows.size()), rows.extent(0)});
+      std::copy_n(rows.data(), rows.size(), kept.values.data());
+      signal += mote::output_energy(be_, rows, inputs);
+    });
     const std::string_view precision = precision_ladder(o_, in).front();
     mote::buffer<float> scaled(piece * in), decoded(piece * in);
     const auto error = [&](const mote::view<const float, 1>& s) {

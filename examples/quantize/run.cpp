@@ -75,11 +75,8 @@ void run(const options& o) {
   const bool gguf = o.kind == container::gguf;
   lm::model_config sizes;
   if (gguf || !o.calibration.empty()) sizes = lm::parse_config(config.root());
-  const auto plan_tensors = [&](const model_source& from) {
-    return gguf ? plan_gguf(from, sizes) : plan_safetensors(from);
-  };
-  const model_source stored_values(files);
-  std::vector<output_tensor> tensors = plan_tensors(stored_values);
+  model_source values(files, !gguf);
+  const std::vector<output_tensor> tensors = gguf ? plan_gguf(values, sizes) : plan_safetensors(values);
   const auto is_matrix = [](const output_tensor& t) { return t.is_matrix(); };
   if (std::none_of(tensors.begin(), tensors.end(), is_matrix)) {
     mote::raise<mote::format_error>(o.model + ": holds no linear layers to quantize (names that end in _proj.weight)");
@@ -90,11 +87,10 @@ void run(const options& o) {
   backend be{mote::threads{o.threads}};
   scaled_channels channels;
   if (o.scaling != channel_scaling::none) {
-    calibration text(stored_values, sizes, o.calibration, rounding::nearest, o.threads);
-    channels = scale_channels(be, o, stored_values, sizes, text);
+    calibration text(values, sizes, o.calibration, rounding::nearest, o.threads);
+    channels = scale_channels(be, o, values, sizes, text);
+    values.scale(channels.scales);
   }
-  const model_source values(files, channels.scales, !gguf);
-  tensors = plan_tensors(values);
   std::optional<calibration> calibrated;
   if (!o.calibration.empty()) calibrated.emplace(values, sizes, o.calibration, o.how, o.threads);
   calibration* text = calibrated ? &*calibrated : nullptr;

@@ -53,8 +53,11 @@ class model_source {
  public:
   // Scaled tensors that are not quantized are rounded to the type that the file has for them, if `types_stay`. `files` must
   // outlive the object, the object what it gives out.
-  explicit model_source(const mote::checkpoint& files, channel_scales scales = {}, bool types_stay = true)
-      : files_(files), scales_(std::move(scales)), types_stay_(types_stay), pages_(files) {}
+  model_source(const mote::checkpoint& files, bool types_stay)
+      : files_(files), types_stay_(types_stay), pages_(files) {}
+
+  // From now on; also what was given out before.
+  void scale(channel_scales scales) { scales_ = std::move(scales); }
 
   const mote::checkpoint& files() const { return files_; }
   const channel_scales& scales() const { return scales_; }
