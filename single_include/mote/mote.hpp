@@ -4151,7 +4151,7 @@ inline __m512i load_32_e4m3(const f8_e4m3* p) {
   const __m512i codes = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   const __m512i bits = _mm512_and_si512(_mm512_slli_epi16(codes, 7), _mm512_set1_epi16(~0x4000));
   const __mmask32 nan = _mm512_cmpeq_epi16_mask(_mm512_slli_epi16(bits, 1), _mm512_set1_epi16(0x7F00));
-  return _mm512_mask_mov_epi16(bits, nan, _mm512_set1_epi16(0x7FFF));
+  return _mm512_mask_mov_epi16(bits, nan, _mm512_set1_epi16(-1));
 }
 #endif
 
@@ -5622,8 +5622,8 @@ MOTE_END_NAMESPACE
 
 // ---- mote/ops/matmul/tile_kernel.hpp
 // Products of packed elements by matrix tiles (core/amx.hpp): 32 tokens by the 32 rows of a panel, or 16 tokens by two
-// panels, in four tiles of sums, 64 bytes of k at a time. A quad of a panel's strip of 16 rows is a row of a tile, as packed; tokens are laid out in tiles
-// (activation_tile.hpp).
+// panels, in four tiles of sums, 64 bytes of k at a time. A quad of a panel's strip of 16 rows is a row of a tile, as packed;
+// tokens are laid out in tiles (activation_tile.hpp).
 //
 // int8 sums are exact, so they are those of element_kernel; bf16 sums differ from its in their last bits.
 
@@ -5743,13 +5743,12 @@ struct tile_kernel {
     const tile_shape few{count}, weights{tile_height};
     Tiles tiles(tile_shapes{few, few, few, few, few, weights, weights, weights});
     const std::size_t quads = layout::quads(w.in_features());
-    const bool all =
-        begin == 0;  // no tokens before these have asked for the panels; a last one alone has been asked for
+    const bool seen = begin > 0;  // by tokens before these
     for (std::size_t i = 0; i < panels; i += 2) {
       const std::uint8_t* const panel[] = {w.panel(first + i), i + 1 < panels ? w.panel(first + i + 1) : nullptr};
-      const auto run = i + 1 == panels ? &tile_kernel::template tile<1, 1, false>
-                       : all           ? &tile_kernel::template tile<1, 2, true>
-                                       : &tile_kernel::template tile<1, 2, false>;
+      const auto pair = seen ? &tile_kernel::template tile<1, 2, false> : &tile_kernel::template tile<1, 2, true>;
+      const auto last = seen ? &tile_kernel::template tile<1, 1, false> : &tile_kernel::template tile<1, 1, true>;
+      const auto run = i + 1 < panels ? pair : last;
       run(tiles, panel, quads, x + begin / tile_height, out + begin * stride + i * packed_rows, stride);
     }
   }

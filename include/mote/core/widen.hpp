@@ -131,7 +131,7 @@ inline __m512i load_32_e4m3(const f8_e4m3* p) {
   const __m512i codes = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   const __m512i bits = _mm512_and_si512(_mm512_slli_epi16(codes, 7), _mm512_set1_epi16(~0x4000));
   const __mmask32 nan = _mm512_cmpeq_epi16_mask(_mm512_slli_epi16(bits, 1), _mm512_set1_epi16(0x7F00));
-  return _mm512_mask_mov_epi16(bits, nan, _mm512_set1_epi16(0x7FFF));
+  return _mm512_mask_mov_epi16(bits, nan, _mm512_set1_epi16(-1));
 }
 #endif
 
