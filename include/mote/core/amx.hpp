@@ -193,7 +193,7 @@ class amx_tiles : public software_tiles {
   static bool available() { return false; }
 };
 
-struct subnormals_as_zero {};
+struct [[maybe_unused]] subnormals_as_zero {};
 
 #endif
 
