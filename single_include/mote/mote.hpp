@@ -6921,12 +6921,15 @@ void mla_decode_impl(reference& be, view<const float, 3> q_latent, view<const fl
 
 MOTE_END_NAMESPACE
 
-// ---- mote/ops/attention/tile.hpp
-// The inner loop that attention ops share: a block of queries against tiles of keys, with the online softmax.
+// ---- mote/ops/attention/products.hpp
+// Which products attention takes: matrix tiles' where the machine has them, else vectors'.
+
+// ---- mote/ops/attention/block.hpp
+// The loop that attention ops share: a block of queries against tiles of keys, with the online softmax.
 //
-// Lanes are queries: queries are stored transposed, [dim][lanes], and every key element is broadcast, so that scores,
-// maxima, exponentials and sums need no work across lanes. After tile i the outputs hold Σ exp(s - m) v over the keys so
-// far, m being their largest score; the next tile rescales them if m grew.
+// Lanes are queries, so that maxima, exponentials and sums need no work across lanes. After tile i the outputs hold
+// Σ exp(s - m) v over the keys so far, m being their largest score; the next tile rescales them if m grew. Products of
+// queries and keys, and of probabilities and values, are `Products`': vector_products.hpp or tile_products.hpp.
 //
 // One lane's result does not depend on what the other lanes hold: sums of products are fused where they are said to be, for
 // a compiler may fuse others in one copy of this code and not in the next.
@@ -6936,7 +6939,12 @@ MOTE_BEGIN_NAMESPACE
 
 namespace detail {
 
-// Keys and their values. A key is [first | second], two runs of floats.
+// Dimensions of an attention: a query and a key are [first | second], two runs of floats.
+struct attention_shape {
+  std::size_t first, second, value;
+};
+
+// Keys and their values.
 struct attention_keys {
   static constexpr std::size_t size = 64;
 
@@ -6945,62 +6953,90 @@ struct attention_keys {
   const float* value[size];
 };
 
-// A query of `dim` floats times `scale` into its lane: x[i] · scale to packed[i · lanes].
-inline void pack_query(const float* x, std::size_t dim, std::size_t lanes, float scale, float* packed) {
-  for (std::size_t i = 0; i < dim; ++i) packed[i * lanes] = x[i] * scale;
-}
+// The outputs of a block's `count` first queries, rows of floats; how the last tile's maxima grew and which of its keys a
+// query sees, the first seen[lane].
+template <std::size_t Lanes>
+struct attention_outputs {
+  float* row[Lanes];
+  std::size_t count = 0;
+  alignas(64) float growth[Lanes];
+  alignas(64) float seen[Lanes];
+};
 
-// A block of up to Vectors · batch::size queries.
-template <class Arch, std::size_t Vectors>
+// A block of up to Products::lanes queries. attend() below takes several through a tile of keys.
+template <class Arch, class Products>
 class attention_block {
   using vector = batch<float, Arch>;
+  static constexpr std::size_t vectors = Products::lanes / vector::size;
 
  public:
-  static constexpr std::size_t lanes = Vectors * vector::size;
+  using products = Products;
+  static constexpr std::size_t lanes = Products::lanes;
 
-  // Packed queries (zeros in unused lanes), their parts' dimensions, `count` rows of dim_v floats that take the outputs.
-  void start(const float* queries, std::size_t dim_first, std::size_t dim_second, float* const* out, std::size_t count,
-             std::size_t dim_v) {
-    queries_ = queries;
-    dim_first_ = dim_first;
-    dim_second_ = dim_second;
-    count_ = count;
-    dim_v_ = dim_v;
-    for (std::size_t lane = 0; lane < count; ++lane) {
-      out_[lane] = out[lane];
-      std::fill_n(out[lane], dim_v, 0.0f);
-    }
-    for (std::size_t v = 0; v < Vectors; ++v) {
+  // Queries as Products::pack leaves them, `count` rows of shape.value floats that take the outputs, and `memory`, scratch of
+  // Products::block_floats(shape) floats.
+  void start(const attention_shape& shape, const float* queries, float* memory, float* const* out, std::size_t count) {
+    shape_ = shape;
+    out_.count = count;
+    std::copy_n(out, count, out_.row);
+    products_.start(shape, queries, memory, out_);
+    for (std::size_t v = 0; v < vectors; ++v) {
       maximum_[v] = vector(-INFINITY);
       total_[v] = vector(0.0f);
     }
   }
 
-  // Adds the first `count` > 0 keys of a tile, which all queries see.
-  [[gnu::noinline]] void add(const attention_keys& keys, std::size_t count) {
-    score(keys, count);
-    std::fill_n(seen_, lanes, static_cast<float>(count));
-    accumulate(keys, count);
+  // Of the next tile all queries see the first `count` keys.
+  void see(std::size_t count) {
+    keys_ = count;
+    causal_ = false;
+    std::fill_n(out_.seen, lanes, static_cast<float>(count));
   }
-
-  // The same where query `lane` sees the first visible[lane] keys only (none where that is negative).
-  [[gnu::noinline]] void add_causal(const attention_keys& keys, std::size_t count,
-                                    const std::ptrdiff_t (&visible)[lanes]) {
-    score(keys, count);
+  // Query `lane` sees the first visible[lane] keys only (none where that is negative), no query more than `count`.
+  void see(std::size_t count, const std::ptrdiff_t (&visible)[lanes]) {
+    keys_ = count;
+    causal_ = true;
     for (std::size_t lane = 0; lane < lanes; ++lane) {
-      seen_[lane] =
+      out_.seen[lane] =
           static_cast<float>(std::clamp<std::ptrdiff_t>(visible[lane], 0, static_cast<std::ptrdiff_t>(count)));
     }
-    for (std::size_t v = 0; v < Vectors; ++v) {
-      const vector limit = vector::load_aligned(seen_ + v * vector::size);
-      for (std::size_t c = 0; c < count; ++c) {
-        float* s = scores_ + c * lanes + v * vector::size;
-        const vector seen =
-            xsimd::select(vector(static_cast<float>(c)) < limit, vector::load_aligned(s), vector(-INFINITY));
-        seen.store_aligned(s);
+  }
+  bool sees_keys() const { return keys_ > 0; }
+
+  void score(typename Products::engine& engine, const typename Products::keys& keys, std::size_t chunk) {
+    products_.score(engine, keys, chunk, keys_, scores_);
+  }
+
+  // scores_ become exp(s - new maximum), `total_` follows.
+  [[gnu::noinline]] void weigh() {
+    for (std::size_t v = 0; v < vectors; ++v) {
+      float* const s = scores_ + v * vector::size;
+      if (causal_) {
+        const vector limit = vector::load_aligned(out_.seen + v * vector::size);
+        for (std::size_t c = 0; c < keys_; ++c) {
+          const vector seen = xsimd::select(vector(static_cast<float>(c)) < limit, vector::load_aligned(s + c * lanes),
+                                            vector(-INFINITY));
+          seen.store_aligned(s + c * lanes);
+        }
       }
+      vector maximum = maximum_[v];
+      for (std::size_t c = 0; c < keys_; ++c) maximum = xsimd::max(maximum, vector::load_aligned(s + c * lanes));
+      const vector growth = exp_nonpositive<Arch>(maximum_[v] - maximum);
+      vector total(0.0f);
+      for (std::size_t c = 0; c < keys_; ++c) {
+        const vector p = exp_nonpositive<Arch>(vector::load_aligned(s + c * lanes) - maximum);
+        p.store_aligned(s + c * lanes);
+        total += p;
+      }
+      growth.store_aligned(out_.growth + v * vector::size);
+      maximum_[v] = maximum;
+      total_[v] = fused_multiply_add(total_[v], growth, total);
     }
-    accumulate(keys, count);
+    products_.weigh(scores_, keys_);
+  }
+
+  void add_values(typename Products::engine& engine, const typename Products::keys& keys, std::size_t chunk) {
+    products_.add_values(engine, keys, chunk, keys_, scores_, out_);
   }
 
   // The largest score of a query and its sum of exp(s - largest).
@@ -7015,37 +7051,547 @@ class attention_block {
     return {maximum, lanes_of[lane % vector::size]};
   }
 
-  // Divides the outputs by the sums.
+  // Leaves the outputs in their rows; then divides them by the sums.
+  void finish() { products_.finish(out_); }
   void normalise() {
-    for (std::size_t lane = 0; lane < count_; ++lane) {
-      float* o = out_[lane];
+    for (std::size_t lane = 0; lane < out_.count; ++lane) {
+      float* o = out_.row[lane];
       const vector scale(1.0f / state_of(lane).total);
-      for_each_vector<Arch>(dim_v_, [&](std::size_t i, auto load, auto store) { store(o + i, load(o + i) * scale); });
+      for_each_vector<Arch>(shape_.value,
+                            [&](std::size_t i, auto load, auto store) { store(o + i, load(o + i) * scale); });
     }
   }
 
  private:
+  attention_shape shape_{};
+  Products products_;
+  attention_outputs<lanes> out_;
+  vector maximum_[vectors], total_[vectors];
+  std::size_t keys_ = 0;
+  bool causal_ = false;
+  alignas(64) float scores_[Products::padded_keys * lanes];  // [keys, lanes]
+};
+
+// Takes `count` blocks through a tile, after each has been told what it sees of it. Products may take the dimensions of
+// keys and the columns of values in chunks, each of which is made ready once for all blocks.
+template <class Block>
+void attend(Block* blocks, std::size_t count, typename Block::products::keys& keys) {
+  const auto each = [&](auto&& f) {
+    for (std::size_t b = 0; b < count; ++b) {
+      if (blocks[b].sees_keys()) f(blocks[b]);
+    }
+  };
+  typename Block::products::engine engine;
+  for (std::size_t chunk = 0; chunk < keys.score_chunks(); ++chunk) {
+    keys.ready_scores(chunk);
+    each([&](Block& block) { block.score(engine, keys, chunk); });
+  }
+  each([](Block& block) { block.weigh(); });
+  for (std::size_t chunk = 0; chunk < keys.value_chunks(); ++chunk) {
+    keys.ready_values(chunk);
+    each([&](Block& block) { block.add_values(engine, keys, chunk); });
+  }
+}
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/attention/tile_products.hpp
+// Attention's products by matrix tiles (core/amx.hpp), as exact as in float32: each number is the sum of three bf16, x = x0 +
+// x1 + x2 with |x1| < 2^-7 |x| and |x2| < 2^-15 |x|, and of a product all but 2^-21 of it is added up,
+//
+//   x y  =  x0 y2 + x0 y1 + x1 y1 + x1 y0 + x0 y0 + x2 y0        in float32
+//
+// Scores are tiles of 16 keys by 16 queries, outputs of 16 queries by 16 columns. Tiles read pairs of bf16: elements i and
+// i + 16 of 32 dimensions, or of 32 keys, share a word, so that making one takes no shuffles.
+// Source: Henry et al., "Leveraging the bfloat16 artificial intelligence datatype for higher-precision computations" (2019).
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+// to[j][i] = from[i][j].
+inline void transpose_words(const std::uint32_t (&from)[16][16], std::uint32_t* to) {
+#if defined(__AVX512F__)
+  __m512i row[16], next[16];
+  for (int i = 0; i < 16; ++i) row[i] = _mm512_load_si512(from[i]);
+  for (int i = 0; i < 16; i += 2) {
+    next[i] = _mm512_unpacklo_epi32(row[i], row[i + 1]);
+    next[i + 1] = _mm512_unpackhi_epi32(row[i], row[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    for (int j = 0; j < 2; ++j) {
+      row[i + 2 * j] = _mm512_unpacklo_epi64(next[i + j], next[i + j + 2]);
+      row[i + 2 * j + 1] = _mm512_unpackhi_epi64(next[i + j], next[i + j + 2]);
+    }
+  }
+  // row[4 a + b] holds column 4 l + b of rows 4 a .. 4 a + 3 in its quarter l.
+  for (int b = 0; b < 4; ++b) {
+    const __m512i even = _mm512_shuffle_i32x4(row[b], row[4 + b], 0x88);
+    const __m512i odd = _mm512_shuffle_i32x4(row[b], row[4 + b], 0xDD);
+    const __m512i even_below = _mm512_shuffle_i32x4(row[8 + b], row[12 + b], 0x88);
+    const __m512i odd_below = _mm512_shuffle_i32x4(row[8 + b], row[12 + b], 0xDD);
+    _mm512_store_si512(to + b * 16, _mm512_shuffle_i32x4(even, even_below, 0x88));
+    _mm512_store_si512(to + (4 + b) * 16, _mm512_shuffle_i32x4(odd, odd_below, 0x88));
+    _mm512_store_si512(to + (8 + b) * 16, _mm512_shuffle_i32x4(even, even_below, 0xDD));
+    _mm512_store_si512(to + (12 + b) * 16, _mm512_shuffle_i32x4(odd, odd_below, 0xDD));
+  }
+#else
+  for (std::size_t i = 0; i < 16; ++i) {
+    for (std::size_t j = 0; j < 16; ++j) to[j * 16 + i] = from[i][j];
+  }
+#endif
+}
+
+// Queries in Vectors tiles of sixteen.
+template <class Tiles, class Arch, std::size_t Vectors>
+class tile_products {
+  using floats = batch<float, Arch>;
+  using words = batch<std::uint32_t, Arch>;
+  using word = std::uint32_t;
+
+  // Dimensions of a step, and words of them; words of a tile; halves of a tile of keys.
+  static constexpr std::size_t step = 32, step_words = 16, tile_words = 256, halves = attention_keys::size / step;
+  static constexpr std::size_t parts = 3;  // of a number
+  static constexpr tile_shape whole{tile_height};
+  // Steps and columns that are split at once: they stay in the first-level cache while all blocks multiply them.
+  static constexpr std::size_t depth = 2, width = 64;
+  static constexpr std::size_t tiles_across =
+      attention_keys::size / tile_height;  // of a step's keys, of a group's columns
+  static constexpr std::size_t part_words = tiles_across * tile_words, step_size = parts * part_words,
+                               group_size = halves * parts * part_words;
+
+ public:
+  static constexpr std::size_t lanes = Vectors * tile_height, padded_keys = attention_keys::size;
+  static constexpr std::size_t blocks_together =
+      8;  // that share a tile of keys: splitting it takes half as long as a block
+  using outputs = attention_outputs<lanes>;
+
+  struct engine : Tiles {
+    engine() : Tiles({whole, whole, whole, whole, whole, whole, whole, whole}) {}
+  };
+
+  // Steps of a query and a key; groups of columns of values.
+  static std::size_t steps(std::size_t dim) { return (dim + step - 1) / step; }
+  static std::size_t steps(const attention_shape& shape) { return steps(shape.first) + steps(shape.second); }
+  static std::size_t groups(const attention_shape& shape) { return (shape.value + width - 1) / width; }
+
+  static std::size_t query_floats(const attention_shape& shape) { return steps(shape) * step_words * lanes * parts; }
+  static std::size_t key_floats(const attention_shape&) { return std::max(depth * step_size, group_size); }
+  static std::size_t block_floats(const attention_shape& shape) {
+    return groups(shape) * width * lanes + halves * parts * Vectors * tile_words;
+  }
+
+  // A tile of keys, of which a chunk at a time is split: `depth` steps, each [part][4 tiles][16 keys][16 words], or a group of
+  // values [half][part][4 tiles][16 words][16 columns].
+  class keys {
+   public:
+    keys(const attention_shape& shape, float* memory) : shape_(shape), chunk_(reinterpret_cast<word*>(memory)) {}
+
+    void take(const attention_keys& rows, std::size_t count, bool seen_by_all) {
+      rows_ = &rows;
+      count_ = count;
+      spoilt_ = 0;
+      for (std::size_t c = 0; c < count && !seen_by_all; ++c) {
+        if (!finite(rows.value[c], shape_.value)) spoilt_ |= std::uint64_t{1} << c;
+      }
+    }
+
+    std::size_t score_chunks() const { return (steps(shape_) + depth - 1) / depth; }
+    std::size_t value_chunks() const { return groups(shape_); }
+    void ready_scores(std::size_t chunk) {
+      const std::size_t begin = chunk * depth;
+      for (std::size_t s = begin; s < std::min(begin + depth, steps(shape_)); ++s) {
+        split_step(s, chunk_ + (s - begin) * step_size);
+      }
+    }
+    void ready_values(std::size_t chunk) { split_group(chunk, chunk_); }
+
+    const word* chunk() const { return chunk_; }
+    const attention_keys& rows() const { return *rows_; }
+    // Bit c: whether value c holds infinities or NaN, which queries that do not see it must not add up, not even times zero:
+    // they are zeros to the tiles.
+    std::uint64_t spoilt() const { return spoilt_; }
+
+   private:
+    static bool finite(const float* x, std::size_t n) {
+      floats zeros(0.0f);
+      std::size_t i = 0;
+      for (; i + floats::size <= n; i += floats::size) {
+        zeros = fused_multiply_add(floats::load_unaligned(x + i), floats(0.0f), zeros);
+      }
+      float all = sum(zeros);
+      for (; i < n; ++i) all += x[i] * 0.0f;
+      return all == 0.0f;
+    }
+    void split_step(std::size_t s, word* to) const {
+      const bool first = s < steps(shape_.first);
+      const float* const* const row = first ? rows_->first : rows_->second;
+      const std::size_t i = (first ? s : s - steps(shape_.first)) * step, dim = first ? shape_.first : shape_.second;
+      for (std::size_t c = 0; c < count_; ++c) split_row(row[c] + i, dim - i, 1.0f, to + c * step_words, part_words);
+    }
+    void split_group(std::size_t group, word* to) const {
+      for (std::size_t half = 0; half < halves; ++half, to += parts * part_words) {
+        for (std::size_t tile = 0; tile < tiles_across; ++tile) {
+          const std::size_t d = group * width + tile * tile_height;
+          for (std::size_t i = 0; i < step_words; ++i) {
+            const std::size_t c = half * step + i;
+            alignas(64) float padded[2][tile_height];
+            split(value(c, d, padded[0]), value(c + step_words, d, padded[1]), 1.0f,
+                  to + tile * tile_words + i * step_words, part_words);
+          }
+        }
+      }
+    }
+    // Sixteen columns from d on of value c: in `padded` where there are fewer or some are zeros to the tiles.
+    const float* value(std::size_t c, std::size_t d, float* padded) const {
+      const bool spoilt = (spoilt_ >> c & 1) != 0;
+      if (c < count_ && d + tile_height <= shape_.value && !spoilt) return rows_->value[c] + d;
+      for (std::size_t i = 0; i < tile_height; ++i) {
+        const float x = c < count_ && d + i < shape_.value ? rows_->value[c][d + i] : 0.0f;
+        padded[i] = spoilt && !std::isfinite(x) ? 0.0f : x;
+      }
+      return padded;
+    }
+
+    attention_shape shape_;
+    word* chunk_;
+    const attention_keys* rows_ = nullptr;
+    std::size_t count_ = 0;
+    std::uint64_t spoilt_ = 0;
+  };
+
+  // [step][part][tile of queries][16 words][16 queries].
+  static void pack(const attention_shape& shape, const float* const* first, const float* const* second,
+                   std::size_t count, float scale, float* to) {
+    word* next = reinterpret_cast<word*>(to);
+    pack(shape.first, first, count, scale, next);
+    pack(shape.second, second, count, scale, next);
+  }
+
+  void start(const attention_shape& shape, const float* queries, float* memory, const outputs&) {
+    shape_ = shape;
+    queries_ = reinterpret_cast<const word*>(queries);
+    sums_ = memory;
+    probabilities_ = reinterpret_cast<word*>(memory + groups(shape) * width * lanes);
+    empty_ = true;
+  }
+
+  void score(engine& tiles, const keys& tile, std::size_t chunk, std::size_t count, float* scores) const {
+    const std::size_t begin = chunk * depth, end = std::min(begin + depth, steps(shape_));
+    constexpr std::size_t rows = 4 / Vectors;  // tiles of keys at once
+    for (std::size_t c = 0; c < count; c += rows * tile_height) {
+      float* const to = scores + c * lanes;
+      load_sums<rows, Vectors>(tiles, begin == 0 ? nullptr : to, tile_height * lanes, tile_height, lanes);
+      for (std::size_t s = begin; s < end; ++s) {
+        multiply<rows, Vectors>(tiles, tile.chunk() + (s - begin) * step_size + c * step_words, part_words,
+                                queries_ + s * parts * Vectors * tile_words, Vectors * tile_words);
+      }
+      store_sums<rows, Vectors>(tiles, to, tile_height * lanes, tile_height, lanes);
+    }
+  }
+
+  // Splits the probabilities of `count` keys, zeros behind them.
+  void weigh(const float* p, std::size_t count) {
+    static constexpr float zeros[tile_height] = {};
+    for (std::size_t half = 0; half < halves; ++half) {
+      for (std::size_t v = 0; v < Vectors; ++v) {
+        alignas(64) word split_up[parts][step_words][tile_height];
+        for (std::size_t pair = 0; pair < step_words; ++pair) {
+          const std::size_t c = half * step + pair, other = c + step_words;
+          const auto row = [&](std::size_t key) { return key < count ? p + key * lanes + v * tile_height : zeros; };
+          split(row(c), row(other), 1.0f, split_up[0][pair], tile_words);
+        }
+        for (std::size_t part = 0; part < parts; ++part) {
+          transpose_words(split_up[part], probabilities_ + ((half * parts + part) * Vectors + v) * tile_words);
+        }
+      }
+    }
+  }
+
+  void add_values(engine& tiles, const keys& tile, std::size_t chunk, std::size_t count, const float*,
+                  const outputs& out) {
+    float* const sums = sums_ + chunk * width * lanes;
+    if (!empty_) rescale(sums, out);
+    constexpr std::size_t columns = 4 / Vectors;  // tiles of them at once
+    for (std::size_t d = 0; d < tiles_across; d += columns) {
+      float* const to = sums + d * lanes * tile_height;
+      load_sums<Vectors, columns>(tiles, empty_ ? nullptr : to, tile_words, lanes * tile_height, tile_height);
+      for (std::size_t half = 0; half < halves; ++half) {
+        multiply<Vectors, columns>(tiles, probabilities_ + half * parts * Vectors * tile_words, Vectors * tile_words,
+                                   tile.chunk() + half * parts * part_words + d * tile_words, part_words);
+      }
+      store_sums<Vectors, columns>(tiles, to, tile_words, lanes * tile_height, tile_height);
+    }
+    for (std::size_t c = 0; c < count && tile.spoilt() >> c != 0; ++c) {
+      if ((tile.spoilt() >> c & 1) != 0) spoil(tile.rows().value[c], chunk, c, out);
+    }
+    if (chunk + 1 == groups(shape_)) empty_ = false;
+  }
+
+  void finish(outputs& out) const {
+    for (std::size_t lane = 0; lane < out.count; ++lane) {
+      const float* sum = sums_ + lane * tile_height;
+      float* const to = out.row[lane];
+      std::size_t i = 0;
+      for (; i + tile_height <= shape_.value; i += tile_height, sum += lanes * tile_height) {
+        std::memcpy(to + i, sum, tile_height * sizeof(float));
+      }
+      std::copy_n(sum, shape_.value - i, to + i);
+    }
+  }
+
+ private:
+  void rescale(float* sums, const outputs& out) const {
+    for (std::size_t lane = 0; lane < out.count; ++lane) {
+      if (out.growth[lane] == 1.0f) continue;
+      const floats growth(out.growth[lane]);
+      for (std::size_t d = 0; d < tiles_across; ++d) {
+        float* const sum = sums + (d * lanes + lane) * tile_height;
+        for (std::size_t i = 0; i < tile_height; i += floats::size) {
+          (floats::load_aligned(sum + i) * growth).store_aligned(sum + i);
+        }
+      }
+    }
+  }
+
+  // NaN for queries that see key c, in the columns where its value holds infinities or NaN.
+  void spoil(const float* value, std::size_t chunk, std::size_t c, const outputs& out) {
+    for (std::size_t i = chunk * width; i < std::min((chunk + 1) * width, shape_.value); ++i) {
+      for (std::size_t lane = 0; lane < out.count && !std::isfinite(value[i]); ++lane) {
+        if (out.seen[lane] > static_cast<float>(c)) {
+          sums_[(i / tile_height * lanes + lane) * tile_height + i % tile_height] = std::nanf("");
+        }
+      }
+    }
+  }
+
+  // Sixteen numbers at a and those at b, times `scale`, in a word each; their parts `part_step` words apart.
+  static void split(const float* a, const float* b, float scale, word* to, std::size_t part_step) {
+    const words top(0xFFFF0000u);
+    for (std::size_t i = 0; i < step_words; i += floats::size) {
+      floats x = floats::load_unaligned(a + i) * floats(scale), y = floats::load_unaligned(b + i) * floats(scale);
+      for (std::size_t part = 0; part < parts; ++part) {
+        const words y_top = bits_as<word>(y) & top;
+        ((bits_as<word>(x) >> 16) | y_top).store_unaligned(to + part * part_step + i);
+        x = x - bits_as<float>(bits_as<word>(x) & top);
+        y = y - bits_as<float>(y_top);
+      }
+    }
+  }
+  // The first 32 of `count` numbers, or all and zeros behind them.
+  static void split_row(const float* x, std::size_t count, float scale, word* to, std::size_t part_step) {
+    alignas(64) float row[step];
+    if (count < step) {
+      std::fill(std::copy_n(x, count, row), std::end(row), 0.0f);
+      x = row;
+    }
+    split(x, x + step_words, scale, to, part_step);
+  }
+
+  static void pack(std::size_t dim, const float* const* query, std::size_t count, float scale, word*& to) {
+    for (std::size_t i = 0; i < dim; i += step, to += parts * Vectors * tile_words) {
+      for (std::size_t v = 0; v < Vectors; ++v) {
+        alignas(64) word split_up[parts][tile_height][step_words] = {};
+        for (std::size_t q = 0; q < tile_height && v * tile_height + q < count; ++q) {
+          split_row(query[v * tile_height + q] + i, dim - i, scale, split_up[0][q], tile_words);
+        }
+        for (std::size_t part = 0; part < parts; ++part) {
+          transpose_words(split_up[part], to + (part * Vectors + v) * tile_words);
+        }
+      }
+    }
+  }
+
+  // R by S = 4 tiles of sums, tile (r, s) in register r S + s, at p + r · row_step + s · column_step; zeros for no p.
+  template <std::size_t R, std::size_t S>
+  static void load_sums(Tiles& tiles, const float* p, std::size_t row_step, std::size_t column_step,
+                        std::size_t stride) {
+    each_sum([&]<int I>() {
+      if (p == nullptr) {
+        tiles.template zero<I>();
+      } else {
+        tiles.template load<I>(p + I / S * row_step + I % S * column_step, stride * sizeof(float));
+      }
+    });
+  }
+  template <std::size_t R, std::size_t S>
+  static void store_sums(Tiles& tiles, float* p, std::size_t row_step, std::size_t column_step, std::size_t stride) {
+    each_sum(
+        [&]<int I>() { tiles.template store<I>(p + I / S * row_step + I % S * column_step, stride * sizeof(float)); });
+  }
+  template <class F>
+  static void each_sum(F&& f) {
+    f.template operator()<0>(), f.template operator()<1>(), f.template operator()<2>(), f.template operator()<3>();
+  }
+
+  // Adds to them the products of R tiles of rows and S of columns, their parts `a_part` and `b_part` words apart.
+  template <std::size_t R, std::size_t S>
+  static void multiply(Tiles& tiles, const word* a, std::size_t a_part, const word* b, std::size_t b_part) {
+    const auto rows = [&]<int I>(std::size_t part, std::size_t r) {
+      tiles.template load<I>(a + part * a_part + r * tile_words, tile_bytes);
+    };
+    const auto columns = [&]<int I>(std::size_t part, std::size_t s) {
+      tiles.template load<I>(b + part * b_part + s * tile_words, tile_bytes);
+    };
+    if constexpr (R == 2) {
+      const auto load_rows = [&](std::size_t part) {
+        rows.template operator()<4>(part, 0), rows.template operator()<5>(part, 1);
+      };
+      const auto load_columns = [&](std::size_t part) {
+        columns.template operator()<6>(part, 0), columns.template operator()<7>(part, 1);
+      };
+      const auto dot = [&] {
+        tiles.template dot_bf16<0, 4, 6>();
+        tiles.template dot_bf16<1, 4, 7>();
+        tiles.template dot_bf16<2, 5, 6>();
+        tiles.template dot_bf16<3, 5, 7>();
+      };
+      load_rows(0), load_columns(2), dot();
+      load_columns(1), dot();
+      load_rows(1), dot();
+      load_columns(0), dot();
+      load_rows(0), dot();
+      load_rows(2), dot();
+    } else if constexpr (R == 4) {
+      columns.template operator()<5>(0, 0), columns.template operator()<6>(1, 0), columns.template operator()<7>(2, 0);
+      each_sum([&]<int I>() {
+        rows.template operator()<4>(0, I);
+        tiles.template dot_bf16<I, 4, 7>(), tiles.template dot_bf16<I, 4, 6>();
+        rows.template operator()<4>(1, I);
+        tiles.template dot_bf16<I, 4, 6>(), tiles.template dot_bf16<I, 4, 5>();
+        rows.template operator()<4>(0, I);
+        tiles.template dot_bf16<I, 4, 5>();
+        rows.template operator()<4>(2, I);
+        tiles.template dot_bf16<I, 4, 5>();
+      });
+    } else {
+      rows.template operator()<5>(0, 0), rows.template operator()<6>(1, 0), rows.template operator()<7>(2, 0);
+      each_sum([&]<int I>() {
+        columns.template operator()<4>(2, I);
+        tiles.template dot_bf16<I, 5, 4>();
+        columns.template operator()<4>(1, I);
+        tiles.template dot_bf16<I, 5, 4>(), tiles.template dot_bf16<I, 6, 4>();
+        columns.template operator()<4>(0, I);
+        tiles.template dot_bf16<I, 6, 4>(), tiles.template dot_bf16<I, 5, 4>(), tiles.template dot_bf16<I, 7, 4>();
+      });
+    }
+  }
+
+  attention_shape shape_{};
+  const word* queries_ = nullptr;
+  float* sums_ = nullptr;          // [16 columns][lanes][16]
+  word* probabilities_ = nullptr;  // [half][part][tile of queries][16 queries][16 words]
+  bool empty_ = true;
+};
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/attention/vector_products.hpp
+// Attention's products in float32 vectors: queries are stored transposed, [dim][lanes], and every key element is broadcast;
+// for values, every probability.
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+template <class Arch, std::size_t Vectors>
+class vector_products {
+  using vector = batch<float, Arch>;
+
   // Register tiles: 16 accumulators where there are 32 registers, 12 where there are 16. `depth` elements of a block's
   // queries stay in the first-level cache while the tile's keys pass by.
   static constexpr bool wide = vector::size == 16;
   static constexpr std::size_t keys_at_once = wide ? 16 / Vectors : Vectors == 2 ? 6 : 8;
   static constexpr std::size_t rows_at_once = 4, columns_at_once = wide ? 4 : 3;  // four rows divide every block
   static constexpr std::size_t depth = 128;
-  static constexpr std::size_t padded_keys = (attention_keys::size + keys_at_once - 1) / keys_at_once * keys_at_once;
 
-  void score(const attention_keys& keys, std::size_t count) {
-    multiply_add(queries_, dim_first_, keys.first, count, false);
-    if (dim_second_ != 0) multiply_add(queries_ + dim_first_ * lanes, dim_second_, keys.second, count, true);
+ public:
+  static constexpr std::size_t lanes = Vectors * vector::size;
+  static constexpr std::size_t padded_keys = (attention_keys::size + keys_at_once - 1) / keys_at_once * keys_at_once;
+  static constexpr std::size_t blocks_together = 4;  // that share a tile of keys, decoded once
+  using outputs = attention_outputs<lanes>;
+
+  struct engine {};
+
+  // Keys are multiplied where they lie.
+  class keys {
+   public:
+    keys(const attention_shape&, float*) {}
+    void take(const attention_keys& rows, std::size_t, bool) { rows_ = &rows; }
+    std::size_t score_chunks() const { return 1; }
+    std::size_t value_chunks() const { return 1; }
+    void ready_scores(std::size_t) {}
+    void ready_values(std::size_t) {}
+    const attention_keys& rows() const { return *rows_; }
+
+   private:
+    const attention_keys* rows_ = nullptr;
+  };
+
+  // Floats of a block's packed queries, of a tile of keys, of what else a block needs.
+  static std::size_t query_floats(const attention_shape& shape) { return (shape.first + shape.second) * lanes; }
+  static std::size_t key_floats(const attention_shape&) { return 0; }
+  static std::size_t block_floats(const attention_shape&) { return 0; }
+
+  // Queries [first[i] | second[i]] times `scale`, i < count, zeros in the lanes behind them.
+  static void pack(const attention_shape& shape, const float* const* first, const float* const* second,
+                   std::size_t count, float scale, float* to) {
+    std::fill_n(to, query_floats(shape), 0.0f);
+    for (std::size_t lane = 0; lane < count; ++lane) {
+      float* q = to + lane;
+      for (std::size_t i = 0; i < shape.first; ++i, q += lanes) *q = first[lane][i] * scale;
+      for (std::size_t i = 0; i < shape.second; ++i, q += lanes) *q = second[lane][i] * scale;
+    }
   }
 
-  // Products of the queries' elements from `queries` on and the keys' to scores_, added to what is there if `resume`.
-  void multiply_add(const float* queries, std::size_t dim, const float* const* keys, std::size_t count, bool resume) {
+  void start(const attention_shape& shape, const float* queries, float*, const outputs& out) {
+    shape_ = shape;
+    queries_ = queries;
+    for (std::size_t lane = 0; lane < out.count; ++lane) std::fill_n(out.row[lane], shape.value, 0.0f);
+  }
+
+  // scores[key · lanes + lane] for the first `count` keys.
+  [[gnu::noinline]] void score(engine&, const keys& tile, std::size_t, std::size_t count, float* scores) const {
+    multiply_add(queries_, shape_.first, tile.rows().first, count, false, scores);
+    if (shape_.second != 0) {
+      multiply_add(queries_ + shape_.first * lanes, shape_.second, tile.rows().second, count, true, scores);
+    }
+  }
+
+  void weigh(const float*, std::size_t) {}
+
+  // Rescales the outputs and adds the values of the keys that a query sees, times p[key · lanes + lane].
+  [[gnu::noinline]] void add_values(engine&, const keys& tile, std::size_t, std::size_t count, const float* p,
+                                    outputs& out) const {
+    const attention_keys& rows = tile.rows();
+    std::size_t column = 0;
+    for (; column + columns_at_once * vector::size <= shape_.value; column += columns_at_once * vector::size) {
+      add_values<columns_at_once>(rows, p, column, out);
+    }
+    for (; column + vector::size <= shape_.value; column += vector::size) add_values<1>(rows, p, column, out);
+    for (; column < shape_.value; ++column) add_value_column(rows, count, p, column, out);
+  }
+
+  void finish(outputs&) const {}
+
+ private:
+  // Products of the queries' elements from `queries` on and the keys' to scores, added to what is there if `resume`.
+  static void multiply_add(const float* queries, std::size_t dim, const float* const* keys, std::size_t count,
+                           bool resume, float* scores) {
     for (std::size_t begin = 0; begin == 0 || begin < dim; begin += depth) {
       const std::size_t part = std::min(depth, dim - begin);
       for (std::size_t c = 0; c < count; c += keys_at_once) {
         const float* key[keys_at_once];
         for (std::size_t r = 0; r < keys_at_once; ++r) key[r] = keys[std::min(c + r, count - 1)] + begin;
-        multiply_add(queries + begin * lanes, part, key, resume || begin != 0, scores_ + c * lanes);
+        multiply_add(queries + begin * lanes, part, key, resume || begin != 0, scores + c * lanes);
       }
     }
   }
@@ -7071,62 +7617,36 @@ class attention_block {
     }
   }
 
-  // scores_ become exp(s - new maximum), `total_` and the outputs follow.
-  void accumulate(const attention_keys& keys, std::size_t count) {
-    for (std::size_t v = 0; v < Vectors; ++v) {
-      float* const s = scores_ + v * vector::size;
-      vector maximum = maximum_[v];
-      for (std::size_t c = 0; c < count; ++c) maximum = xsimd::max(maximum, vector::load_aligned(s + c * lanes));
-      const vector growth = exp_nonpositive<Arch>(maximum_[v] - maximum);
-      vector total(0.0f);
-      for (std::size_t c = 0; c < count; ++c) {
-        const vector p = exp_nonpositive<Arch>(vector::load_aligned(s + c * lanes) - maximum);
-        p.store_aligned(s + c * lanes);
-        total += p;
-      }
-      growth.store_aligned(growth_ + v * vector::size);
-      maximum_[v] = maximum;
-      total_[v] = fused_multiply_add(total_[v], growth, total);
-    }
-
-    std::size_t column = 0;
-    for (; column + columns_at_once * vector::size <= dim_v_; column += columns_at_once * vector::size) {
-      add_values<columns_at_once>(keys, column);
-    }
-    for (; column + vector::size <= dim_v_; column += vector::size) add_values<1>(keys, column);
-    for (; column < dim_v_; ++column) add_value_column(keys, count, column);
-  }
-
   // Keys that a lane does not see are not touched: a query's bits, and a NaN in a later row, are its own affair.
   template <std::size_t Columns>
-  void add_values(const attention_keys& keys, std::size_t column) {
+  static void add_values(const attention_keys& keys, const float* p, std::size_t column, outputs& out) {
     std::size_t lane = 0;
-    for (; lane + rows_at_once <= count_; lane += rows_at_once) {
-      const float* seen = seen_ + lane;
+    for (; lane + rows_at_once <= out.count; lane += rows_at_once) {
+      const float* seen = out.seen + lane;
       const auto all = static_cast<std::size_t>(*std::min_element(seen, seen + rows_at_once));
-      add_values<rows_at_once, Columns>(keys, lane, column, 0, all, true);
+      add_values<rows_at_once, Columns>(keys, p, lane, column, 0, all, true, out);
       for (std::size_t r = 0; r < rows_at_once; ++r) {
         const auto own = static_cast<std::size_t>(seen[r]);
-        if (own > all) add_values<1, Columns>(keys, lane + r, column, all, own, false);
+        if (own > all) add_values<1, Columns>(keys, p, lane + r, column, all, own, false, out);
       }
     }
-    for (; lane < count_; ++lane) {
-      add_values<1, Columns>(keys, lane, column, 0, static_cast<std::size_t>(seen_[lane]), true);
+    for (; lane < out.count; ++lane) {
+      add_values<1, Columns>(keys, p, lane, column, 0, static_cast<std::size_t>(out.seen[lane]), true, out);
     }
   }
 
   // Keys [begin, end), `rescale`d before where they are a tile's first.
   template <std::size_t Rows, std::size_t Columns>
-  void add_values(const attention_keys& keys, std::size_t lane, std::size_t column, std::size_t begin, std::size_t end,
-                  bool rescale) {
+  static void add_values(const attention_keys& keys, const float* all_p, std::size_t lane, std::size_t column,
+                         std::size_t begin, std::size_t end, bool rescale, outputs& out) {
     vector sums[Rows][Columns];
     for (std::size_t r = 0; r < Rows; ++r) {
-      const vector growth(rescale ? growth_[lane + r] : 1.0f);
+      const vector growth(rescale ? out.growth[lane + r] : 1.0f);
       for (std::size_t j = 0; j < Columns; ++j) {
-        sums[r][j] = vector::load_unaligned(out_[lane + r] + column + j * vector::size) * growth;
+        sums[r][j] = vector::load_unaligned(out.row[lane + r] + column + j * vector::size) * growth;
       }
     }
-    const float* p = scores_ + begin * lanes + lane;
+    const float* p = all_p + begin * lanes + lane;
     for (std::size_t c = begin; c < end; ++c, p += lanes) {
       vector v[Columns];
       for (std::size_t j = 0; j < Columns; ++j)
@@ -7137,37 +7657,66 @@ class attention_block {
       }
     }
     for (std::size_t r = 0; r < Rows; ++r) {
-      for (std::size_t j = 0; j < Columns; ++j) sums[r][j].store_unaligned(out_[lane + r] + column + j * vector::size);
+      for (std::size_t j = 0; j < Columns; ++j)
+        sums[r][j].store_unaligned(out.row[lane + r] + column + j * vector::size);
     }
   }
 
   // A column past the last whole vector: lanes are queries here as well.
-  void add_value_column(const attention_keys& keys, std::size_t count, std::size_t column) {
-    for (std::size_t v = 0; v < Vectors && v * vector::size < count_; ++v) {
-      const vector seen = vector::load_aligned(seen_ + v * vector::size);
+  static void add_value_column(const attention_keys& keys, std::size_t count, const float* all_p, std::size_t column,
+                               outputs& out) {
+    for (std::size_t v = 0; v < Vectors && v * vector::size < out.count; ++v) {
+      const vector seen = vector::load_aligned(out.seen + v * vector::size);
       vector s(0.0f);
       for (std::size_t c = 0; c < count; ++c) {
-        const vector p = vector::load_aligned(scores_ + c * lanes + v * vector::size);
+        const vector p = vector::load_aligned(all_p + c * lanes + v * vector::size);
         s = xsimd::select(vector(static_cast<float>(c)) < seen, fused_multiply_add(p, vector(keys.value[c][column]), s),
                           s);
       }
       float sums[vector::size];
       s.store_unaligned(sums);
-      for (std::size_t i = 0; i < vector::size && v * vector::size + i < count_; ++i) {
+      for (std::size_t i = 0; i < vector::size && v * vector::size + i < out.count; ++i) {
         const std::size_t lane = v * vector::size + i;
-        out_[lane][column] = std::fma(out_[lane][column], growth_[lane], sums[i]);
+        out.row[lane][column] = std::fma(out.row[lane][column], out.growth[lane], sums[i]);
       }
     }
   }
 
+  attention_shape shape_{};
   const float* queries_ = nullptr;
-  std::size_t dim_first_ = 0, dim_second_ = 0, count_ = 0, dim_v_ = 0;
-  float* out_[lanes];
-  vector maximum_[Vectors], total_[Vectors];
-  alignas(64) float scores_[padded_keys * lanes];
-  alignas(64) float growth_[lanes];
-  alignas(64) float seen_[lanes];  // keys of the tile that a lane sees
 };
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/attention/products.hpp
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+// f.operator()<Products>() for blocks of one vector or tile of queries, or of two for more than that.
+template <class Arch, class F>
+void with_attention_products(std::size_t queries, F&& f) {
+  if constexpr (has_amx_tiles && batch<float, Arch>::size == tile_height) {
+    if (amx_tiles::available()) {
+      if (queries > tile_height) {
+        f.template operator()<tile_products<amx_tiles, Arch, 2>>();
+      } else {
+        f.template operator()<tile_products<amx_tiles, Arch, 1>>();
+      }
+      return;
+    }
+  }
+  if (queries > batch<float, Arch>::size) {
+    f.template operator()<vector_products<Arch, 2>>();
+  } else {
+    f.template operator()<vector_products<Arch, 1>>();
+  }
+}
+
+// Floats, rounded up to whole lines of the cache.
+constexpr std::size_t whole_lines(std::size_t floats) { return (floats + 15) / 16 * 16; }
 
 }  // namespace detail
 
@@ -7258,14 +7807,15 @@ inline void take_keys(const row_bytes& rows, row_decoder decode, std::size_t fir
   }
 }
 
-template <std::size_t Vectors, class Arch, class Executor>
+template <class Products, class Arch, class Executor>
 void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, view<const float, 3> q_rope,
                        std::span<const row_bytes> context, row_decoder decode, float scale, view<float, 3> y) {
   using vector = batch<float, Arch>;
-  using block = attention_block<Arch, Vectors>;
-  constexpr std::size_t lanes = block::lanes, most_blocks = 4;
+  using block = attention_block<Arch, Products>;
+  constexpr std::size_t lanes = block::lanes, most_blocks = Products::blocks_together;
   const std::size_t tokens = q_latent.extent(0), heads = q_latent.extent(1);
   const std::size_t rank = q_latent.extent(2), rope = q_rope.extent(2), width = rank + rope;
+  const attention_shape shape{rank, rope, rank};
   std::size_t parts = 1, longest = 1;
   for (const auto& rows : context) {
     parts = std::max(parts, mla_decode_parts(rows.length));
@@ -7287,17 +7837,21 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
                    [&](const mla_decode_group&) { ++groups; });
     most_groups = std::max(most_groups, groups);
   }
-  // A chunk of items shares the memory for a decoded tile.
-  const std::size_t items = most_groups * parts;
-  const std::size_t chunk = 1 + std::max(items / (16 * be.concurrency()),
-                                         (std::size_t{1} << 19) / (blocks * lanes * longest * (rank + width) + 1));
-  const std::size_t tile_floats = decode == nullptr ? 0 : attention_keys::size * width;
+  // A chunk of items shares memory: sixteen chunks a thread, fewer where that is much memory.
+  const std::size_t decoded_floats = decode == nullptr ? 0 : whole_lines(attention_keys::size * width);
+  const std::size_t key_floats = whole_lines(Products::key_floats(shape));
+  const std::size_t block_floats = whole_lines(Products::block_floats(shape));
+  const std::size_t chunk_floats = decoded_floats + key_floats + blocks * block_floats;
+  const std::size_t items = most_groups * parts, threads = be.concurrency();
+  const std::size_t chunks = std::clamp((std::size_t{1} << 24) / (chunk_floats + 1), 4 * threads, 16 * threads);
+  const std::size_t chunk =
+      1 + std::max(items / chunks, (std::size_t{1} << 19) / (blocks * lanes * longest * (rank + width) + 1));
   auto scope = be.scope();
   const auto groups = scope.template tensor<mla_decode_group>(most_groups);
-  const auto packed = scope.template tensor<float>(most_groups * blocks, width * lanes);
+  const auto packed = scope.template tensor<float>(most_groups * blocks, Products::query_floats(shape));
   const auto partial = scope.template tensor<float>(parts == 1 ? 0 : round * heads, parts, rank);
   const auto states = scope.template tensor<typename block::state>(parts == 1 ? 0 : round * heads, parts);
-  const auto tiles = scope.template tensor<float>((items + chunk - 1) / chunk, tile_floats);
+  const auto scratch = scope.template tensor<float>((items + chunk - 1) / chunk, chunk_floats);
   const std::size_t pack_grain = 1 + (std::size_t{1} << 16) / (blocks * lanes * width + 1);
   const std::size_t merge_grain = 1 + (std::size_t{1} << 16) / (parts * rank + 1);
 
@@ -7315,15 +7869,15 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
     be.parallel_for(group_count, pack_grain, [&](std::size_t begin, std::size_t end) {
       for (std::size_t g = begin; g < end; ++g) {
         const mla_decode_group& group = groups(g);
-        for (std::size_t q = 0; q < group.count; ++q) {
-          const std::size_t t = group.token + (group.lane + q) / heads, h = (group.lane + q) % heads;
-          float* to = packed.row(g * blocks + q / lanes) + q % lanes;
-          pack_query(&q_latent(t, h, std::size_t{0}), rank, lanes, scale, to);
-          pack_query(&q_rope(t, h, std::size_t{0}), rope, lanes, scale, to + rank * lanes);
-        }
-        for (std::size_t q = group.count; q % lanes != 0; ++q) {
-          float* to = packed.row(g * blocks + q / lanes) + q % lanes;
-          for (std::size_t i = 0; i < width; ++i) to[i * lanes] = 0.0f;
+        for (std::size_t q = 0; q < group.count; q += lanes) {
+          const float *latent[lanes], *roped[lanes];
+          const std::size_t count_here = std::min(lanes, group.count - q);
+          for (std::size_t lane = 0; lane < count_here; ++lane) {
+            const std::size_t t = group.token + (group.lane + q + lane) / heads, h = (group.lane + q + lane) % heads;
+            latent[lane] = &q_latent(t, h, std::size_t{0});
+            roped[lane] = &q_rope(t, h, std::size_t{0});
+          }
+          Products::pack(shape, latent, roped, count_here, scale, packed.row(g * blocks + q / lanes));
         }
       }
     });
@@ -7338,6 +7892,7 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
         const std::size_t part = mla_decode_part(rows.length), own_parts = mla_decode_parts(rows.length);
         if (p >= own_parts) continue;
         const std::size_t own_blocks = (group.count + lanes - 1) / lanes;
+        float* const memory = scratch.row(begin / chunk);
         std::array<block, most_blocks> attention;
         for (std::size_t b = 0; b < own_blocks; ++b) {
           const std::size_t in_block = std::min(lanes, group.count - b * lanes);
@@ -7347,13 +7902,16 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
             out[lane] =
                 own_parts == 1 ? &y(t, h, std::size_t{0}) : &partial((t - first) * heads + h, p, std::size_t{0});
           }
-          attention[b].start(packed.row(item / parts * blocks + b), rank, rope, out, in_block, rank);
+          attention[b].start(shape, packed.row(item / parts * blocks + b),
+                             memory + decoded_floats + key_floats + b * block_floats, out, in_block);
         }
-        attention_keys keys;
+        attention_keys rows_of_tile;
+        typename Products::keys keys(shape, memory + decoded_floats);
         const std::size_t last = std::min(rows.length, (p + 1) * part);
         for (std::size_t c = p * part; c < last; c += attention_keys::size) {
           const std::size_t in_tile = std::min(attention_keys::size, last - c);
-          take_keys(rows, decode, c, in_tile, rank, width, tiles.row(begin / chunk), keys);
+          take_keys(rows, decode, c, in_tile, rank, width, memory, rows_of_tile);
+          bool seen_by_all = true;
           for (std::size_t b = 0; b < own_blocks; ++b) {
             std::ptrdiff_t visible[lanes];
             for (std::size_t lane = 0; lane < lanes; ++lane) {
@@ -7361,16 +7919,20 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
               visible[lane] = static_cast<std::ptrdiff_t>(context[token_of(q)].length) - static_cast<std::ptrdiff_t>(c);
             }
             // The block's first token sees fewest keys, its last one most.
-            const std::ptrdiff_t most = std::min(visible[lanes - 1], static_cast<std::ptrdiff_t>(in_tile));
-            if (most <= 0) continue;
+            const std::ptrdiff_t most =
+                std::clamp<std::ptrdiff_t>(visible[lanes - 1], 0, static_cast<std::ptrdiff_t>(in_tile));
             if (visible[0] >= most) {
-              attention[b].add(keys, static_cast<std::size_t>(most));
+              attention[b].see(static_cast<std::size_t>(most));
             } else {
-              attention[b].add_causal(keys, static_cast<std::size_t>(most), visible);
+              attention[b].see(static_cast<std::size_t>(most), visible);
             }
+            seen_by_all = seen_by_all && visible[0] >= static_cast<std::ptrdiff_t>(in_tile);
           }
+          keys.take(rows_of_tile, in_tile, seen_by_all);
+          attend(attention.data(), own_blocks, keys);
         }
         for (std::size_t b = 0; b < own_blocks; ++b) {
+          attention[b].finish();
           if (own_parts == 1) {
             attention[b].normalise();
             continue;
@@ -7409,6 +7971,17 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
   }
 }
 
+// Rows of any form. One instantiation holds every kernel: see kernels/extern.hpp.
+template <class Arch, class Executor>
+void mla_decode_rows(simd<Arch, Executor>& be, view<const float, 3> q_latent, view<const float, 3> q_rope,
+                     std::span<const row_bytes> context, row_decoder decode, float scale, view<float, 3> y) {
+  std::size_t most = 0;  // queries that go together
+  for_each_group(context, 0, context.size(), q_latent.extent(1), std::size_t{1} << 16,
+                 [&](const mla_decode_group& group) { most = std::max(most, group.count); });
+  with_attention_products<Arch>(
+      most, [&]<class Products>() { mla_decode_blocks<Products>(be, q_latent, q_rope, context, decode, scale, y); });
+}
+
 }  // namespace detail
 
 template <class Arch, class Executor, class T>
@@ -7421,16 +7994,8 @@ void mla_decode_impl(simd<Arch, Executor>& be, view<const float, 3> q_latent, vi
   be.parallel_for(1, 1, [&](std::size_t, std::size_t) {
     for (std::size_t t = 0; t < tokens; ++t) rows(t) = detail::as_bytes(context[t]);
   });
-  const std::span<const detail::row_bytes> all(rows.data(), tokens);
-  constexpr detail::row_decoder decode = detail::decoder_of<Arch, T>();
-  std::size_t most = 0;  // queries that go together
-  detail::for_each_group(all, 0, tokens, heads, 2 * batch<float, Arch>::size,
-                         [&](const detail::mla_decode_group& group) { most = std::max(most, group.count); });
-  if (most > batch<float, Arch>::size) {
-    detail::mla_decode_blocks<2>(be, q_latent, q_rope, all, decode, scale, y);
-  } else {
-    detail::mla_decode_blocks<1>(be, q_latent, q_rope, all, decode, scale, y);
-  }
+  detail::mla_decode_rows(be, q_latent, q_rope, std::span<const detail::row_bytes>(rows.data(), tokens),
+                          detail::decoder_of<Arch, T>(), scale, y);
 }
 
 MOTE_END_NAMESPACE
@@ -7524,54 +8089,66 @@ MOTE_BEGIN_NAMESPACE
 namespace detail {
 
 // One head, one block of queries at a time; keys are taken in tiles from the start of the context.
-template <std::size_t Vectors, class Arch, class Executor>
+template <class Products, class Arch, class Executor>
 void mla_prefill_blocks(simd<Arch, Executor>& be, view<const float, 3> q_nope, view<const float, 3> q_rope,
                         view<const float, 3> k_nope, view<const float, 2> k_rope, view<const float, 3> v, float scale,
                         view<float, 3> y) {
-  using block = attention_block<Arch, Vectors>;
+  using block = attention_block<Arch, Products>;
   constexpr std::size_t lanes = block::lanes;
   const std::size_t tokens = q_nope.extent(0), heads = q_nope.extent(1), context = k_nope.extent(0);
   const std::size_t nope = q_nope.extent(2), rope = q_rope.extent(2), dim_v = v.extent(2);
   const std::size_t blocks = (tokens + lanes - 1) / lanes;
-  const std::size_t grain = 1 + (std::size_t{1} << 19) / (lanes * context * (nope + rope + dim_v) + 1);
+  const attention_shape shape{nope, rope, dim_v};
+  const std::size_t items = heads * blocks;
+  const std::size_t grain = 1 + std::max(items / (16 * be.concurrency()),
+                                         (std::size_t{1} << 19) / (lanes * context * (nope + rope + dim_v) + 1));
   auto scope = be.scope();
-  const auto packed = scope.template tensor<float>(heads * blocks, (nope + rope) * lanes);
+  const std::size_t query_floats = whole_lines(Products::query_floats(shape));
+  const std::size_t key_floats = whole_lines(Products::key_floats(shape));
+  // A chunk of items shares memory.
+  const auto scratch = scope.template tensor<float>((items + grain - 1) / grain,
+                                                    query_floats + key_floats + Products::block_floats(shape));
 
-  be.parallel_for(heads * blocks, grain, [&](std::size_t begin, std::size_t end) {
+  be.parallel_for(items, grain, [&](std::size_t begin, std::size_t end) {
     for (std::size_t item = begin; item < end; ++item) {
       // The last blocks see most keys: they go first, so that threads finish together.
       const std::size_t h = item / blocks, t = (blocks - 1 - item % blocks) * lanes;
       const std::size_t count = std::min(lanes, tokens - t);
-      float* queries = packed.row(item);
-      std::fill_n(queries, (nope + rope) * lanes, 0.0f);
+      float* const queries = scratch.row(begin / grain);
+      const float *nopes[lanes], *ropes[lanes];
       float* out[lanes];
       for (std::size_t lane = 0; lane < count; ++lane) {
-        pack_query(&q_nope(t + lane, h, std::size_t{0}), nope, lanes, scale, queries + lane);
-        pack_query(&q_rope(t + lane, h, std::size_t{0}), rope, lanes, scale, queries + nope * lanes + lane);
+        nopes[lane] = &q_nope(t + lane, h, std::size_t{0});
+        ropes[lane] = &q_rope(t + lane, h, std::size_t{0});
         out[lane] = &y(t + lane, h, std::size_t{0});
       }
+      Products::pack(shape, nopes, ropes, count, scale, queries);
 
       block attention;
-      attention.start(queries, nope, rope, out, count, dim_v);
-      attention_keys keys;
+      attention.start(shape, queries, queries + query_floats + key_floats, out, count);
+      typename Products::keys keys(shape, queries + query_floats);
+      attention_keys rows;
       const std::size_t seen_by_first = context - tokens + t + 1, seen_by_last = seen_by_first + count - 1;
       for (std::size_t c = 0; c < seen_by_last; c += attention_keys::size) {
         const std::size_t in_tile = std::min(attention_keys::size, seen_by_last - c);
         for (std::size_t i = 0; i < in_tile; ++i) {
-          keys.first[i] = &k_nope(c + i, h, std::size_t{0});
-          keys.second[i] = &k_rope(c + i, std::size_t{0});
-          keys.value[i] = &v(c + i, h, std::size_t{0});
+          rows.first[i] = &k_nope(c + i, h, std::size_t{0});
+          rows.second[i] = &k_rope(c + i, std::size_t{0});
+          rows.value[i] = &v(c + i, h, std::size_t{0});
         }
+        keys.take(rows, in_tile, c + in_tile <= seen_by_first);
         if (c + in_tile <= seen_by_first) {
-          attention.add(keys, in_tile);
+          attention.see(in_tile);
         } else {
           std::ptrdiff_t visible[lanes];
           for (std::size_t lane = 0; lane < lanes; ++lane) {
             visible[lane] = static_cast<std::ptrdiff_t>(seen_by_first + lane) - static_cast<std::ptrdiff_t>(c);
           }
-          attention.add_causal(keys, in_tile, visible);
+          attention.see(in_tile, visible);
         }
+        attend(&attention, 1, keys);
       }
+      attention.finish();
       attention.normalise();
     }
   });
@@ -7583,11 +8160,9 @@ template <class Arch, class Executor>
 void mla_prefill_impl(simd<Arch, Executor>& be, view<const float, 3> q_nope, view<const float, 3> q_rope,
                       view<const float, 3> k_nope, view<const float, 2> k_rope, view<const float, 3> v, float scale,
                       view<float, 3> y) {
-  if (q_nope.extent(0) > batch<float, Arch>::size) {
-    detail::mla_prefill_blocks<2>(be, q_nope, q_rope, k_nope, k_rope, v, scale, y);
-  } else {
-    detail::mla_prefill_blocks<1>(be, q_nope, q_rope, k_nope, k_rope, v, scale, y);
-  }
+  detail::with_attention_products<Arch>(q_nope.extent(0), [&]<class Products>() {
+    detail::mla_prefill_blocks<Products>(be, q_nope, q_rope, k_nope, k_rope, v, scale, y);
+  });
 }
 
 MOTE_END_NAMESPACE

@@ -197,6 +197,65 @@ TEST_CASE("mla_decode: what comes later in a sequence is not touched") {
   CHECK(std::isnan(spoilt.back()));
 }
 
+namespace {
+
+// Tokens [begin, begin + count) by matrix tiles, in software, in blocks of `Vectors` tiles of queries.
+template <std::size_t Vectors, class Case>
+std::vector<float> by_tiles(const Case& c, std::size_t begin, std::size_t count) {
+  using products = mote::detail::tile_products<mote::detail::software_tiles, mote::default_arch, Vectors>;
+  std::vector<mote::detail::row_bytes> rows;
+  for (std::size_t t = begin; t < begin + count; ++t) rows.push_back(mote::detail::as_bytes(c.context[t]));
+  std::vector<float> y(count * c.heads * c.rank);
+  mote::simd<mote::default_arch, mote::serial> be;
+  mote::detail::mla_decode_blocks<products>(
+      be, mote::view<const float, 3>(c.q_latent.data() + begin * c.heads * c.rank, count, c.heads, c.rank),
+      mote::view<const float, 3>(c.q_rope.data() + begin * c.heads * c.rope, count, c.heads, c.rope),
+      std::span<const mote::detail::row_bytes>(rows), mote::detail::decoder_of<mote::default_arch, float>(), 0.2f,
+      mote::view<float, 3>(y.data(), count, c.heads, c.rank));
+  return y;
+}
+
+}  // namespace
+
+TEST_CASE("mla_decode: matrix tiles equal the definition, and a token's bits do not depend on other tokens") {
+  const decode_case cases[] = {{{1}, 1, 1, 1},
+                               {{5, 1, 17}, 3, 12, 6, 4},
+                               {{64, 65, 63}, 5, 70, 8},
+                               {{90}, 40, 16, 0, 1},
+                               {{20, 530}, 17, 33, 8}};
+  for (const auto& c : cases) {
+    CAPTURE(c.context.size(), c.heads, c.rank, c.rope);
+    const auto all = by_tiles<2>(c, 0, c.context.size());
+    test::check_close(all, c.define(), 1e-5f);
+    const std::size_t token = c.heads * c.rank;
+    for (std::size_t t = 0; t < c.context.size(); ++t) {
+      CHECK(test::same_bits(by_tiles<1>(c, t, 1), std::span(all).subspan(t * token, token)));
+    }
+  }
+}
+
+TEST_CASE("mla_decode: matrix tiles do not touch what comes later in a sequence") {
+  sequence_case<float> c(9, 70, 3, 20, 5);
+  const auto clean = by_tiles<2>(c, 0, 9);
+  mote::reference ref;
+  test::check_close(clean, c.run(ref, 9), 1e-5f);
+  for (std::size_t t = 0; t < 9; ++t) {
+    CHECK(test::same_bits(by_tiles<1>(c, t, 1), std::span(clean).subspan(t * 60, 60)));
+  }
+  float* const last = const_cast<float*>(c.context[0].row(69));
+  last[3] = std::nanf("");
+  last[17] = -INFINITY;
+  const auto spoilt = by_tiles<2>(c, 0, 9);
+  CHECK(test::same_bits(std::span(spoilt).first(8 * 60), std::span(clean).first(8 * 60)));
+  CHECK(std::isnan(spoilt.back()));
+  // An infinite query is the affair of its token and head.
+  c.q_latent[60] = INFINITY;
+  const auto infinite = by_tiles<2>(c, 0, 9);
+  CHECK(std::isnan(infinite[60]));
+  CHECK(test::same_bits(std::span(infinite).first(60), std::span(clean).first(60)));
+  CHECK(test::same_bits(std::span(infinite).subspan(80, 400), std::span(clean).subspan(80, 400)));
+}
+
 TEST_CASE("mla_decode: rounds of many tokens with long contexts") {
   const decode_case c(std::vector<std::size_t>(9, 4000), 64, 32, 8);
   mote::simd<> three{mote::threads{3}};

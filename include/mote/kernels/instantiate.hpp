@@ -14,15 +14,12 @@ namespace detail {
 template void unit_product<default_arch>(const weight&, std::size_t, std::size_t, const activation*, std::size_t,
                                          float*) noexcept;
 
-template void mla_decode_blocks<1>(simd<>&, view<const float, 3>, view<const float, 3>, std::span<const row_bytes>,
-                                   row_decoder, float, view<float, 3>);
-template void mla_decode_blocks<2>(simd<>&, view<const float, 3>, view<const float, 3>, std::span<const row_bytes>,
-                                   row_decoder, float, view<float, 3>);
-template void mla_prefill_blocks<1>(simd<>&, view<const float, 3>, view<const float, 3>, view<const float, 3>,
-                                    view<const float, 2>, view<const float, 3>, float, view<float, 3>);
-template void mla_prefill_blocks<2>(simd<>&, view<const float, 3>, view<const float, 3>, view<const float, 3>,
-                                    view<const float, 2>, view<const float, 3>, float, view<float, 3>);
+template void mla_decode_rows(simd<>&, view<const float, 3>, view<const float, 3>, std::span<const row_bytes>,
+                              row_decoder, float, view<float, 3>);
 
 }  // namespace detail
+
+template void mla_prefill_impl(simd<>&, view<const float, 3>, view<const float, 3>, view<const float, 3>,
+                               view<const float, 2>, view<const float, 3>, float, view<float, 3>);
 
 MOTE_END_NAMESPACE

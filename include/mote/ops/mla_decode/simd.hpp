@@ -10,7 +10,7 @@
 #include "../../core/paged.hpp"
 #include "../../core/simd.hpp"
 #include "../../quant/rows.hpp"
-#include "../attention/tile.hpp"
+#include "../attention/products.hpp"
 
 MOTE_BEGIN_NAMESPACE
 
@@ -96,14 +96,15 @@ inline void take_keys(const row_bytes& rows, row_decoder decode, std::size_t fir
   }
 }
 
-template <std::size_t Vectors, class Arch, class Executor>
+template <class Products, class Arch, class Executor>
 void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, view<const float, 3> q_rope,
                        std::span<const row_bytes> context, row_decoder decode, float scale, view<float, 3> y) {
   using vector = batch<float, Arch>;
-  using block = attention_block<Arch, Vectors>;
-  constexpr std::size_t lanes = block::lanes, most_blocks = 4;
+  using block = attention_block<Arch, Products>;
+  constexpr std::size_t lanes = block::lanes, most_blocks = Products::blocks_together;
   const std::size_t tokens = q_latent.extent(0), heads = q_latent.extent(1);
   const std::size_t rank = q_latent.extent(2), rope = q_rope.extent(2), width = rank + rope;
+  const attention_shape shape{rank, rope, rank};
   std::size_t parts = 1, longest = 1;
   for (const auto& rows : context) {
     parts = std::max(parts, mla_decode_parts(rows.length));
@@ -125,17 +126,21 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
                    [&](const mla_decode_group&) { ++groups; });
     most_groups = std::max(most_groups, groups);
   }
-  // A chunk of items shares the memory for a decoded tile.
-  const std::size_t items = most_groups * parts;
-  const std::size_t chunk = 1 + std::max(items / (16 * be.concurrency()),
-                                         (std::size_t{1} << 19) / (blocks * lanes * longest * (rank + width) + 1));
-  const std::size_t tile_floats = decode == nullptr ? 0 : attention_keys::size * width;
+  // A chunk of items shares memory: sixteen chunks a thread, fewer where that is much memory.
+  const std::size_t decoded_floats = decode == nullptr ? 0 : whole_lines(attention_keys::size * width);
+  const std::size_t key_floats = whole_lines(Products::key_floats(shape));
+  const std::size_t block_floats = whole_lines(Products::block_floats(shape));
+  const std::size_t chunk_floats = decoded_floats + key_floats + blocks * block_floats;
+  const std::size_t items = most_groups * parts, threads = be.concurrency();
+  const std::size_t chunks = std::clamp((std::size_t{1} << 24) / (chunk_floats + 1), 4 * threads, 16 * threads);
+  const std::size_t chunk =
+      1 + std::max(items / chunks, (std::size_t{1} << 19) / (blocks * lanes * longest * (rank + width) + 1));
   auto scope = be.scope();
   const auto groups = scope.template tensor<mla_decode_group>(most_groups);
-  const auto packed = scope.template tensor<float>(most_groups * blocks, width * lanes);
+  const auto packed = scope.template tensor<float>(most_groups * blocks, Products::query_floats(shape));
   const auto partial = scope.template tensor<float>(parts == 1 ? 0 : round * heads, parts, rank);
   const auto states = scope.template tensor<typename block::state>(parts == 1 ? 0 : round * heads, parts);
-  const auto tiles = scope.template tensor<float>((items + chunk - 1) / chunk, tile_floats);
+  const auto scratch = scope.template tensor<float>((items + chunk - 1) / chunk, chunk_floats);
   const std::size_t pack_grain = 1 + (std::size_t{1} << 16) / (blocks * lanes * width + 1);
   const std::size_t merge_grain = 1 + (std::size_t{1} << 16) / (parts * rank + 1);
 
@@ -153,15 +158,15 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
     be.parallel_for(group_count, pack_grain, [&](std::size_t begin, std::size_t end) {
       for (std::size_t g = begin; g < end; ++g) {
         const mla_decode_group& group = groups(g);
-        for (std::size_t q = 0; q < group.count; ++q) {
-          const std::size_t t = group.token + (group.lane + q) / heads, h = (group.lane + q) % heads;
-          float* to = packed.row(g * blocks + q / lanes) + q % lanes;
-          pack_query(&q_latent(t, h, std::size_t{0}), rank, lanes, scale, to);
-          pack_query(&q_rope(t, h, std::size_t{0}), rope, lanes, scale, to + rank * lanes);
-        }
-        for (std::size_t q = group.count; q % lanes != 0; ++q) {
-          float* to = packed.row(g * blocks + q / lanes) + q % lanes;
-          for (std::size_t i = 0; i < width; ++i) to[i * lanes] = 0.0f;
+        for (std::size_t q = 0; q < group.count; q += lanes) {
+          const float *latent[lanes], *roped[lanes];
+          const std::size_t count_here = std::min(lanes, group.count - q);
+          for (std::size_t lane = 0; lane < count_here; ++lane) {
+            const std::size_t t = group.token + (group.lane + q + lane) / heads, h = (group.lane + q + lane) % heads;
+            latent[lane] = &q_latent(t, h, std::size_t{0});
+            roped[lane] = &q_rope(t, h, std::size_t{0});
+          }
+          Products::pack(shape, latent, roped, count_here, scale, packed.row(g * blocks + q / lanes));
         }
       }
     });
@@ -176,6 +181,7 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
         const std::size_t part = mla_decode_part(rows.length), own_parts = mla_decode_parts(rows.length);
         if (p >= own_parts) continue;
         const std::size_t own_blocks = (group.count + lanes - 1) / lanes;
+        float* const memory = scratch.row(begin / chunk);
         std::array<block, most_blocks> attention;
         for (std::size_t b = 0; b < own_blocks; ++b) {
           const std::size_t in_block = std::min(lanes, group.count - b * lanes);
@@ -185,13 +191,16 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
             out[lane] =
                 own_parts == 1 ? &y(t, h, std::size_t{0}) : &partial((t - first) * heads + h, p, std::size_t{0});
           }
-          attention[b].start(packed.row(item / parts * blocks + b), rank, rope, out, in_block, rank);
+          attention[b].start(shape, packed.row(item / parts * blocks + b),
+                             memory + decoded_floats + key_floats + b * block_floats, out, in_block);
         }
-        attention_keys keys;
+        attention_keys rows_of_tile;
+        typename Products::keys keys(shape, memory + decoded_floats);
         const std::size_t last = std::min(rows.length, (p + 1) * part);
         for (std::size_t c = p * part; c < last; c += attention_keys::size) {
           const std::size_t in_tile = std::min(attention_keys::size, last - c);
-          take_keys(rows, decode, c, in_tile, rank, width, tiles.row(begin / chunk), keys);
+          take_keys(rows, decode, c, in_tile, rank, width, memory, rows_of_tile);
+          bool seen_by_all = true;
           for (std::size_t b = 0; b < own_blocks; ++b) {
             std::ptrdiff_t visible[lanes];
             for (std::size_t lane = 0; lane < lanes; ++lane) {
@@ -199,16 +208,20 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
               visible[lane] = static_cast<std::ptrdiff_t>(context[token_of(q)].length) - static_cast<std::ptrdiff_t>(c);
             }
             // The block's first token sees fewest keys, its last one most.
-            const std::ptrdiff_t most = std::min(visible[lanes - 1], static_cast<std::ptrdiff_t>(in_tile));
-            if (most <= 0) continue;
+            const std::ptrdiff_t most =
+                std::clamp<std::ptrdiff_t>(visible[lanes - 1], 0, static_cast<std::ptrdiff_t>(in_tile));
             if (visible[0] >= most) {
-              attention[b].add(keys, static_cast<std::size_t>(most));
+              attention[b].see(static_cast<std::size_t>(most));
             } else {
-              attention[b].add_causal(keys, static_cast<std::size_t>(most), visible);
+              attention[b].see(static_cast<std::size_t>(most), visible);
             }
+            seen_by_all = seen_by_all && visible[0] >= static_cast<std::ptrdiff_t>(in_tile);
           }
+          keys.take(rows_of_tile, in_tile, seen_by_all);
+          attend(attention.data(), own_blocks, keys);
         }
         for (std::size_t b = 0; b < own_blocks; ++b) {
+          attention[b].finish();
           if (own_parts == 1) {
             attention[b].normalise();
             continue;
@@ -247,6 +260,17 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
   }
 }
 
+// Rows of any form. One instantiation holds every kernel: see kernels/extern.hpp.
+template <class Arch, class Executor>
+void mla_decode_rows(simd<Arch, Executor>& be, view<const float, 3> q_latent, view<const float, 3> q_rope,
+                     std::span<const row_bytes> context, row_decoder decode, float scale, view<float, 3> y) {
+  std::size_t most = 0;  // queries that go together
+  for_each_group(context, 0, context.size(), q_latent.extent(1), std::size_t{1} << 16,
+                 [&](const mla_decode_group& group) { most = std::max(most, group.count); });
+  with_attention_products<Arch>(
+      most, [&]<class Products>() { mla_decode_blocks<Products>(be, q_latent, q_rope, context, decode, scale, y); });
+}
+
 }  // namespace detail
 
 template <class Arch, class Executor, class T>
@@ -259,16 +283,8 @@ void mla_decode_impl(simd<Arch, Executor>& be, view<const float, 3> q_latent, vi
   be.parallel_for(1, 1, [&](std::size_t, std::size_t) {
     for (std::size_t t = 0; t < tokens; ++t) rows(t) = detail::as_bytes(context[t]);
   });
-  const std::span<const detail::row_bytes> all(rows.data(), tokens);
-  constexpr detail::row_decoder decode = detail::decoder_of<Arch, T>();
-  std::size_t most = 0;  // queries that go together
-  detail::for_each_group(all, 0, tokens, heads, 2 * batch<float, Arch>::size,
-                         [&](const detail::mla_decode_group& group) { most = std::max(most, group.count); });
-  if (most > batch<float, Arch>::size) {
-    detail::mla_decode_blocks<2>(be, q_latent, q_rope, all, decode, scale, y);
-  } else {
-    detail::mla_decode_blocks<1>(be, q_latent, q_rope, all, decode, scale, y);
-  }
+  detail::mla_decode_rows(be, q_latent, q_rope, std::span<const detail::row_bytes>(rows.data(), tokens),
+                          detail::decoder_of<Arch, T>(), scale, y);
 }
 
 MOTE_END_NAMESPACE

@@ -5,61 +5,73 @@
 
 #include "../../core/simd.hpp"
 #include "../../core/view.hpp"
-#include "../attention/tile.hpp"
+#include "../attention/products.hpp"
 
 MOTE_BEGIN_NAMESPACE
 
 namespace detail {
 
 // One head, one block of queries at a time; keys are taken in tiles from the start of the context.
-template <std::size_t Vectors, class Arch, class Executor>
+template <class Products, class Arch, class Executor>
 void mla_prefill_blocks(simd<Arch, Executor>& be, view<const float, 3> q_nope, view<const float, 3> q_rope,
                         view<const float, 3> k_nope, view<const float, 2> k_rope, view<const float, 3> v, float scale,
                         view<float, 3> y) {
-  using block = attention_block<Arch, Vectors>;
+  using block = attention_block<Arch, Products>;
   constexpr std::size_t lanes = block::lanes;
   const std::size_t tokens = q_nope.extent(0), heads = q_nope.extent(1), context = k_nope.extent(0);
   const std::size_t nope = q_nope.extent(2), rope = q_rope.extent(2), dim_v = v.extent(2);
   const std::size_t blocks = (tokens + lanes - 1) / lanes;
-  const std::size_t grain = 1 + (std::size_t{1} << 19) / (lanes * context * (nope + rope + dim_v) + 1);
+  const attention_shape shape{nope, rope, dim_v};
+  const std::size_t items = heads * blocks;
+  const std::size_t grain = 1 + std::max(items / (16 * be.concurrency()),
+                                         (std::size_t{1} << 19) / (lanes * context * (nope + rope + dim_v) + 1));
   auto scope = be.scope();
-  const auto packed = scope.template tensor<float>(heads * blocks, (nope + rope) * lanes);
+  const std::size_t query_floats = whole_lines(Products::query_floats(shape));
+  const std::size_t key_floats = whole_lines(Products::key_floats(shape));
+  // A chunk of items shares memory.
+  const auto scratch = scope.template tensor<float>((items + grain - 1) / grain,
+                                                    query_floats + key_floats + Products::block_floats(shape));
 
-  be.parallel_for(heads * blocks, grain, [&](std::size_t begin, std::size_t end) {
+  be.parallel_for(items, grain, [&](std::size_t begin, std::size_t end) {
     for (std::size_t item = begin; item < end; ++item) {
       // The last blocks see most keys: they go first, so that threads finish together.
       const std::size_t h = item / blocks, t = (blocks - 1 - item % blocks) * lanes;
       const std::size_t count = std::min(lanes, tokens - t);
-      float* queries = packed.row(item);
-      std::fill_n(queries, (nope + rope) * lanes, 0.0f);
+      float* const queries = scratch.row(begin / grain);
+      const float *nopes[lanes], *ropes[lanes];
       float* out[lanes];
       for (std::size_t lane = 0; lane < count; ++lane) {
-        pack_query(&q_nope(t + lane, h, std::size_t{0}), nope, lanes, scale, queries + lane);
-        pack_query(&q_rope(t + lane, h, std::size_t{0}), rope, lanes, scale, queries + nope * lanes + lane);
+        nopes[lane] = &q_nope(t + lane, h, std::size_t{0});
+        ropes[lane] = &q_rope(t + lane, h, std::size_t{0});
         out[lane] = &y(t + lane, h, std::size_t{0});
       }
+      Products::pack(shape, nopes, ropes, count, scale, queries);
 
       block attention;
-      attention.start(queries, nope, rope, out, count, dim_v);
-      attention_keys keys;
+      attention.start(shape, queries, queries + query_floats + key_floats, out, count);
+      typename Products::keys keys(shape, queries + query_floats);
+      attention_keys rows;
       const std::size_t seen_by_first = context - tokens + t + 1, seen_by_last = seen_by_first + count - 1;
       for (std::size_t c = 0; c < seen_by_last; c += attention_keys::size) {
         const std::size_t in_tile = std::min(attention_keys::size, seen_by_last - c);
         for (std::size_t i = 0; i < in_tile; ++i) {
-          keys.first[i] = &k_nope(c + i, h, std::size_t{0});
-          keys.second[i] = &k_rope(c + i, std::size_t{0});
-          keys.value[i] = &v(c + i, h, std::size_t{0});
+          rows.first[i] = &k_nope(c + i, h, std::size_t{0});
+          rows.second[i] = &k_rope(c + i, std::size_t{0});
+          rows.value[i] = &v(c + i, h, std::size_t{0});
         }
+        keys.take(rows, in_tile, c + in_tile <= seen_by_first);
         if (c + in_tile <= seen_by_first) {
-          attention.add(keys, in_tile);
+          attention.see(in_tile);
         } else {
           std::ptrdiff_t visible[lanes];
           for (std::size_t lane = 0; lane < lanes; ++lane) {
             visible[lane] = static_cast<std::ptrdiff_t>(seen_by_first + lane) - static_cast<std::ptrdiff_t>(c);
           }
-          attention.add_causal(keys, in_tile, visible);
+          attention.see(in_tile, visible);
         }
+        attend(&attention, 1, keys);
       }
+      attention.finish();
       attention.normalise();
     }
   });
@@ -71,11 +83,9 @@ template <class Arch, class Executor>
 void mla_prefill_impl(simd<Arch, Executor>& be, view<const float, 3> q_nope, view<const float, 3> q_rope,
                       view<const float, 3> k_nope, view<const float, 2> k_rope, view<const float, 3> v, float scale,
                       view<float, 3> y) {
-  if (q_nope.extent(0) > batch<float, Arch>::size) {
-    detail::mla_prefill_blocks<2>(be, q_nope, q_rope, k_nope, k_rope, v, scale, y);
-  } else {
-    detail::mla_prefill_blocks<1>(be, q_nope, q_rope, k_nope, k_rope, v, scale, y);
-  }
+  detail::with_attention_products<Arch>(q_nope.extent(0), [&]<class Products>() {
+    detail::mla_prefill_blocks<Products>(be, q_nope, q_rope, k_nope, k_rope, v, scale, y);
+  });
 }
 
 MOTE_END_NAMESPACE
