@@ -103,10 +103,7 @@ void matmul(benchmark::State& state, const std::string& name, const bench::weigh
   std::visit(
       [&]<class Matrix>(const Matrix&) {
         if constexpr (mote::detail::multiplied_by_tiles<mote::default_arch, Matrix>) {
-          constexpr bool bf16 = std::is_same_v<Matrix, mote::packed_matrix<mote::bf16>>;
-          constexpr std::size_t least =
-              bf16 ? mote::detail::tile_sum_kernel<mote::default_arch>::tokens + 1 : mote::detail::tile_tokens_min;
-          if (tokens >= least) {
+          if (tokens >= mote::detail::tile_tokens_min<mote::default_arch, Matrix>) {
             compare_tiles<Matrix>(state, weights, rows, result, threads, shortest);
           }
         }

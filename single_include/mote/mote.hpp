@@ -1030,6 +1030,16 @@ batch<To, Arch> bits_as(const batch<From, Arch>& x) {
   }
 }
 
+// Of two bf16 in each word the first, in the lower half; the second.
+template <class Arch>
+batch<float, Arch> first_bf16(const batch<std::uint32_t, Arch>& both) {
+  return bits_as<float>(both << 16);
+}
+template <class Arch>
+batch<float, Arch> second_bf16(const batch<std::uint32_t, Arch>& both) {
+  return bits_as<float>(both & batch<std::uint32_t, Arch>(0xFFFF0000u));
+}
+
 // exp(x) to about 2 ulp; 0 below -87.3 (where float32 turns subnormal), infinity above 88.72, NaN stays NaN.
 //
 // exp(x) = 2^n exp(r), n = round(x / ln 2). Adding 1.5 · 2^23 rounds to a whole number and leaves n in the low bits, from
@@ -5000,7 +5010,7 @@ struct element_dot<Arch, bf16> {
     if constexpr (dot_products) {
       return both;
     } else {
-      return bits_as<float>(Part == 0 ? both << 16 : both & pairs(0xFFFF0000u));
+      return Part == 0 ? first_bf16(both) : second_bf16(both);
     }
   }
   template <std::size_t Part>
@@ -5804,9 +5814,6 @@ struct tile_sum_kernel {
   }
 
  private:
-  static floats even(const pairs& both) { return bits_as<float>(both << 16); }
-  static floats odd(const pairs& both) { return bits_as<float>(both & pairs(0xFFFF0000u)); }
-
   // The `quads` pairs of k that a tile takes at once, of `strips` vectors of rows and C tokens: adds to out[row + c · stride].
   template <std::size_t C>
   static void step(const std::uint8_t* w, std::size_t quads, const std::uint8_t* const* x, std::size_t from, float* out,
@@ -5826,10 +5833,10 @@ struct tile_sum_kernel {
       unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
         std::uint32_t pair;
         std::memcpy(&pair, token[c] + q * 4, sizeof pair);
-        const floats x_even = even(pairs(pair)), x_odd = odd(pairs(pair));
+        const floats x_even = first_bf16(pairs(pair)), x_odd = second_bf16(pairs(pair));
         unroll<strips>([&](std::size_t r) __attribute__((always_inline)) {
-          sum[0][r][c] = fused_multiply_add(even(both[r]), x_even, sum[0][r][c]);
-          sum[1][r][c] = fused_multiply_add(odd(both[r]), x_odd, sum[1][r][c]);
+          sum[0][r][c] = fused_multiply_add(first_bf16(both[r]), x_even, sum[0][r][c]);
+          sum[1][r][c] = fused_multiply_add(second_bf16(both[r]), x_odd, sum[1][r][c]);
         });
       });
     }
@@ -5866,9 +5873,6 @@ inline constexpr std::size_t float_depth = 1024;   // elements of k a block: a t
 inline constexpr std::size_t float_tokens = 24;    // whose accumulators are kept between blocks of k, of all rows
 inline constexpr std::size_t decoded_depth = 512;  // elements of k that are decoded at a time, of some rows
 
-// Fewer are multiplied by vectors: tiles take as long for a few of their rows as for all.
-inline constexpr std::size_t tile_tokens_min = tile_height / 2;
-
 // Whether packed bf16 is multiplied as such, not as float32.
 template <class Arch>
 inline constexpr bool bf16_products = element_dot<Arch, bf16>::dot_products;
@@ -5881,6 +5885,12 @@ inline constexpr bool multiplied_by_tiles = false;
 template <class Arch, class T>
 inline constexpr bool multiplied_by_tiles<Arch, packed_matrix<T>> = uses_tiles<Arch>;
 
+// Tokens from which on they do: tiles take as long for a few of their rows as for all.
+template <class Arch, class Matrix>
+inline constexpr std::size_t tile_tokens_min = tile_height / 2;
+template <class Arch>
+inline constexpr std::size_t tile_tokens_min<Arch, packed_matrix<bf16>> = tile_sum_kernel<Arch>::tokens + 1;
+
 // Rows of a unit for so many tokens: a panel's, or what the kernel takes at once. Units begin at multiples of it.
 template <class Arch, class Matrix>
 inline constexpr std::size_t unit_rows = packed_rows;
@@ -5891,7 +5901,8 @@ inline constexpr std::size_t unit_rows<Arch, packed_matrix<F>> =
     (block_kernel<Arch, F>::pair_tokens > 0 ? 2 : 1) * packed_rows;
 template <class Arch, class Matrix>
 std::size_t unit_rows_for(std::size_t tokens) {
-  return multiplied_by_tiles<Arch, Matrix> && tokens >= tile_tokens_min ? tile_unit_rows : unit_rows<Arch, Matrix>;
+  return multiplied_by_tiles<Arch, Matrix> && tokens >= tile_tokens_min<Arch, Matrix> ? tile_unit_rows
+                                                                                      : unit_rows<Arch, Matrix>;
 }
 
 // A row of activations, in the forms that the weights at hand multiply: float32, int8 codes with one scale, bf16 or
@@ -6112,7 +6123,7 @@ void unit_product(const packed_matrix<F>& w, std::size_t first, std::size_t rows
   const std::size_t panels = (rows + packed_rows - 1) / packed_rows;
   bool done = false;
   if constexpr (multiplied_by_tiles<Arch, packed_matrix<F>>) {
-    if (tokens >= tile_tokens_min && x->tile) {
+    if (tokens >= tile_tokens_min<Arch, packed_matrix<F>> && x->tile) {
       const tiled_blocks* tile[unit_tokens / tile_height] = {};
       for (std::size_t t = 0; t < tokens; t += tile_height) tile[t / tile_height] = x[t].tile->blocks;
       block_tile_kernel<amx_tiles, Arch, F>::product(w, first / packed_rows, panels, tile, tokens, out, unit_stride);
@@ -6216,7 +6227,7 @@ void unit_product(const packed_matrix<T>& w, std::size_t first, std::size_t rows
         done = true;
       }
     }
-    if (!done && (!int8 || tokens >= tile_tokens_min) && x->tile) {
+    if (!done && tokens >= tile_tokens_min<Arch, packed_matrix<T>> && x->tile) {
       const std::uint8_t* tile[unit_tokens / tile_height] = {};
       for (std::size_t t = 0; t < tokens; t += tile_height) {
         tile[t / tile_height] = int8 ? x[t].tile->codes : x[t].tile->halves;
@@ -6350,7 +6361,8 @@ void lay_out_tiles([[maybe_unused]] Backend& be, [[maybe_unused]] Scope& scope,
                    [[maybe_unused]] const view<activation, 1>& rows, [[maybe_unused]] std::size_t runs,
                    [[maybe_unused]] First&& first) {
   if constexpr (uses_tiles<Arch>) {
-    const std::size_t least = wanted.halves ? tile_sum_kernel<Arch>::tokens + 1 : tile_tokens_min;
+    const std::size_t least =
+        wanted.halves ? tile_tokens_min<Arch, packed_matrix<bf16>> : tile_tokens_min<Arch, packed_matrix<std::int8_t>>;
     std::size_t longest = 0;
     for (std::size_t r = 0; r < runs; ++r) longest = std::max(longest, first(r + 1) - first(r));
     if (!wanted.tiles || longest < least || !amx_tiles::available()) return;

@@ -25,6 +25,16 @@ batch<To, Arch> bits_as(const batch<From, Arch>& x) {
   }
 }
 
+// Of two bf16 in each word the first, in the lower half; the second.
+template <class Arch>
+batch<float, Arch> first_bf16(const batch<std::uint32_t, Arch>& both) {
+  return bits_as<float>(both << 16);
+}
+template <class Arch>
+batch<float, Arch> second_bf16(const batch<std::uint32_t, Arch>& both) {
+  return bits_as<float>(both & batch<std::uint32_t, Arch>(0xFFFF0000u));
+}
+
 // exp(x) to about 2 ulp; 0 below -87.3 (where float32 turns subnormal), infinity above 88.72, NaN stays NaN.
 //
 // exp(x) = 2^n exp(r), n = round(x / ln 2). Adding 1.5 · 2^23 rounds to a whole number and leaves n in the low bits, from

@@ -85,7 +85,7 @@ struct element_dot<Arch, bf16> {
     if constexpr (dot_products) {
       return both;
     } else {
-      return bits_as<float>(Part == 0 ? both << 16 : both & pairs(0xFFFF0000u));
+      return Part == 0 ? first_bf16(both) : second_bf16(both);
     }
   }
   template <std::size_t Part>

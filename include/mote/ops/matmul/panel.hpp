@@ -36,9 +36,6 @@ inline constexpr std::size_t float_depth = 1024;   // elements of k a block: a t
 inline constexpr std::size_t float_tokens = 24;    // whose accumulators are kept between blocks of k, of all rows
 inline constexpr std::size_t decoded_depth = 512;  // elements of k that are decoded at a time, of some rows
 
-// Fewer are multiplied by vectors: tiles take as long for a few of their rows as for all.
-inline constexpr std::size_t tile_tokens_min = tile_height / 2;
-
 // Whether packed bf16 is multiplied as such, not as float32.
 template <class Arch>
 inline constexpr bool bf16_products = element_dot<Arch, bf16>::dot_products;
@@ -51,6 +48,12 @@ inline constexpr bool multiplied_by_tiles = false;
 template <class Arch, class T>
 inline constexpr bool multiplied_by_tiles<Arch, packed_matrix<T>> = uses_tiles<Arch>;
 
+// Tokens from which on they do: tiles take as long for a few of their rows as for all.
+template <class Arch, class Matrix>
+inline constexpr std::size_t tile_tokens_min = tile_height / 2;
+template <class Arch>
+inline constexpr std::size_t tile_tokens_min<Arch, packed_matrix<bf16>> = tile_sum_kernel<Arch>::tokens + 1;
+
 // Rows of a unit for so many tokens: a panel's, or what the kernel takes at once. Units begin at multiples of it.
 template <class Arch, class Matrix>
 inline constexpr std::size_t unit_rows = packed_rows;
@@ -61,7 +64,8 @@ inline constexpr std::size_t unit_rows<Arch, packed_matrix<F>> =
     (block_kernel<Arch, F>::pair_tokens > 0 ? 2 : 1) * packed_rows;
 template <class Arch, class Matrix>
 std::size_t unit_rows_for(std::size_t tokens) {
-  return multiplied_by_tiles<Arch, Matrix> && tokens >= tile_tokens_min ? tile_unit_rows : unit_rows<Arch, Matrix>;
+  return multiplied_by_tiles<Arch, Matrix> && tokens >= tile_tokens_min<Arch, Matrix> ? tile_unit_rows
+                                                                                      : unit_rows<Arch, Matrix>;
 }
 
 // A row of activations, in the forms that the weights at hand multiply: float32, int8 codes with one scale, bf16 or
@@ -282,7 +286,7 @@ void unit_product(const packed_matrix<F>& w, std::size_t first, std::size_t rows
   const std::size_t panels = (rows + packed_rows - 1) / packed_rows;
   bool done = false;
   if constexpr (multiplied_by_tiles<Arch, packed_matrix<F>>) {
-    if (tokens >= tile_tokens_min && x->tile) {
+    if (tokens >= tile_tokens_min<Arch, packed_matrix<F>> && x->tile) {
       const tiled_blocks* tile[unit_tokens / tile_height] = {};
       for (std::size_t t = 0; t < tokens; t += tile_height) tile[t / tile_height] = x[t].tile->blocks;
       block_tile_kernel<amx_tiles, Arch, F>::product(w, first / packed_rows, panels, tile, tokens, out, unit_stride);
@@ -386,7 +390,7 @@ void unit_product(const packed_matrix<T>& w, std::size_t first, std::size_t rows
         done = true;
       }
     }
-    if (!done && (!int8 || tokens >= tile_tokens_min) && x->tile) {
+    if (!done && tokens >= tile_tokens_min<Arch, packed_matrix<T>> && x->tile) {
       const std::uint8_t* tile[unit_tokens / tile_height] = {};
       for (std::size_t t = 0; t < tokens; t += tile_height) {
         tile[t / tile_height] = int8 ? x[t].tile->codes : x[t].tile->halves;
@@ -520,7 +524,8 @@ void lay_out_tiles([[maybe_unused]] Backend& be, [[maybe_unused]] Scope& scope,
                    [[maybe_unused]] const view<activation, 1>& rows, [[maybe_unused]] std::size_t runs,
                    [[maybe_unused]] First&& first) {
   if constexpr (uses_tiles<Arch>) {
-    const std::size_t least = wanted.halves ? tile_sum_kernel<Arch>::tokens + 1 : tile_tokens_min;
+    const std::size_t least =
+        wanted.halves ? tile_tokens_min<Arch, packed_matrix<bf16>> : tile_tokens_min<Arch, packed_matrix<std::int8_t>>;
     std::size_t longest = 0;
     for (std::size_t r = 0; r < runs; ++r) longest = std::max(longest, first(r + 1) - first(r));
     if (!wanted.tiles || longest < least || !amx_tiles::available()) return;

@@ -57,9 +57,6 @@ struct tile_sum_kernel {
   }
 
  private:
-  static floats even(const pairs& both) { return bits_as<float>(both << 16); }
-  static floats odd(const pairs& both) { return bits_as<float>(both & pairs(0xFFFF0000u)); }
-
   // The `quads` pairs of k that a tile takes at once, of `strips` vectors of rows and C tokens: adds to out[row + c · stride].
   template <std::size_t C>
   static void step(const std::uint8_t* w, std::size_t quads, const std::uint8_t* const* x, std::size_t from, float* out,
@@ -79,10 +76,10 @@ struct tile_sum_kernel {
       unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
         std::uint32_t pair;
         std::memcpy(&pair, token[c] + q * 4, sizeof pair);
-        const floats x_even = even(pairs(pair)), x_odd = odd(pairs(pair));
+        const floats x_even = first_bf16(pairs(pair)), x_odd = second_bf16(pairs(pair));
         unroll<strips>([&](std::size_t r) __attribute__((always_inline)) {
-          sum[0][r][c] = fused_multiply_add(even(both[r]), x_even, sum[0][r][c]);
-          sum[1][r][c] = fused_multiply_add(odd(both[r]), x_odd, sum[1][r][c]);
+          sum[0][r][c] = fused_multiply_add(first_bf16(both[r]), x_even, sum[0][r][c]);
+          sum[1][r][c] = fused_multiply_add(second_bf16(both[r]), x_odd, sum[1][r][c]);
         });
       });
     }
