@@ -2493,6 +2493,203 @@ MOTE_END_NAMESPACE
 //   for each quad:           four bytes of every row: four codes of k, or two bf16
 //   std::int8_t:             at the end of the panel float scale[32]
 
+// ---- mote/core/amx.hpp
+// Matrix tiles of Intel's AMX: eight registers of up to 16 rows of up to 64 bytes each.
+//
+//   c[m][n] += Σ_q Σ_{i<4} a[m][4 q + i] · b[q][4 n + i]     int8, summed in int32 (tdpbssd)
+//   c[m][n] += Σ_q a[m][2 q] · b[q][2 n] + Σ_q a[m][2 q + 1] · b[q][2 n + 1]
+//                                                            bf16, each sum and theirs in float32 (tdpbf16ps)
+//
+// Kernels take the engine as a template parameter: `amx_tiles` is the machine's, `software_tiles` does the same in plain
+// loops, so that kernels are tested on every machine. An engine is configured where it is made and let go with it; others
+// who use tiles in the same thread, as ggml does, find their configuration again.
+// Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.
+
+#include <cassert>
+
+#if defined(__linux__) && (defined(__AMX_TILE__) || defined(__AMXTILE__))  // the latter by clang before 16
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+inline constexpr std::size_t tile_count = 8, tile_height = 16, tile_bytes = 64;
+
+// A register's rows, at most tile_height, and their bytes, at most tile_bytes. A product takes a [m, k bytes], b [k / 4, n
+// bytes] and c [m, n bytes].
+struct tile_shape {
+  std::size_t rows, bytes = tile_bytes;
+};
+using tile_shapes = std::array<tile_shape, tile_count>;
+
+class software_tiles {
+ public:
+  explicit software_tiles(const tile_shapes& shapes) : shapes_(shapes) {}
+
+  template <int I>
+  void zero() {
+    std::memset(tiles_[I], 0, sizeof tiles_[I]);
+  }
+  template <int I>
+  void load(const void* p, std::size_t stride) {
+    for (std::size_t r = 0; r < shapes_[I].rows; ++r) {
+      std::memcpy(tiles_[I][r], static_cast<const std::uint8_t*>(p) + r * stride, shapes_[I].bytes);
+    }
+  }
+  // The same of what is not read again soon.
+  template <int I>
+  void stream(const void* p, std::size_t stride) {
+    load<I>(p, stride);
+  }
+  template <int I>
+  void store(void* p, std::size_t stride) const {
+    for (std::size_t r = 0; r < shapes_[I].rows; ++r) {
+      std::memcpy(static_cast<std::uint8_t*>(p) + r * stride, tiles_[I][r], shapes_[I].bytes);
+    }
+  }
+  template <int C, int A, int B>
+  void dot_int8() {
+    dot<C, A, B, std::int8_t, std::int32_t>();
+  }
+  // As the processor adds them, but for subnormal numbers, which are zero to it: see tile_sum_kernel.hpp.
+  template <int C, int A, int B>
+  void dot_bf16() {
+    dot<C, A, B, bf16, float>();
+  }
+
+ private:
+  // Of each quad of T the first elements are added up, then the second ones, …
+  template <int C, int A, int B, class T, class Sum>
+  void dot() {
+    constexpr std::size_t quad = 4 / sizeof(T);
+    const tile_shape a = shapes_[A], b = shapes_[B], c = shapes_[C];
+    assert(a.rows == c.rows && b.bytes == c.bytes && a.bytes == b.rows * 4);  // else an invalid instruction
+    for (std::size_t m = 0; m < c.rows; ++m) {
+      for (std::size_t n = 0; n < c.bytes / 4; ++n) {
+        Sum part[quad] = {}, all = 0;
+        for (std::size_t k = 0; k < b.rows * quad; ++k) {
+          part[k % quad] += static_cast<Sum>(read<T>(tiles_[A][m], k)) *
+                            static_cast<Sum>(read<T>(tiles_[B][k / quad], n * quad + k % quad));
+        }
+        for (const Sum p : part) all += p;
+        const Sum sum = read<Sum>(tiles_[C][m], n) + all;
+        std::memcpy(tiles_[C][m] + n * 4, &sum, 4);
+      }
+    }
+  }
+  template <class T>
+  static T read(const std::uint8_t* row, std::size_t i) {
+    T value;
+    std::memcpy(&value, row + i * sizeof value, sizeof value);
+    return value;
+  }
+
+  tile_shapes shapes_;
+  std::uint8_t tiles_[tile_count][tile_height][tile_bytes] = {};
+};
+
+#if defined(__linux__) && ((defined(__AMX_TILE__) && defined(__AMX_INT8__) && defined(__AMX_BF16__)) || \
+                           (defined(__AMXTILE__) && defined(__AMXINT8__) && defined(__AMXBF16__)))
+
+inline constexpr bool has_amx_tiles = true;
+
+class amx_tiles {
+ public:
+  explicit amx_tiles(const tile_shapes& shapes) {
+    asm volatile("sttilecfg %0" : "=m"(before_));
+    configuration config;
+    config.palette = 1;
+    for (std::size_t i = 0; i < tile_count; ++i) {
+      config.columns[i] = static_cast<std::uint16_t>(shapes[i].bytes);
+      config.rows[i] = static_cast<std::uint8_t>(shapes[i].rows);
+    }
+    asm volatile("ldtilecfg %0" ::"m"(config));
+  }
+  amx_tiles(const amx_tiles&) = delete;
+  amx_tiles& operator=(const amx_tiles&) = delete;
+  ~amx_tiles() {
+    asm volatile("tilerelease");
+    if (before_.palette != 0) asm volatile("ldtilecfg %0" ::"m"(before_));
+  }
+
+  // Whether the kernel lets this process use tiles; asked once, as Linux wants it.
+  static bool available() {
+    static const bool granted = [] {
+      constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM
+      return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+    }();
+    return granted;
+  }
+
+  // Assembly, because g++ 12's intrinsics paste the register's number as text.
+  template <int I>
+  void zero() {
+    asm volatile("tilezero %%tmm%c0" ::"i"(I));
+  }
+  template <int I>
+  void load(const void* p, std::size_t stride) {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(I) : "memory");
+  }
+  template <int I>
+  void stream(const void* p, std::size_t stride) {
+    asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(I) : "memory");
+  }
+  template <int I>
+  void store(void* p, std::size_t stride) const {
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(stride), "i"(I) : "memory");
+  }
+  template <int C, int A, int B>
+  void dot_int8() {
+    asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+  }
+  template <int C, int A, int B>
+  void dot_bf16() {
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+  }
+
+ private:
+  struct alignas(64) configuration {
+    std::uint8_t palette = 0, start_row = 0, reserved[14] = {};
+    std::uint16_t columns[16] = {};
+    std::uint8_t rows[16] = {};
+  };
+  configuration before_;  // palette 0: none
+};
+
+// While it lives, vectors take subnormal numbers for zero, as tiles do.
+class subnormals_as_zero {
+ public:
+  subnormals_as_zero() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
+  subnormals_as_zero(const subnormals_as_zero&) = delete;
+  subnormals_as_zero& operator=(const subnormals_as_zero&) = delete;
+  ~subnormals_as_zero() { _mm_setcsr(before_); }
+
+ private:
+  unsigned before_;
+};
+
+#else
+
+inline constexpr bool has_amx_tiles = false;
+
+class amx_tiles : public software_tiles {
+ public:
+  using software_tiles::software_tiles;
+  static bool available() { return false; }
+};
+
+struct [[maybe_unused]] subnormals_as_zero {};
+
+#endif
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
 // ---- mote/core/int8_dot.hpp
 // int8_dot<Arch>: dot products of int8 codes with one weight row in each int32 lane, by instruction set.
 //
@@ -2809,7 +3006,8 @@ MOTE_END_NAMESPACE
 // ---- mote/quant/packed.hpp
 MOTE_BEGIN_NAMESPACE
 
-// What a vector kernel wants of packed formats: rows that share a vector, and the largest unsigned code it multiplies.
+// What kernels want of packed formats: rows that share a vector, and the largest unsigned code they multiply; 0 where codes
+// are to be signed.
 struct packing {
   std::size_t lanes = 0;
   int largest_code = 0;
@@ -2817,10 +3015,13 @@ struct packing {
   friend bool operator==(const packing&, const packing&) = default;
 };
 
+// Matrix tiles multiply signed codes where they lie.
 template <class Arch>
-inline constexpr packing packing_of{detail::int8_dot<Arch>::lanes, detail::int8_dot<Arch>::unsigned_limit > 0
-                                                                       ? detail::int8_dot<Arch>::unsigned_limit
-                                                                       : 127};
+inline constexpr packing packing_of = [] {
+  using dot = detail::int8_dot<Arch>;
+  if (detail::has_amx_tiles && dot::lanes == detail::tile_height) return packing{dot::lanes, 0};
+  return packing{dot::lanes, dot::unsigned_limit > 0 ? dot::unsigned_limit : 127};
+}();
 
 namespace detail {
 
@@ -3777,204 +3978,6 @@ MOTE_END_NAMESPACE
 // Activations as matrix tiles (core/amx.hpp) read them: sixteen tokens side by side, made once for all the units that
 // multiply them.
 
-// ---- mote/core/amx.hpp
-// Matrix tiles of Intel's AMX: eight registers of up to 16 rows of up to 64 bytes each.
-//
-//   c[m][n] += Σ_q Σ_{i<4} a[m][4 q + i] · b[q][4 n + i]     int8, summed in int32 (tdpbssd)
-//   c[m][n] += Σ_q a[m][2 q] · b[q][2 n] + Σ_q a[m][2 q + 1] · b[q][2 n + 1]
-//                                                            bf16, each sum and theirs in float32 (tdpbf16ps)
-//
-// Kernels take the engine as a template parameter: `amx_tiles` is the machine's, `software_tiles` does the same in plain
-// loops, so that kernels are tested on every machine. An engine is configured where it is made and let go with it; others
-// who use tiles in the same thread, as ggml does, find their configuration again.
-// Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.
-
-#include <cassert>
-
-#if defined(__linux__) && (defined(__AMX_TILE__) || defined(__AMXTILE__))  // the latter by clang before 16
-#include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
-MOTE_BEGIN_NAMESPACE
-
-namespace detail {
-
-inline constexpr std::size_t tile_count = 8, tile_height = 16, tile_bytes = 64;
-
-// A register's rows, at most tile_height, and their bytes, at most tile_bytes. A product takes a [m, k bytes], b [k / 4, n
-// bytes] and c [m, n bytes].
-struct tile_shape {
-  std::size_t rows, bytes = tile_bytes;
-};
-using tile_shapes = std::array<tile_shape, tile_count>;
-
-class software_tiles {
- public:
-  explicit software_tiles(const tile_shapes& shapes) : shapes_(shapes) {}
-
-  template <int I>
-  void zero() {
-    std::memset(tiles_[I], 0, sizeof tiles_[I]);
-  }
-  template <int I>
-  void load(const void* p, std::size_t stride) {
-    for (std::size_t r = 0; r < shapes_[I].rows; ++r) {
-      std::memcpy(tiles_[I][r], static_cast<const std::uint8_t*>(p) + r * stride, shapes_[I].bytes);
-    }
-  }
-  // The same of what is not read again soon.
-  template <int I>
-  void stream(const void* p, std::size_t stride) {
-    load<I>(p, stride);
-  }
-  template <int I>
-  void store(void* p, std::size_t stride) const {
-    for (std::size_t r = 0; r < shapes_[I].rows; ++r) {
-      std::memcpy(static_cast<std::uint8_t*>(p) + r * stride, tiles_[I][r], shapes_[I].bytes);
-    }
-  }
-  template <int C, int A, int B>
-  void dot_int8() {
-    dot<C, A, B, std::int8_t, std::int32_t>();
-  }
-  // As the processor adds them, but for subnormal numbers, which are zero to it: see tile_sum_kernel.hpp.
-  template <int C, int A, int B>
-  void dot_bf16() {
-    dot<C, A, B, bf16, float>();
-  }
-
- private:
-  // Of each quad of T the first elements are added up, then the second ones, …
-  template <int C, int A, int B, class T, class Sum>
-  void dot() {
-    constexpr std::size_t quad = 4 / sizeof(T);
-    const tile_shape a = shapes_[A], b = shapes_[B], c = shapes_[C];
-    assert(a.rows == c.rows && b.bytes == c.bytes && a.bytes == b.rows * 4);  // else an invalid instruction
-    for (std::size_t m = 0; m < c.rows; ++m) {
-      for (std::size_t n = 0; n < c.bytes / 4; ++n) {
-        Sum part[quad] = {}, all = 0;
-        for (std::size_t k = 0; k < b.rows * quad; ++k) {
-          part[k % quad] += static_cast<Sum>(read<T>(tiles_[A][m], k)) *
-                            static_cast<Sum>(read<T>(tiles_[B][k / quad], n * quad + k % quad));
-        }
-        for (const Sum p : part) all += p;
-        const Sum sum = read<Sum>(tiles_[C][m], n) + all;
-        std::memcpy(tiles_[C][m] + n * 4, &sum, 4);
-      }
-    }
-  }
-  template <class T>
-  static T read(const std::uint8_t* row, std::size_t i) {
-    T value;
-    std::memcpy(&value, row + i * sizeof value, sizeof value);
-    return value;
-  }
-
-  tile_shapes shapes_;
-  std::uint8_t tiles_[tile_count][tile_height][tile_bytes] = {};
-};
-
-#if defined(__linux__) && ((defined(__AMX_TILE__) && defined(__AMX_INT8__) && defined(__AMX_BF16__)) || \
-                           (defined(__AMXTILE__) && defined(__AMXINT8__) && defined(__AMXBF16__)))
-
-inline constexpr bool has_amx_tiles = true;
-
-class amx_tiles {
- public:
-  explicit amx_tiles(const tile_shapes& shapes) {
-    asm volatile("sttilecfg %0" : "=m"(before_));
-    configuration config;
-    config.palette = 1;
-    for (std::size_t i = 0; i < tile_count; ++i) {
-      config.columns[i] = static_cast<std::uint16_t>(shapes[i].bytes);
-      config.rows[i] = static_cast<std::uint8_t>(shapes[i].rows);
-    }
-    asm volatile("ldtilecfg %0" ::"m"(config));
-  }
-  amx_tiles(const amx_tiles&) = delete;
-  amx_tiles& operator=(const amx_tiles&) = delete;
-  ~amx_tiles() {
-    asm volatile("tilerelease");
-    if (before_.palette != 0) asm volatile("ldtilecfg %0" ::"m"(before_));
-  }
-
-  // Whether the kernel lets this process use tiles; asked once, as Linux wants it.
-  static bool available() {
-    static const bool granted = [] {
-      constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM
-      return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
-    }();
-    return granted;
-  }
-
-  // Assembly, because g++ 12's intrinsics paste the register's number as text.
-  template <int I>
-  void zero() {
-    asm volatile("tilezero %%tmm%c0" ::"i"(I));
-  }
-  template <int I>
-  void load(const void* p, std::size_t stride) {
-    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(I) : "memory");
-  }
-  template <int I>
-  void stream(const void* p, std::size_t stride) {
-    asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(I) : "memory");
-  }
-  template <int I>
-  void store(void* p, std::size_t stride) const {
-    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(stride), "i"(I) : "memory");
-  }
-  template <int C, int A, int B>
-  void dot_int8() {
-    asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
-  }
-  template <int C, int A, int B>
-  void dot_bf16() {
-    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
-  }
-
- private:
-  struct alignas(64) configuration {
-    std::uint8_t palette = 0, start_row = 0, reserved[14] = {};
-    std::uint16_t columns[16] = {};
-    std::uint8_t rows[16] = {};
-  };
-  configuration before_;  // palette 0: none
-};
-
-// While it lives, vectors take subnormal numbers for zero, as tiles do.
-class subnormals_as_zero {
- public:
-  subnormals_as_zero() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
-  subnormals_as_zero(const subnormals_as_zero&) = delete;
-  subnormals_as_zero& operator=(const subnormals_as_zero&) = delete;
-  ~subnormals_as_zero() { _mm_setcsr(before_); }
-
- private:
-  unsigned before_;
-};
-
-#else
-
-inline constexpr bool has_amx_tiles = false;
-
-class amx_tiles : public software_tiles {
- public:
-  using software_tiles::software_tiles;
-  static bool available() { return false; }
-};
-
-struct [[maybe_unused]] subnormals_as_zero {};
-
-#endif
-
-}  // namespace detail
-
-MOTE_END_NAMESPACE
-
-// ---- mote/ops/matmul/activation_tile.hpp
 MOTE_BEGIN_NAMESPACE
 
 namespace detail {
@@ -4415,7 +4418,13 @@ struct block_kernel {
     std::size_t pass = 0, passes;
   };
   static constexpr std::size_t most_passes_alone = 2, group_lines = (layout::group_bytes + 63) / 64;
-  static constexpr int offset = code_offset<F>(packing_of<Arch>.largest_code);
+  // Codes are multiplied as q + offset: those of at most four bits are made so as they are split, wider ones are stored so, or
+  // signed and flipped where only unsigned weights are multiplied.
+  static constexpr int stored_offset =
+      code_offset<F>(layout::nibbles && dot::unsigned_limit > 0 ? dot::unsigned_limit : packing_of<Arch>.largest_code);
+  static constexpr bool flipped =
+      !layout::nibbles && has_negative_codes<F>(stored_offset) && dot::unsigned_limit == 255;
+  static constexpr int offset = flipped ? 128 : stored_offset;
   static constexpr bool unsigned_codes = !has_negative_codes<F>(offset) && dot::unsigned_limit > 0;
 
   // What stored codes of at most four bits stand for, or nothing where they stand for themselves.
@@ -4573,7 +4582,13 @@ struct block_kernel {
           operand stored[R], w[R];
           unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
             stored[r] = dot::load(codes + r * strip_bytes + i * lanes * 4);
-            w[r] = layout::nibbles ? values(dot::low_nibbles(stored[r])) : stored[r];
+            if constexpr (layout::nibbles) {
+              w[r] = values(dot::low_nibbles(stored[r]));
+            } else if constexpr (flipped) {
+              w[r] = dot::flip_signs(stored[r]);
+            } else {
+              w[r] = stored[r];
+            }
           });
           multiply_quad(w, layout::nibbles ? 2 * i : i);
           if constexpr (layout::nibbles) {
@@ -4661,8 +4676,8 @@ MOTE_END_NAMESPACE
 // Products of block formats by matrix tiles (core/amx.hpp), with the bits of block_kernel: 16 tokens by the 32 rows of a
 // panel, a group of k at a time, whose sums are exact in int32 in either kernel.
 //
-// A piece of a panel is decoded once, codes to signed bytes in the order in which tiles read them (a packed strip of 16 rows
-// is that order already) and scales to float32; tokens are laid out in tiles (activation_tile.hpp). While tiles multiply
+// A packed strip of 16 rows is the order in which tiles read signed bytes: wide codes are multiplied where they lie, those of at
+// most four bits split into bytes, a piece of a panel at a time, and scales widened to float32. Tokens are laid out in tiles (activation_tile.hpp). While tiles multiply
 // four groups, vectors scale and add up the sums of the four before, a quarter of the tokens after each group. Sapphire
 // Rapids, four groups, ns: tiles 63, vectors 66, together so 129, one after the other 147; tiles' and vectors' instructions
 // hardly overlap.
@@ -4688,14 +4703,14 @@ class block_tile_kernel {
   static constexpr std::size_t look_ahead = 4096, near_ahead = 2048;
 
  public:
-  // As block_kernel::panel, all blocks of `panels` consecutive panels of w from panel `first` on; x[i] holds the tokens from
-  // 16 i on.
+  // As block_kernel::panel, all blocks of `panels` consecutive panels of w from panel `first` on, packed with signed codes; x[i]
+  // holds the tokens from 16 i on.
   static void product(const packed_matrix<F>& w, std::size_t first, std::size_t panels, const tiled_blocks* const* x,
                       std::size_t count, float* out, std::size_t stride) noexcept {
     for (std::size_t t = 0; t < count; ++t) std::fill_n(out + t * stride, panels * packed_rows, 0.0f);
     block_tile_kernel kernel;
     const std::size_t blocks = w.in_features() / F::block_size;
-    const int offset = layout::nibbles ? 0 : code_offset<F>(w.order().largest_code);
+    assert(w.order() == (packing{lanes, 0}) || (layout::nibbles && w.order().lanes == lanes));
     // The tokens of one tile wait for memory, which gives more to two streams than to one: two panels, piece by piece
     // (16 tokens of Q8_0: 1.08 times as fast, of Q4_0 no difference).
     const std::size_t abreast = count <= tile_height ? 2 : 1;
@@ -4704,7 +4719,7 @@ class block_tile_kernel {
       for (std::size_t begin = 0; begin < blocks; begin += piece) {
         const std::size_t part = std::min(piece, blocks - begin);
         for (std::size_t panel = i; panel < last; ++panel) {
-          kernel.multiply_piece(w.panel(first + panel) + begin * layout::block_bytes, part, offset, x,
+          kernel.multiply_piece(w.panel(first + panel) + begin * layout::block_bytes, part, x,
                                 begin * F::block_size / activation_block::size, count, out + panel * packed_rows,
                                 stride);
         }
@@ -4725,14 +4740,14 @@ class block_tile_kernel {
   };
 
   // `blocks` blocks of a panel from p on by the tokens' blocks of activations from `first` on.
-  void multiply_piece(const std::uint8_t* p, std::size_t blocks, int offset, const tiled_blocks* const* x,
-                      std::size_t first, std::size_t count, float* out, std::size_t stride) {
-    const weight_scales& scales = decode(p, blocks, offset);
+  void multiply_piece(const std::uint8_t* p, std::size_t blocks, const tiled_blocks* const* x, std::size_t first,
+                      std::size_t count, float* out, std::size_t stride) {
+    const weight_scales& scales = decode(p, blocks);
     const std::size_t bytes = blocks * layout::block_bytes, groups = blocks * layout::groups;
     following_ = fetch(p, bytes, (count + tile_height - 1) / tile_height * groups);
     for (std::size_t t = 0; t < count; t += tile_height) {
       const auto batch = [&](std::size_t group) {
-        return group_batch{.codes = codes_ + group,
+        return group_batch{.codes = codes(p, group),
                            .scale = scales.scale[group],
                            .min = scales.min[layout::has_min ? group : 0],
                            .x = x[t / tile_height] + first + group / in_block,
@@ -4748,7 +4763,7 @@ class block_tile_kernel {
   }
 
   // `blocks` blocks of a panel from p on; the scales of the piece before stay, for its last sums.
-  const weight_scales& decode(const std::uint8_t* p, std::size_t blocks, int offset) {
+  const weight_scales& decode(const std::uint8_t* p, std::size_t blocks) {
     weight_scales& to = scales_[piece_side_ ^= 1];
     for (std::size_t b = 0, g = 0; b < blocks; ++b) {
       [[maybe_unused]] floats super_scale[in_panel], super_min[in_panel];
@@ -4758,8 +4773,10 @@ class block_tile_kernel {
       }
       p += layout::super_bytes;
       for (std::size_t last = g + layout::groups; g < last; ++g, p += layout::group_bytes) {
-        for (std::size_t strip = 0; strip < strips; ++strip) {
-          decode_codes(p + strip * lanes * layout::row_codes, offset, codes_[g][strip]);
+        if constexpr (layout::nibbles) {
+          for (std::size_t strip = 0; strip < strips; ++strip) {
+            split_nibbles(p + strip * lanes * layout::row_codes, codes_[g][strip]);
+          }
         }
         for (std::size_t v = 0; v < in_panel; ++v) {
           const std::size_t row = v * floats::size;
@@ -4770,22 +4787,13 @@ class block_tile_kernel {
     }
     return to;
   }
-  static void decode_codes(const std::uint8_t* p, [[maybe_unused]] int offset,
-                           std::int8_t (&to)[size / 4][tile_bytes]) {
-    if constexpr (layout::nibbles) {
-      unroll<size / 8>([&](std::size_t i) __attribute__((always_inline)) {
-        const auto both = line::load(p + i * tile_bytes);
-        const auto low = value(line::low_nibbles(both)), high = value(line::high_nibbles(both));
-        std::memcpy(to[2 * i], &low, tile_bytes);
-        std::memcpy(to[2 * i + 1], &high, tile_bytes);
-      });
-    } else {
-      using bytes = batch<std::uint8_t, Arch>;
-      const bytes zero(static_cast<std::uint8_t>(offset));
-      for (std::size_t i = 0; i < size / 4 * tile_bytes; i += bytes::size) {
-        (bytes::load_unaligned(p + i) - zero).store_aligned(reinterpret_cast<std::uint8_t*>(to[0]) + i);
-      }
-    }
+  static void split_nibbles(const std::uint8_t* p, std::int8_t (&to)[size / 4][tile_bytes]) {
+    unroll<size / 8>([&](std::size_t i) __attribute__((always_inline)) {
+      const auto both = line::load(p + i * tile_bytes);
+      const auto low = value(line::low_nibbles(both)), high = value(line::high_nibbles(both));
+      std::memcpy(to[2 * i], &low, tile_bytes);
+      std::memcpy(to[2 * i + 1], &high, tile_bytes);
+    });
   }
   static auto value(typename line::operand code) {
     if constexpr (stand_for_themselves<F>(F::code_values)) {
@@ -4816,10 +4824,22 @@ class block_tile_kernel {
   using group_codes = std::int8_t[strips][size / 4][tile_bytes];
   using sums = std::int32_t[strips][tile_height][lanes];
 
+  // Signed codes of a group of the piece at p, by strips; those of the next group lie `group_step` behind them.
+  const std::int8_t* codes([[maybe_unused]] const std::uint8_t* p, std::size_t group) const {
+    if constexpr (layout::nibbles) {
+      return codes_[group][0][0];
+    } else {
+      const std::size_t supers = (group / layout::groups + 1) * layout::super_bytes;
+      return reinterpret_cast<const std::int8_t*>(p + supers + group * layout::group_bytes);
+    }
+  }
+  static constexpr std::size_t strip_step = sizeof(group_codes) / strips,
+                               group_step = layout::nibbles ? sizeof(group_codes) : layout::group_bytes;
+
   // Groups that are multiplied, then added up, at once, for the tokens of a tile: from the first one's codes, scales and
   // activations on.
   struct group_batch {
-    const group_codes* codes = nullptr;
+    const std::int8_t* codes = nullptr;
     const float *scale = nullptr, *min = nullptr;
     const tiled_blocks* x = nullptr;
     std::size_t half = 0;  // of a block of activations; 0 where there are several groups
@@ -4867,8 +4887,8 @@ class block_tile_kernel {
     tiles_.template zero<C>();
     tiles_.template zero<C + 1>();
     tiles_.template load<A>(next.x[each / in_block].q[0] + half * size, activation_block::size);
-    tiles_.template load<6>(next.codes[each][0], tile_bytes);
-    tiles_.template load<7>(next.codes[each][1], tile_bytes);
+    tiles_.template load<6>(next.codes + each * group_step, tile_bytes);
+    tiles_.template load<7>(next.codes + each * group_step + strip_step, tile_bytes);
     tiles_.template dot_int8<C, A, 6>();
     tiles_.template dot_int8<C + 1, A, 7>();
   }
@@ -4922,9 +4942,9 @@ class block_tile_kernel {
     }
   }
 
-  static constexpr tile_shape results{tile_height}, tokens{tile_height, size}, codes{size / 4};
-  Tiles tiles_{tile_shapes{results, results, results, results, tokens, tokens, codes, codes}};
-  alignas(64) group_codes codes_[most_groups];
+  static constexpr tile_shape results{tile_height}, tokens{tile_height, size}, weights{size / 4};
+  Tiles tiles_{tile_shapes{results, results, results, results, tokens, tokens, weights, weights}};
+  alignas(64) group_codes codes_[layout::nibbles ? most_groups : 1];
   weight_scales scales_[2];
   alignas(64) sums sum_[2][at_once];
   std::size_t piece_side_ = 0, batch_side_ = 0;
@@ -7111,53 +7131,46 @@ MOTE_END_NAMESPACE
 
 // ---- mote/ops/attention/tile_products.hpp
 // Attention's products by matrix tiles (core/amx.hpp), as exact as in float32: each number is the sum of three bf16, x = x0 +
-// x1 + x2 with |x1| < 2^-7 |x| and |x2| < 2^-15 |x|, and of a product all but 2^-21 of it is added up,
+// x1 + x2 with |x1| < 2^-7 |x| and |x2| < 2^-15 |x|, and of a product all but about 2^-21 of it is added up,
 //
 //   x y  =  x0 y2 + x0 y1 + x1 y1 + x1 y0 + x0 y0 + x2 y0        in float32
+//
+// Less exact are numbers below 2^-110, whose lower parts are subnormal, zero to tiles; infinities become NaN.
 //
 // Scores are tiles of 16 keys by 16 queries, outputs of 16 queries by 16 columns. Tiles read pairs of bf16: elements i and
 // i + 16 of 32 dimensions, or of 32 keys, share a word, so that making one takes no shuffles.
 // Source: Henry et al., "Leveraging the bfloat16 artificial intelligence datatype for higher-precision computations" (2019).
 
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
-
 MOTE_BEGIN_NAMESPACE
 
 namespace detail {
 
-// to[j][i] = from[i][j].
+// to[j][i] = from[i][j]. Rows trade places of one word, then of two, four and eight.
 inline void transpose_words(const std::uint32_t (&from)[16][16], std::uint32_t* to) {
-#if defined(__AVX512F__)
-  __m512i row[16], next[16];
-  for (int i = 0; i < 16; ++i) row[i] = _mm512_load_si512(from[i]);
+  using row = std::uint32_t __attribute__((vector_size(64)));
+  row a[16], b[16];
+  std::memcpy(a, from, sizeof a);
   for (int i = 0; i < 16; i += 2) {
-    next[i] = _mm512_unpacklo_epi32(row[i], row[i + 1]);
-    next[i + 1] = _mm512_unpackhi_epi32(row[i], row[i + 1]);
+    b[i] = __builtin_shufflevector(a[i], a[i + 1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30);
+    b[i + 1] = __builtin_shufflevector(a[i], a[i + 1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
   }
   for (int i = 0; i < 16; i += 4) {
-    for (int j = 0; j < 2; ++j) {
-      row[i + 2 * j] = _mm512_unpacklo_epi64(next[i + j], next[i + j + 2]);
-      row[i + 2 * j + 1] = _mm512_unpackhi_epi64(next[i + j], next[i + j + 2]);
+    for (int j = i; j < i + 2; ++j) {
+      a[j] = __builtin_shufflevector(b[j], b[j + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+      a[j + 2] = __builtin_shufflevector(b[j], b[j + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
     }
   }
-  // row[4 a + b] holds column 4 l + b of rows 4 a .. 4 a + 3 in its quarter l.
-  for (int b = 0; b < 4; ++b) {
-    const __m512i even = _mm512_shuffle_i32x4(row[b], row[4 + b], 0x88);
-    const __m512i odd = _mm512_shuffle_i32x4(row[b], row[4 + b], 0xDD);
-    const __m512i even_below = _mm512_shuffle_i32x4(row[8 + b], row[12 + b], 0x88);
-    const __m512i odd_below = _mm512_shuffle_i32x4(row[8 + b], row[12 + b], 0xDD);
-    _mm512_store_si512(to + b * 16, _mm512_shuffle_i32x4(even, even_below, 0x88));
-    _mm512_store_si512(to + (4 + b) * 16, _mm512_shuffle_i32x4(odd, odd_below, 0x88));
-    _mm512_store_si512(to + (8 + b) * 16, _mm512_shuffle_i32x4(even, even_below, 0xDD));
-    _mm512_store_si512(to + (12 + b) * 16, _mm512_shuffle_i32x4(odd, odd_below, 0xDD));
+  for (int i = 0; i < 16; i += 8) {
+    for (int j = i; j < i + 4; ++j) {
+      b[j] = __builtin_shufflevector(a[j], a[j + 4], 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27);
+      b[j + 4] = __builtin_shufflevector(a[j], a[j + 4], 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+    }
   }
-#else
-  for (std::size_t i = 0; i < 16; ++i) {
-    for (std::size_t j = 0; j < 16; ++j) to[j * 16 + i] = from[i][j];
+  for (int j = 0; j < 8; ++j) {
+    a[j] = __builtin_shufflevector(b[j], b[j + 8], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+    a[j + 8] = __builtin_shufflevector(b[j], b[j + 8], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
   }
-#endif
+  std::memcpy(to, a, sizeof a);
 }
 
 // Queries in Vectors tiles of sixteen.
@@ -7167,21 +7180,21 @@ class tile_products {
   using words = batch<std::uint32_t, Arch>;
   using word = std::uint32_t;
 
-  // Dimensions of a step, and words of them; words of a tile; halves of a tile of keys.
-  static constexpr std::size_t step = 32, step_words = 16, tile_words = 256, halves = attention_keys::size / step;
-  static constexpr std::size_t parts = 3;  // of a number
+  // A step is 32 dimensions of a query and a key, or 32 keys of probabilities and values: a tile of keys has two halves.
+  static constexpr std::size_t step = 32, step_words = step / 2, halves = attention_keys::size / step;
+  static constexpr std::size_t tile_words = tile_height * step_words;
+  static constexpr std::size_t parts = 3;  // bf16 numbers that a float32 is the sum of
   static constexpr tile_shape whole{tile_height};
   // Steps and columns that are split at once: they stay in the first-level cache while all blocks multiply them.
   static constexpr std::size_t depth = 2, width = 64;
-  static constexpr std::size_t tiles_across =
-      attention_keys::size / tile_height;  // of a step's keys, of a group's columns
+  static constexpr std::size_t tiles_across = 4;  // of 64 keys or columns
   static constexpr std::size_t part_words = tiles_across * tile_words, step_size = parts * part_words,
                                group_size = halves * parts * part_words;
 
  public:
   static constexpr std::size_t lanes = Vectors * tile_height, padded_keys = attention_keys::size;
-  static constexpr std::size_t blocks_together =
-      8;  // that share a tile of keys: splitting it takes half as long as a block
+  // That share a tile of keys: splitting one costs most of what a block's products do.
+  static constexpr std::size_t blocks_together = 8;
   using outputs = attention_outputs<lanes>;
 
   struct engine : Tiles {
@@ -7214,7 +7227,7 @@ class tile_products {
       }
     }
 
-    std::size_t score_chunks() const { return (steps(shape_) + depth - 1) / depth; }
+    std::size_t score_chunks() const { return std::max<std::size_t>((steps(shape_) + depth - 1) / depth, 1); }
     std::size_t value_chunks() const { return groups(shape_); }
     void ready_scores(std::size_t chunk) {
       const std::size_t begin = chunk * depth;
@@ -7262,10 +7275,12 @@ class tile_products {
     }
     // Sixteen columns from d on of value c: in `padded` where there are fewer or some are zeros to the tiles.
     const float* value(std::size_t c, std::size_t d, float* padded) const {
+      static constexpr float zeros[tile_height] = {};
+      if (c >= count_) return zeros;
       const bool spoilt = (spoilt_ >> c & 1) != 0;
-      if (c < count_ && d + tile_height <= shape_.value && !spoilt) return rows_->value[c] + d;
+      if (d + tile_height <= shape_.value && !spoilt) return rows_->value[c] + d;
       for (std::size_t i = 0; i < tile_height; ++i) {
-        const float x = c < count_ && d + i < shape_.value ? rows_->value[c][d + i] : 0.0f;
+        const float x = d + i < shape_.value ? rows_->value[c][d + i] : 0.0f;
         padded[i] = spoilt && !std::isfinite(x) ? 0.0f : x;
       }
       return padded;
@@ -7295,6 +7310,7 @@ class tile_products {
   }
 
   void score(engine& tiles, const keys& tile, std::size_t chunk, std::size_t count, float* scores) const {
+    // Keys behind the last are multiplied too, as far as tiles reach; nobody reads their scores.
     const std::size_t begin = chunk * depth, end = std::min(begin + depth, steps(shape_));
     constexpr std::size_t rows = 4 / Vectors;  // tiles of keys at once
     for (std::size_t c = 0; c < count; c += rows * tile_height) {
@@ -7442,7 +7458,8 @@ class tile_products {
     f.template operator()<0>(), f.template operator()<1>(), f.template operator()<2>(), f.template operator()<3>();
   }
 
-  // Adds to them the products of R tiles of rows and S of columns, their parts `a_part` and `b_part` words apart.
+  // Adds to them the products of R tiles of rows and S of columns, their parts `a_part` and `b_part` words apart. A query's
+  // bits depend on the order of the six, which is the same for every R.
   template <std::size_t R, std::size_t S>
   static void multiply(Tiles& tiles, const word* a, std::size_t a_part, const word* b, std::size_t b_part) {
     const auto rows = [&]<int I>(std::size_t part, std::size_t r) {
@@ -7819,9 +7836,11 @@ inline void take_keys(const row_bytes& rows, row_decoder decode, std::size_t fir
   }
 }
 
+// At most `together` queries go over the same keys together.
 template <class Products, class Arch, class Executor>
 void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, view<const float, 3> q_rope,
-                       std::span<const row_bytes> context, row_decoder decode, float scale, view<float, 3> y) {
+                       std::span<const row_bytes> context, std::size_t together, row_decoder decode, float scale,
+                       view<float, 3> y) {
   using vector = batch<float, Arch>;
   using block = attention_block<Arch, Products>;
   constexpr std::size_t lanes = block::lanes, most_blocks = Products::blocks_together;
@@ -7835,11 +7854,13 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
   }
 
   // Tokens are taken in rounds whose queries and unmerged parts stay within 16 MiB each, if one token's do.
-  const std::size_t token_floats = heads * std::max(width, parts == 1 ? 0 : parts * (rank + 2));
+  const std::size_t query_floats = Products::query_floats(shape);  // of a block
+  const std::size_t token_floats = heads * std::max(query_floats / lanes, parts == 1 ? 0 : parts * (rank + 2));
   const std::size_t round = std::clamp<std::size_t>((std::size_t{1} << 22) / (token_floats + 1), 1, tokens);
   // Blocks of queries that share a tile of keys, as long as there are items enough for threads.
   const std::size_t all_blocks = (round * heads + lanes - 1) / lanes;
-  const std::size_t blocks = std::clamp<std::size_t>(all_blocks * parts / 16, 1, most_blocks);
+  const std::size_t blocks =
+      std::clamp<std::size_t>(all_blocks * parts / 16, 1, std::min(most_blocks, (together + lanes - 1) / lanes));
 
   // The most groups that any round has.
   std::size_t most_groups = 0;
@@ -7860,7 +7881,7 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
       1 + std::max(items / chunks, (std::size_t{1} << 19) / (blocks * lanes * longest * (rank + width) + 1));
   auto scope = be.scope();
   const auto groups = scope.template tensor<mla_decode_group>(most_groups);
-  const auto packed = scope.template tensor<float>(most_groups * blocks, Products::query_floats(shape));
+  const auto packed = scope.template tensor<float>(most_groups * blocks, query_floats);
   const auto partial = scope.template tensor<float>(parts == 1 ? 0 : round * heads, parts, rank);
   const auto states = scope.template tensor<typename block::state>(parts == 1 ? 0 : round * heads, parts);
   const auto scratch = scope.template tensor<float>((items + chunk - 1) / chunk, chunk_floats);
@@ -7987,11 +8008,12 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
 template <class Arch, class Executor>
 void mla_decode_rows(simd<Arch, Executor>& be, view<const float, 3> q_latent, view<const float, 3> q_rope,
                      std::span<const row_bytes> context, row_decoder decode, float scale, view<float, 3> y) {
-  std::size_t most = 0;  // queries that go together
+  std::size_t together = 0;
   for_each_group(context, 0, context.size(), q_latent.extent(1), std::size_t{1} << 16,
-                 [&](const mla_decode_group& group) { most = std::max(most, group.count); });
-  with_attention_products<Arch>(
-      most, [&]<class Products>() { mla_decode_blocks<Products>(be, q_latent, q_rope, context, decode, scale, y); });
+                 [&](const mla_decode_group& group) { together = std::max(together, group.count); });
+  with_attention_products<Arch>(together, [&]<class Products>() {
+    mla_decode_blocks<Products>(be, q_latent, q_rope, context, together, decode, scale, y);
+  });
 }
 
 }  // namespace detail

@@ -4491,7 +4491,7 @@ struct stored_form<packed_matrix<T>> {
     if constexpr (integer_format<T>) {
       order.lanes = json.integer("lanes", 1, packed_rows);
       if (packed_rows % order.lanes != 0) json.fail("lanes", "expected a divisor of " + std::to_string(packed_rows));
-      order.largest_code = static_cast<int>(json.integer("largest_code", 1, 255));
+      order.largest_code = static_cast<int>(json.integer("largest_code", 0, 255));
     }
     return packed_matrix<T>({reinterpret_cast<const std::uint8_t*>(bytes), packed_matrix<T>::size(out, in)}, out, in,
                             order);

@@ -210,7 +210,8 @@ std::vector<float> by_tiles(const Case& c, std::size_t begin, std::size_t count)
   mote::detail::mla_decode_blocks<products>(
       be, mote::view<const float, 3>(c.q_latent.data() + begin * c.heads * c.rank, count, c.heads, c.rank),
       mote::view<const float, 3>(c.q_rope.data() + begin * c.heads * c.rope, count, c.heads, c.rope),
-      std::span<const mote::detail::row_bytes>(rows), mote::detail::decoder_of<mote::default_arch, float>(), 0.2f,
+      std::span<const mote::detail::row_bytes>(rows), count * c.heads,
+      mote::detail::decoder_of<mote::default_arch, float>(), 0.2f,
       mote::view<float, 3>(y.data(), count, c.heads, c.rank));
   return y;
 }

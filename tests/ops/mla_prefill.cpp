@@ -75,10 +75,10 @@ struct prefill_case {
 }  // namespace
 
 TEST_CASE("mla_prefill: equals the definition in double precision") {
-  const prefill_case cases[] = {{0, 0, 2, 8, 4, 8},      {0, 5, 2, 8, 4, 8},     {1, 1, 1, 1, 1, 1},
-                                {3, 3, 2, 5, 3, 7},      {7, 70, 3, 16, 8, 12},  {17, 17, 1, 16, 8, 16},
-                                {40, 40, 2, 24, 0, 33},  {33, 100, 2, 0, 8, 20}, {70, 150, 1, 32, 16, 64},
-                                {129, 129, 1, 16, 8, 80}};
+  const prefill_case cases[] = {{0, 0, 2, 8, 4, 8},       {0, 5, 2, 8, 4, 8},     {1, 1, 1, 1, 1, 1},
+                                {3, 3, 2, 5, 3, 7},       {7, 70, 3, 16, 8, 12},  {17, 17, 1, 16, 8, 16},
+                                {40, 40, 2, 24, 0, 33},   {33, 100, 2, 0, 8, 20}, {70, 150, 1, 32, 16, 64},
+                                {129, 129, 1, 16, 8, 80}, {20, 40, 2, 0, 0, 8}};
   for (const auto& c : cases) {
     const auto want = c.define();
     test::for_each_backend([&](auto& be) {
@@ -111,6 +111,36 @@ TEST_CASE("mla_prefill: bits do not depend on threads nor on how a prompt is cut
     done += chunk;
   }
   CHECK(test::same_bits(other, all));
+}
+
+TEST_CASE("mla_prefill: matrix tiles, in software, equal the definition") {
+  const prefill_case cases[] = {{3, 3, 2, 5, 3, 7}, {40, 70, 2, 40, 16, 33}, {5, 9, 1, 0, 0, 80}};
+  for (const auto& c : cases) {
+    CAPTURE(c.tokens, c.context, c.heads, c.nope, c.rope, c.v);
+    const auto by_tiles = [&]<std::size_t Vectors>(const std::vector<float>& values) {
+      using products = mote::detail::tile_products<mote::detail::software_tiles, mote::default_arch, Vectors>;
+      mote::simd<mote::default_arch, mote::serial> be;
+      std::vector<float> y(c.tokens * c.heads * c.v);
+      mote::detail::mla_prefill_blocks<products>(
+          be, mote::view<const float, 3>(c.q_nope.data(), c.tokens, c.heads, c.nope),
+          mote::view<const float, 3>(c.q_rope.data(), c.tokens, c.heads, c.rope),
+          mote::view<const float, 3>(c.k_nope.data(), c.context, c.heads, c.nope),
+          mote::view<const float, 2>(c.k_rope.data(), c.context, c.rope),
+          mote::view<const float, 3>(values.data(), c.context, c.heads, c.v), 0.3f,
+          mote::view<float, 3>(y.data(), c.tokens, c.heads, c.v));
+      return y;
+    };
+    const auto all = by_tiles.template operator()<2>(c.values);
+    test::check_close(all, c.define(), 1e-5f);
+    CHECK(test::same_bits(by_tiles.template operator()<1>(c.values), all));
+    // The last token alone sees the last row.
+    std::vector<float> spoilt = c.values;
+    spoilt.back() = std::nanf("");
+    const auto after = by_tiles.template operator()<2>(spoilt);
+    const std::size_t others = (c.tokens - 1) * c.heads * c.v;
+    CHECK(test::same_bits(std::span(after).first(others), std::span(all).first(others)));
+    CHECK(std::isnan(after.back()));
+  }
 }
 
 TEST_CASE("mla_prefill: wrong shapes name the argument") {

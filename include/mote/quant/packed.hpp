@@ -24,6 +24,7 @@
 #include <string>
 #include <string_view>
 
+#include "../core/amx.hpp"
 #include "../core/error.hpp"
 #include "../core/int8_dot.hpp"
 #include "../core/view.hpp"
@@ -31,7 +32,8 @@
 
 MOTE_BEGIN_NAMESPACE
 
-// What a vector kernel wants of packed formats: rows that share a vector, and the largest unsigned code it multiplies.
+// What kernels want of packed formats: rows that share a vector, and the largest unsigned code they multiply; 0 where codes
+// are to be signed.
 struct packing {
   std::size_t lanes = 0;
   int largest_code = 0;
@@ -39,10 +41,13 @@ struct packing {
   friend bool operator==(const packing&, const packing&) = default;
 };
 
+// Matrix tiles multiply signed codes where they lie.
 template <class Arch>
-inline constexpr packing packing_of{detail::int8_dot<Arch>::lanes, detail::int8_dot<Arch>::unsigned_limit > 0
-                                                                       ? detail::int8_dot<Arch>::unsigned_limit
-                                                                       : 127};
+inline constexpr packing packing_of = [] {
+  using dot = detail::int8_dot<Arch>;
+  if (detail::has_amx_tiles && dot::lanes == detail::tile_height) return packing{dot::lanes, 0};
+  return packing{dot::lanes, dot::unsigned_limit > 0 ? dot::unsigned_limit : 127};
+}();
 
 namespace detail {
 

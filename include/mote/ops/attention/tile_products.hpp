@@ -1,7 +1,9 @@
 // Attention's products by matrix tiles (core/amx.hpp), as exact as in float32: each number is the sum of three bf16, x = x0 +
-// x1 + x2 with |x1| < 2^-7 |x| and |x2| < 2^-15 |x|, and of a product all but 2^-21 of it is added up,
+// x1 + x2 with |x1| < 2^-7 |x| and |x2| < 2^-15 |x|, and of a product all but about 2^-21 of it is added up,
 //
 //   x y  =  x0 y2 + x0 y1 + x1 y1 + x1 y0 + x0 y0 + x2 y0        in float32
+//
+// Less exact are numbers below 2^-110, whose lower parts are subnormal, zero to tiles; infinities become NaN.
 //
 // Scores are tiles of 16 keys by 16 queries, outputs of 16 queries by 16 columns. Tiles read pairs of bf16: elements i and
 // i + 16 of 32 dimensions, or of 32 keys, share a word, so that making one takes no shuffles.
@@ -13,10 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
+#include <iterator>
 
 #include "../../core/amx.hpp"
 #include "../../core/simd.hpp"
@@ -27,37 +26,32 @@ MOTE_BEGIN_NAMESPACE
 
 namespace detail {
 
-// to[j][i] = from[i][j].
+// to[j][i] = from[i][j]. Rows trade places of one word, then of two, four and eight.
 inline void transpose_words(const std::uint32_t (&from)[16][16], std::uint32_t* to) {
-#if defined(__AVX512F__)
-  __m512i row[16], next[16];
-  for (int i = 0; i < 16; ++i) row[i] = _mm512_load_si512(from[i]);
+  using row = std::uint32_t __attribute__((vector_size(64)));
+  row a[16], b[16];
+  std::memcpy(a, from, sizeof a);
   for (int i = 0; i < 16; i += 2) {
-    next[i] = _mm512_unpacklo_epi32(row[i], row[i + 1]);
-    next[i + 1] = _mm512_unpackhi_epi32(row[i], row[i + 1]);
+    b[i] = __builtin_shufflevector(a[i], a[i + 1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30);
+    b[i + 1] = __builtin_shufflevector(a[i], a[i + 1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
   }
   for (int i = 0; i < 16; i += 4) {
-    for (int j = 0; j < 2; ++j) {
-      row[i + 2 * j] = _mm512_unpacklo_epi64(next[i + j], next[i + j + 2]);
-      row[i + 2 * j + 1] = _mm512_unpackhi_epi64(next[i + j], next[i + j + 2]);
+    for (int j = i; j < i + 2; ++j) {
+      a[j] = __builtin_shufflevector(b[j], b[j + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+      a[j + 2] = __builtin_shufflevector(b[j], b[j + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
     }
   }
-  // row[4 a + b] holds column 4 l + b of rows 4 a .. 4 a + 3 in its quarter l.
-  for (int b = 0; b < 4; ++b) {
-    const __m512i even = _mm512_shuffle_i32x4(row[b], row[4 + b], 0x88);
-    const __m512i odd = _mm512_shuffle_i32x4(row[b], row[4 + b], 0xDD);
-    const __m512i even_below = _mm512_shuffle_i32x4(row[8 + b], row[12 + b], 0x88);
-    const __m512i odd_below = _mm512_shuffle_i32x4(row[8 + b], row[12 + b], 0xDD);
-    _mm512_store_si512(to + b * 16, _mm512_shuffle_i32x4(even, even_below, 0x88));
-    _mm512_store_si512(to + (4 + b) * 16, _mm512_shuffle_i32x4(odd, odd_below, 0x88));
-    _mm512_store_si512(to + (8 + b) * 16, _mm512_shuffle_i32x4(even, even_below, 0xDD));
-    _mm512_store_si512(to + (12 + b) * 16, _mm512_shuffle_i32x4(odd, odd_below, 0xDD));
+  for (int i = 0; i < 16; i += 8) {
+    for (int j = i; j < i + 4; ++j) {
+      b[j] = __builtin_shufflevector(a[j], a[j + 4], 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27);
+      b[j + 4] = __builtin_shufflevector(a[j], a[j + 4], 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+    }
   }
-#else
-  for (std::size_t i = 0; i < 16; ++i) {
-    for (std::size_t j = 0; j < 16; ++j) to[j * 16 + i] = from[i][j];
+  for (int j = 0; j < 8; ++j) {
+    a[j] = __builtin_shufflevector(b[j], b[j + 8], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+    a[j + 8] = __builtin_shufflevector(b[j], b[j + 8], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
   }
-#endif
+  std::memcpy(to, a, sizeof a);
 }
 
 // Queries in Vectors tiles of sixteen.
@@ -67,21 +61,21 @@ class tile_products {
   using words = batch<std::uint32_t, Arch>;
   using word = std::uint32_t;
 
-  // Dimensions of a step, and words of them; words of a tile; halves of a tile of keys.
-  static constexpr std::size_t step = 32, step_words = 16, tile_words = 256, halves = attention_keys::size / step;
-  static constexpr std::size_t parts = 3;  // of a number
+  // A step is 32 dimensions of a query and a key, or 32 keys of probabilities and values: a tile of keys has two halves.
+  static constexpr std::size_t step = 32, step_words = step / 2, halves = attention_keys::size / step;
+  static constexpr std::size_t tile_words = tile_height * step_words;
+  static constexpr std::size_t parts = 3;  // bf16 numbers that a float32 is the sum of
   static constexpr tile_shape whole{tile_height};
   // Steps and columns that are split at once: they stay in the first-level cache while all blocks multiply them.
   static constexpr std::size_t depth = 2, width = 64;
-  static constexpr std::size_t tiles_across =
-      attention_keys::size / tile_height;  // of a step's keys, of a group's columns
+  static constexpr std::size_t tiles_across = 4;  // of 64 keys or columns
   static constexpr std::size_t part_words = tiles_across * tile_words, step_size = parts * part_words,
                                group_size = halves * parts * part_words;
 
  public:
   static constexpr std::size_t lanes = Vectors * tile_height, padded_keys = attention_keys::size;
-  static constexpr std::size_t blocks_together =
-      8;  // that share a tile of keys: splitting it takes half as long as a block
+  // That share a tile of keys: splitting one costs most of what a block's products do.
+  static constexpr std::size_t blocks_together = 8;
   using outputs = attention_outputs<lanes>;
 
   struct engine : Tiles {
@@ -114,7 +108,7 @@ class tile_products {
       }
     }
 
-    std::size_t score_chunks() const { return (steps(shape_) + depth - 1) / depth; }
+    std::size_t score_chunks() const { return std::max<std::size_t>((steps(shape_) + depth - 1) / depth, 1); }
     std::size_t value_chunks() const { return groups(shape_); }
     void ready_scores(std::size_t chunk) {
       const std::size_t begin = chunk * depth;
@@ -162,10 +156,12 @@ class tile_products {
     }
     // Sixteen columns from d on of value c: in `padded` where there are fewer or some are zeros to the tiles.
     const float* value(std::size_t c, std::size_t d, float* padded) const {
+      static constexpr float zeros[tile_height] = {};
+      if (c >= count_) return zeros;
       const bool spoilt = (spoilt_ >> c & 1) != 0;
-      if (c < count_ && d + tile_height <= shape_.value && !spoilt) return rows_->value[c] + d;
+      if (d + tile_height <= shape_.value && !spoilt) return rows_->value[c] + d;
       for (std::size_t i = 0; i < tile_height; ++i) {
-        const float x = c < count_ && d + i < shape_.value ? rows_->value[c][d + i] : 0.0f;
+        const float x = d + i < shape_.value ? rows_->value[c][d + i] : 0.0f;
         padded[i] = spoilt && !std::isfinite(x) ? 0.0f : x;
       }
       return padded;
@@ -195,6 +191,7 @@ class tile_products {
   }
 
   void score(engine& tiles, const keys& tile, std::size_t chunk, std::size_t count, float* scores) const {
+    // Keys behind the last are multiplied too, as far as tiles reach; nobody reads their scores.
     const std::size_t begin = chunk * depth, end = std::min(begin + depth, steps(shape_));
     constexpr std::size_t rows = 4 / Vectors;  // tiles of keys at once
     for (std::size_t c = 0; c < count; c += rows * tile_height) {
@@ -342,7 +339,8 @@ class tile_products {
     f.template operator()<0>(), f.template operator()<1>(), f.template operator()<2>(), f.template operator()<3>();
   }
 
-  // Adds to them the products of R tiles of rows and S of columns, their parts `a_part` and `b_part` words apart.
+  // Adds to them the products of R tiles of rows and S of columns, their parts `a_part` and `b_part` words apart. A query's
+  // bits depend on the order of the six, which is the same for every R.
   template <std::size_t R, std::size_t S>
   static void multiply(Tiles& tiles, const word* a, std::size_t a_part, const word* b, std::size_t b_part) {
     const auto rows = [&]<int I>(std::size_t part, std::size_t r) {

@@ -94,7 +94,13 @@ struct block_kernel {
     std::size_t pass = 0, passes;
   };
   static constexpr std::size_t most_passes_alone = 2, group_lines = (layout::group_bytes + 63) / 64;
-  static constexpr int offset = code_offset<F>(packing_of<Arch>.largest_code);
+  // Codes are multiplied as q + offset: those of at most four bits are made so as they are split, wider ones are stored so, or
+  // signed and flipped where only unsigned weights are multiplied.
+  static constexpr int stored_offset =
+      code_offset<F>(layout::nibbles && dot::unsigned_limit > 0 ? dot::unsigned_limit : packing_of<Arch>.largest_code);
+  static constexpr bool flipped =
+      !layout::nibbles && has_negative_codes<F>(stored_offset) && dot::unsigned_limit == 255;
+  static constexpr int offset = flipped ? 128 : stored_offset;
   static constexpr bool unsigned_codes = !has_negative_codes<F>(offset) && dot::unsigned_limit > 0;
 
   // What stored codes of at most four bits stand for, or nothing where they stand for themselves.
@@ -252,7 +258,13 @@ struct block_kernel {
           operand stored[R], w[R];
           unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
             stored[r] = dot::load(codes + r * strip_bytes + i * lanes * 4);
-            w[r] = layout::nibbles ? values(dot::low_nibbles(stored[r])) : stored[r];
+            if constexpr (layout::nibbles) {
+              w[r] = values(dot::low_nibbles(stored[r]));
+            } else if constexpr (flipped) {
+              w[r] = dot::flip_signs(stored[r]);
+            } else {
+              w[r] = stored[r];
+            }
           });
           multiply_quad(w, layout::nibbles ? 2 * i : i);
           if constexpr (layout::nibbles) {

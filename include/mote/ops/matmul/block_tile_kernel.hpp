@@ -1,8 +1,8 @@
 // Products of block formats by matrix tiles (core/amx.hpp), with the bits of block_kernel: 16 tokens by the 32 rows of a
 // panel, a group of k at a time, whose sums are exact in int32 in either kernel.
 //
-// A piece of a panel is decoded once, codes to signed bytes in the order in which tiles read them (a packed strip of 16 rows
-// is that order already) and scales to float32; tokens are laid out in tiles (activation_tile.hpp). While tiles multiply
+// A packed strip of 16 rows is the order in which tiles read signed bytes: wide codes are multiplied where they lie, those of at
+// most four bits split into bytes, a piece of a panel at a time, and scales widened to float32. Tokens are laid out in tiles (activation_tile.hpp). While tiles multiply
 // four groups, vectors scale and add up the sums of the four before, a quarter of the tokens after each group. Sapphire
 // Rapids, four groups, ns: tiles 63, vectors 66, together so 129, one after the other 147; tiles' and vectors' instructions
 // hardly overlap.
@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cassert>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -40,14 +41,14 @@ class block_tile_kernel {
   static constexpr std::size_t look_ahead = 4096, near_ahead = 2048;
 
  public:
-  // As block_kernel::panel, all blocks of `panels` consecutive panels of w from panel `first` on; x[i] holds the tokens from
-  // 16 i on.
+  // As block_kernel::panel, all blocks of `panels` consecutive panels of w from panel `first` on, packed with signed codes; x[i]
+  // holds the tokens from 16 i on.
   static void product(const packed_matrix<F>& w, std::size_t first, std::size_t panels, const tiled_blocks* const* x,
                       std::size_t count, float* out, std::size_t stride) noexcept {
     for (std::size_t t = 0; t < count; ++t) std::fill_n(out + t * stride, panels * packed_rows, 0.0f);
     block_tile_kernel kernel;
     const std::size_t blocks = w.in_features() / F::block_size;
-    const int offset = layout::nibbles ? 0 : code_offset<F>(w.order().largest_code);
+    assert(w.order() == (packing{lanes, 0}) || (layout::nibbles && w.order().lanes == lanes));
     // The tokens of one tile wait for memory, which gives more to two streams than to one: two panels, piece by piece
     // (16 tokens of Q8_0: 1.08 times as fast, of Q4_0 no difference).
     const std::size_t abreast = count <= tile_height ? 2 : 1;
@@ -56,7 +57,7 @@ class block_tile_kernel {
       for (std::size_t begin = 0; begin < blocks; begin += piece) {
         const std::size_t part = std::min(piece, blocks - begin);
         for (std::size_t panel = i; panel < last; ++panel) {
-          kernel.multiply_piece(w.panel(first + panel) + begin * layout::block_bytes, part, offset, x,
+          kernel.multiply_piece(w.panel(first + panel) + begin * layout::block_bytes, part, x,
                                 begin * F::block_size / activation_block::size, count, out + panel * packed_rows,
                                 stride);
         }
@@ -77,14 +78,14 @@ class block_tile_kernel {
   };
 
   // `blocks` blocks of a panel from p on by the tokens' blocks of activations from `first` on.
-  void multiply_piece(const std::uint8_t* p, std::size_t blocks, int offset, const tiled_blocks* const* x,
-                      std::size_t first, std::size_t count, float* out, std::size_t stride) {
-    const weight_scales& scales = decode(p, blocks, offset);
+  void multiply_piece(const std::uint8_t* p, std::size_t blocks, const tiled_blocks* const* x, std::size_t first,
+                      std::size_t count, float* out, std::size_t stride) {
+    const weight_scales& scales = decode(p, blocks);
     const std::size_t bytes = blocks * layout::block_bytes, groups = blocks * layout::groups;
     following_ = fetch(p, bytes, (count + tile_height - 1) / tile_height * groups);
     for (std::size_t t = 0; t < count; t += tile_height) {
       const auto batch = [&](std::size_t group) {
-        return group_batch{.codes = codes_ + group,
+        return group_batch{.codes = codes(p, group),
                            .scale = scales.scale[group],
                            .min = scales.min[layout::has_min ? group : 0],
                            .x = x[t / tile_height] + first + group / in_block,
@@ -100,7 +101,7 @@ class block_tile_kernel {
   }
 
   // `blocks` blocks of a panel from p on; the scales of the piece before stay, for its last sums.
-  const weight_scales& decode(const std::uint8_t* p, std::size_t blocks, int offset) {
+  const weight_scales& decode(const std::uint8_t* p, std::size_t blocks) {
     weight_scales& to = scales_[piece_side_ ^= 1];
     for (std::size_t b = 0, g = 0; b < blocks; ++b) {
       [[maybe_unused]] floats super_scale[in_panel], super_min[in_panel];
@@ -110,8 +111,10 @@ class block_tile_kernel {
       }
       p += layout::super_bytes;
       for (std::size_t last = g + layout::groups; g < last; ++g, p += layout::group_bytes) {
-        for (std::size_t strip = 0; strip < strips; ++strip) {
-          decode_codes(p + strip * lanes * layout::row_codes, offset, codes_[g][strip]);
+        if constexpr (layout::nibbles) {
+          for (std::size_t strip = 0; strip < strips; ++strip) {
+            split_nibbles(p + strip * lanes * layout::row_codes, codes_[g][strip]);
+          }
         }
         for (std::size_t v = 0; v < in_panel; ++v) {
           const std::size_t row = v * floats::size;
@@ -122,22 +125,13 @@ class block_tile_kernel {
     }
     return to;
   }
-  static void decode_codes(const std::uint8_t* p, [[maybe_unused]] int offset,
-                           std::int8_t (&to)[size / 4][tile_bytes]) {
-    if constexpr (layout::nibbles) {
-      unroll<size / 8>([&](std::size_t i) __attribute__((always_inline)) {
-        const auto both = line::load(p + i * tile_bytes);
-        const auto low = value(line::low_nibbles(both)), high = value(line::high_nibbles(both));
-        std::memcpy(to[2 * i], &low, tile_bytes);
-        std::memcpy(to[2 * i + 1], &high, tile_bytes);
-      });
-    } else {
-      using bytes = batch<std::uint8_t, Arch>;
-      const bytes zero(static_cast<std::uint8_t>(offset));
-      for (std::size_t i = 0; i < size / 4 * tile_bytes; i += bytes::size) {
-        (bytes::load_unaligned(p + i) - zero).store_aligned(reinterpret_cast<std::uint8_t*>(to[0]) + i);
-      }
-    }
+  static void split_nibbles(const std::uint8_t* p, std::int8_t (&to)[size / 4][tile_bytes]) {
+    unroll<size / 8>([&](std::size_t i) __attribute__((always_inline)) {
+      const auto both = line::load(p + i * tile_bytes);
+      const auto low = value(line::low_nibbles(both)), high = value(line::high_nibbles(both));
+      std::memcpy(to[2 * i], &low, tile_bytes);
+      std::memcpy(to[2 * i + 1], &high, tile_bytes);
+    });
   }
   static auto value(typename line::operand code) {
     if constexpr (stand_for_themselves<F>(F::code_values)) {
@@ -168,10 +162,22 @@ class block_tile_kernel {
   using group_codes = std::int8_t[strips][size / 4][tile_bytes];
   using sums = std::int32_t[strips][tile_height][lanes];
 
+  // Signed codes of a group of the piece at p, by strips; those of the next group lie `group_step` behind them.
+  const std::int8_t* codes([[maybe_unused]] const std::uint8_t* p, std::size_t group) const {
+    if constexpr (layout::nibbles) {
+      return codes_[group][0][0];
+    } else {
+      const std::size_t supers = (group / layout::groups + 1) * layout::super_bytes;
+      return reinterpret_cast<const std::int8_t*>(p + supers + group * layout::group_bytes);
+    }
+  }
+  static constexpr std::size_t strip_step = sizeof(group_codes) / strips,
+                               group_step = layout::nibbles ? sizeof(group_codes) : layout::group_bytes;
+
   // Groups that are multiplied, then added up, at once, for the tokens of a tile: from the first one's codes, scales and
   // activations on.
   struct group_batch {
-    const group_codes* codes = nullptr;
+    const std::int8_t* codes = nullptr;
     const float *scale = nullptr, *min = nullptr;
     const tiled_blocks* x = nullptr;
     std::size_t half = 0;  // of a block of activations; 0 where there are several groups
@@ -219,8 +225,8 @@ class block_tile_kernel {
     tiles_.template zero<C>();
     tiles_.template zero<C + 1>();
     tiles_.template load<A>(next.x[each / in_block].q[0] + half * size, activation_block::size);
-    tiles_.template load<6>(next.codes[each][0], tile_bytes);
-    tiles_.template load<7>(next.codes[each][1], tile_bytes);
+    tiles_.template load<6>(next.codes + each * group_step, tile_bytes);
+    tiles_.template load<7>(next.codes + each * group_step + strip_step, tile_bytes);
     tiles_.template dot_int8<C, A, 6>();
     tiles_.template dot_int8<C + 1, A, 7>();
   }
@@ -274,9 +280,9 @@ class block_tile_kernel {
     }
   }
 
-  static constexpr tile_shape results{tile_height}, tokens{tile_height, size}, codes{size / 4};
-  Tiles tiles_{tile_shapes{results, results, results, results, tokens, tokens, codes, codes}};
-  alignas(64) group_codes codes_[most_groups];
+  static constexpr tile_shape results{tile_height}, tokens{tile_height, size}, weights{size / 4};
+  Tiles tiles_{tile_shapes{results, results, results, results, tokens, tokens, weights, weights}};
+  alignas(64) group_codes codes_[layout::nibbles ? most_groups : 1];
   weight_scales scales_[2];
   alignas(64) sums sum_[2][at_once];
   std::size_t piece_side_ = 0, batch_side_ = 0;

@@ -96,9 +96,11 @@ inline void take_keys(const row_bytes& rows, row_decoder decode, std::size_t fir
   }
 }
 
+// At most `together` queries go over the same keys together.
 template <class Products, class Arch, class Executor>
 void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, view<const float, 3> q_rope,
-                       std::span<const row_bytes> context, row_decoder decode, float scale, view<float, 3> y) {
+                       std::span<const row_bytes> context, std::size_t together, row_decoder decode, float scale,
+                       view<float, 3> y) {
   using vector = batch<float, Arch>;
   using block = attention_block<Arch, Products>;
   constexpr std::size_t lanes = block::lanes, most_blocks = Products::blocks_together;
@@ -112,11 +114,13 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
   }
 
   // Tokens are taken in rounds whose queries and unmerged parts stay within 16 MiB each, if one token's do.
-  const std::size_t token_floats = heads * std::max(width, parts == 1 ? 0 : parts * (rank + 2));
+  const std::size_t query_floats = Products::query_floats(shape);  // of a block
+  const std::size_t token_floats = heads * std::max(query_floats / lanes, parts == 1 ? 0 : parts * (rank + 2));
   const std::size_t round = std::clamp<std::size_t>((std::size_t{1} << 22) / (token_floats + 1), 1, tokens);
   // Blocks of queries that share a tile of keys, as long as there are items enough for threads.
   const std::size_t all_blocks = (round * heads + lanes - 1) / lanes;
-  const std::size_t blocks = std::clamp<std::size_t>(all_blocks * parts / 16, 1, most_blocks);
+  const std::size_t blocks =
+      std::clamp<std::size_t>(all_blocks * parts / 16, 1, std::min(most_blocks, (together + lanes - 1) / lanes));
 
   // The most groups that any round has.
   std::size_t most_groups = 0;
@@ -137,7 +141,7 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
       1 + std::max(items / chunks, (std::size_t{1} << 19) / (blocks * lanes * longest * (rank + width) + 1));
   auto scope = be.scope();
   const auto groups = scope.template tensor<mla_decode_group>(most_groups);
-  const auto packed = scope.template tensor<float>(most_groups * blocks, Products::query_floats(shape));
+  const auto packed = scope.template tensor<float>(most_groups * blocks, query_floats);
   const auto partial = scope.template tensor<float>(parts == 1 ? 0 : round * heads, parts, rank);
   const auto states = scope.template tensor<typename block::state>(parts == 1 ? 0 : round * heads, parts);
   const auto scratch = scope.template tensor<float>((items + chunk - 1) / chunk, chunk_floats);
@@ -264,11 +268,12 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
 template <class Arch, class Executor>
 void mla_decode_rows(simd<Arch, Executor>& be, view<const float, 3> q_latent, view<const float, 3> q_rope,
                      std::span<const row_bytes> context, row_decoder decode, float scale, view<float, 3> y) {
-  std::size_t most = 0;  // queries that go together
+  std::size_t together = 0;
   for_each_group(context, 0, context.size(), q_latent.extent(1), std::size_t{1} << 16,
-                 [&](const mla_decode_group& group) { most = std::max(most, group.count); });
-  with_attention_products<Arch>(
-      most, [&]<class Products>() { mla_decode_blocks<Products>(be, q_latent, q_rope, context, decode, scale, y); });
+                 [&](const mla_decode_group& group) { together = std::max(together, group.count); });
+  with_attention_products<Arch>(together, [&]<class Products>() {
+    mla_decode_blocks<Products>(be, q_latent, q_rope, context, together, decode, scale, y);
+  });
 }
 
 }  // namespace detail
