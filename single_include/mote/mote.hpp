@@ -7141,36 +7141,48 @@ MOTE_END_NAMESPACE
 // i + 16 of 32 dimensions, or of 32 keys, share a word, so that making one takes no shuffles.
 // Source: Henry et al., "Leveraging the bfloat16 artificial intelligence datatype for higher-precision computations" (2019).
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 MOTE_BEGIN_NAMESPACE
 
 namespace detail {
 
-// to[j][i] = from[i][j]. Rows trade places of one word, then of two, four and eight.
+// to[j][i] = from[i][j].
 inline void transpose_words(const std::uint32_t (&from)[16][16], std::uint32_t* to) {
-  using row = std::uint32_t __attribute__((vector_size(64)));
-  row a[16], b[16];
-  std::memcpy(a, from, sizeof a);
+#if defined(__AVX512F__)
+  // With masks, for g++ 12 takes the undefined operands of those without for a mistake of the caller's (GCC bug 105593).
+  constexpr __mmask16 all = 0xFFFF;
+  constexpr __mmask8 all_pairs = 0xFF;
+  __m512i row[16], next[16];
+  for (int i = 0; i < 16; ++i) row[i] = _mm512_load_si512(from[i]);
   for (int i = 0; i < 16; i += 2) {
-    b[i] = __builtin_shufflevector(a[i], a[i + 1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30);
-    b[i + 1] = __builtin_shufflevector(a[i], a[i + 1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+    next[i] = _mm512_maskz_unpacklo_epi32(all, row[i], row[i + 1]);
+    next[i + 1] = _mm512_maskz_unpackhi_epi32(all, row[i], row[i + 1]);
   }
   for (int i = 0; i < 16; i += 4) {
-    for (int j = i; j < i + 2; ++j) {
-      a[j] = __builtin_shufflevector(b[j], b[j + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
-      a[j + 2] = __builtin_shufflevector(b[j], b[j + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+    for (int j = 0; j < 2; ++j) {
+      row[i + 2 * j] = _mm512_maskz_unpacklo_epi64(all_pairs, next[i + j], next[i + j + 2]);
+      row[i + 2 * j + 1] = _mm512_maskz_unpackhi_epi64(all_pairs, next[i + j], next[i + j + 2]);
     }
   }
-  for (int i = 0; i < 16; i += 8) {
-    for (int j = i; j < i + 4; ++j) {
-      b[j] = __builtin_shufflevector(a[j], a[j + 4], 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27);
-      b[j + 4] = __builtin_shufflevector(a[j], a[j + 4], 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
-    }
+  // row[4 a + b] holds column 4 l + b of rows 4 a .. 4 a + 3 in its quarter l.
+  for (int b = 0; b < 4; ++b) {
+    const __m512i even = _mm512_maskz_shuffle_i32x4(all, row[b], row[4 + b], 0x88);
+    const __m512i odd = _mm512_maskz_shuffle_i32x4(all, row[b], row[4 + b], 0xDD);
+    const __m512i even_below = _mm512_maskz_shuffle_i32x4(all, row[8 + b], row[12 + b], 0x88);
+    const __m512i odd_below = _mm512_maskz_shuffle_i32x4(all, row[8 + b], row[12 + b], 0xDD);
+    _mm512_storeu_si512(to + b * 16, _mm512_maskz_shuffle_i32x4(all, even, even_below, 0x88));
+    _mm512_storeu_si512(to + (4 + b) * 16, _mm512_maskz_shuffle_i32x4(all, odd, odd_below, 0x88));
+    _mm512_storeu_si512(to + (8 + b) * 16, _mm512_maskz_shuffle_i32x4(all, even, even_below, 0xDD));
+    _mm512_storeu_si512(to + (12 + b) * 16, _mm512_maskz_shuffle_i32x4(all, odd, odd_below, 0xDD));
   }
-  for (int j = 0; j < 8; ++j) {
-    a[j] = __builtin_shufflevector(b[j], b[j + 8], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
-    a[j + 8] = __builtin_shufflevector(b[j], b[j + 8], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+#else
+  for (std::size_t i = 0; i < 16; ++i) {
+    for (std::size_t j = 0; j < 16; ++j) to[j * 16 + i] = from[i][j];
   }
-  std::memcpy(to, a, sizeof a);
+#endif
 }
 
 // Queries in Vectors tiles of sixteen.
