@@ -92,11 +92,13 @@ template <class T>
 void tile_chains() {
   constexpr mote::detail::tile_shape full{mote::detail::tile_height};
   mote::detail::amx_tiles tiles({full, full, full, full, full, full, full, full});
-  const std::uint8_t zeros[1024] = {};
-  tiles.load<4>(zeros, 64);
-  tiles.load<5>(zeros, 64);
-  tiles.load<6>(zeros, 64);
-  tiles.load<7>(zeros, 64);
+  // Not zeros, which are multiplied a third faster on Sapphire Rapids.
+  std::uint8_t numbers[1024];
+  for (std::size_t i = 0; i < sizeof numbers; ++i) numbers[i] = i % 2 == 0 ? static_cast<std::uint8_t>(37 * i) : 0x3F;
+  tiles.load<4>(numbers, 64);
+  tiles.load<5>(numbers, 64);
+  tiles.load<6>(numbers, 64);
+  tiles.load<7>(numbers, 64);
   for (int i = 0; i < steps; ++i) {
     if constexpr (std::is_same_v<T, std::int8_t>) {
       tiles.dot_int8<0, 4, 6>();
