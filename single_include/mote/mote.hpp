@@ -2686,6 +2686,10 @@ struct [[maybe_unused]] subnormals_as_zero {};
 
 #endif
 
+// Whether there are tiles, a row of whose sums is a vector.
+template <class Arch>
+inline constexpr bool has_tiles_beside = has_amx_tiles&& batch<float, Arch>::size == tile_height;
+
 }  // namespace detail
 
 MOTE_END_NAMESPACE
@@ -3019,7 +3023,7 @@ struct packing {
 template <class Arch>
 inline constexpr packing packing_of = [] {
   using dot = detail::int8_dot<Arch>;
-  if (detail::has_amx_tiles && dot::lanes == detail::tile_height) return packing{dot::lanes, 0};
+  if (detail::has_tiles_beside<Arch>) return packing{dot::lanes, 0};
   return packing{dot::lanes, dot::unsigned_limit > 0 ? dot::unsigned_limit : 127};
 }();
 
@@ -5899,7 +5903,7 @@ inline constexpr bool bf16_products = element_dot<Arch, bf16>::dot_products;
 
 // Whether matrix tiles multiply packed matrices; whether they do those of this form.
 template <class Arch>
-inline constexpr bool uses_tiles = batch<float, Arch>::size == 16 && has_amx_tiles&& bf16_products<Arch>;
+inline constexpr bool uses_tiles = has_tiles_beside<Arch>&& bf16_products<Arch>;
 template <class Arch, class Matrix>
 inline constexpr bool multiplied_by_tiles = false;
 template <class Arch, class T>
@@ -7018,22 +7022,20 @@ class attention_block {
     }
   }
 
-  // Of the next tile all queries see the first `count` keys.
-  void see(std::size_t count) {
-    keys_ = count;
-    causal_ = false;
-    std::fill_n(out_.seen, lanes, static_cast<float>(count));
-  }
-  // Query `lane` sees the first visible[lane] keys only (none where that is negative), no query more than `count`.
+  // Of the next tile's `count` keys query `lane` sees the first visible[lane], none where that is negative; no query fewer
+  // than the one before it.
   void see(std::size_t count, const std::ptrdiff_t (&visible)[lanes]) {
-    keys_ = count;
-    causal_ = true;
+    const auto own = [count](std::ptrdiff_t keys) {
+      return static_cast<std::size_t>(std::clamp<std::ptrdiff_t>(keys, 0, static_cast<std::ptrdiff_t>(count)));
+    };
+    keys_ = own(visible[lanes - 1]);
+    causal_ = own(visible[0]) < keys_;
     for (std::size_t lane = 0; lane < lanes; ++lane) {
-      out_.seen[lane] =
-          static_cast<float>(std::clamp<std::ptrdiff_t>(visible[lane], 0, static_cast<std::ptrdiff_t>(count)));
+      out_.seen[lane] = static_cast<float>(causal_ ? own(visible[lane]) : keys_);
     }
   }
   bool sees_keys() const { return keys_ > 0; }
+  bool sees_all(std::size_t count) const { return !causal_ && keys_ == count; }
 
   void score(typename Products::engine& engine, const typename Products::keys& keys, std::size_t chunk) {
     products_.score(engine, keys, chunk, keys_, scores_);
@@ -7104,10 +7106,13 @@ class attention_block {
   alignas(64) float scores_[Products::padded_keys * lanes];  // [keys, lanes]
 };
 
-// Takes `count` blocks through a tile, after each has been told what it sees of it. Products may take the dimensions of
-// keys and the columns of values in chunks, each of which is made ready once for all blocks.
+// Takes `count` blocks through a tile of `key_count` keys, after each has been told what it sees of it. Products may take the
+// dimensions of keys and the columns of values in chunks, each of which is made ready once for all blocks.
 template <class Block>
-void attend(Block* blocks, std::size_t count, typename Block::products::keys& keys) {
+void attend(Block* blocks, std::size_t count, const attention_keys& rows, std::size_t key_count,
+            typename Block::products::keys& keys) {
+  keys.take(rows, key_count,
+            std::all_of(blocks, blocks + count, [&](const Block& block) { return block.sees_all(key_count); }));
   const auto each = [&](auto&& f) {
     for (std::size_t b = 0; b < count; ++b) {
       if (blocks[b].sees_keys()) f(blocks[b]);
@@ -7140,6 +7145,8 @@ MOTE_END_NAMESPACE
 // Scores are tiles of 16 keys by 16 queries, outputs of 16 queries by 16 columns. Tiles read pairs of bf16: elements i and
 // i + 16 of 32 dimensions, or of 32 keys, share a word, so that making one takes no shuffles.
 // Source: Henry et al., "Leveraging the bfloat16 artificial intelligence datatype for higher-precision computations" (2019).
+
+#include <bit>
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -7197,6 +7204,7 @@ class tile_products {
   static constexpr std::size_t tile_words = tile_height * step_words;
   static constexpr std::size_t parts = 3;  // bf16 numbers that a float32 is the sum of
   static constexpr tile_shape whole{tile_height};
+  static constexpr float zeros[tile_height] = {};
   // Steps and columns that are split at once: they stay in the first-level cache while all blocks multiply them.
   static constexpr std::size_t depth = 2, width = 64;
   static constexpr std::size_t tiles_across = 4;  // of 64 keys or columns
@@ -7257,12 +7265,12 @@ class tile_products {
 
    private:
     static bool finite(const float* x, std::size_t n) {
-      floats zeros(0.0f);
+      floats nothing(0.0f);
       std::size_t i = 0;
       for (; i + floats::size <= n; i += floats::size) {
-        zeros = fused_multiply_add(floats::load_unaligned(x + i), floats(0.0f), zeros);
+        nothing = fused_multiply_add(floats::load_unaligned(x + i), floats(0.0f), nothing);
       }
-      float all = sum(zeros);
+      float all = sum(nothing);
       for (; i < n; ++i) all += x[i] * 0.0f;
       return all == 0.0f;
     }
@@ -7287,7 +7295,6 @@ class tile_products {
     }
     // Sixteen columns from d on of value c: in `padded` where there are fewer or some are zeros to the tiles.
     const float* value(std::size_t c, std::size_t d, float* padded) const {
-      static constexpr float zeros[tile_height] = {};
       if (c >= count_) return zeros;
       const bool spoilt = (spoilt_ >> c & 1) != 0;
       if (d + tile_height <= shape_.value && !spoilt) return rows_->value[c] + d;
@@ -7338,7 +7345,6 @@ class tile_products {
 
   // Splits the probabilities of `count` keys, zeros behind them.
   void weigh(const float* p, std::size_t count) {
-    static constexpr float zeros[tile_height] = {};
     for (std::size_t half = 0; half < halves; ++half) {
       for (std::size_t v = 0; v < Vectors; ++v) {
         alignas(64) word split_up[parts][step_words][tile_height];
@@ -7354,8 +7360,7 @@ class tile_products {
     }
   }
 
-  void add_values(engine& tiles, const keys& tile, std::size_t chunk, std::size_t count, const float*,
-                  const outputs& out) {
+  void add_values(engine& tiles, const keys& tile, std::size_t chunk, std::size_t, const float*, const outputs& out) {
     float* const sums = sums_ + chunk * width * lanes;
     if (!empty_) rescale(sums, out);
     constexpr std::size_t columns = 4 / Vectors;  // tiles of them at once
@@ -7368,8 +7373,9 @@ class tile_products {
       }
       store_sums<Vectors, columns>(tiles, to, tile_words, lanes * tile_height, tile_height);
     }
-    for (std::size_t c = 0; c < count && tile.spoilt() >> c != 0; ++c) {
-      if ((tile.spoilt() >> c & 1) != 0) spoil(tile.rows().value[c], chunk, c, out);
+    for (std::uint64_t left = tile.spoilt(); left != 0; left &= left - 1) {
+      const auto c = static_cast<std::size_t>(std::countr_zero(left));
+      spoil(tile.rows().value[c], chunk, c, out);
     }
     if (chunk + 1 == groups(shape_)) empty_ = false;
   }
@@ -7739,7 +7745,7 @@ namespace detail {
 // f.operator()<Products>() for blocks of one vector or tile of queries, or of two for more than that.
 template <class Arch, class F>
 void with_attention_products(std::size_t queries, F&& f) {
-  if constexpr (has_amx_tiles && batch<float, Arch>::size == tile_height) {
+  if constexpr (has_tiles_beside<Arch>) {
     if (amx_tiles::available()) {
       if (queries > tile_height) {
         f.template operator()<tile_products<amx_tiles, Arch, 2>>();
@@ -7956,25 +7962,15 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
         for (std::size_t c = p * part; c < last; c += attention_keys::size) {
           const std::size_t in_tile = std::min(attention_keys::size, last - c);
           take_keys(rows, decode, c, in_tile, rank, width, memory, rows_of_tile);
-          bool seen_by_all = true;
           for (std::size_t b = 0; b < own_blocks; ++b) {
             std::ptrdiff_t visible[lanes];
             for (std::size_t lane = 0; lane < lanes; ++lane) {
               const std::size_t q = std::min(b * lanes + lane, group.count - 1);
               visible[lane] = static_cast<std::ptrdiff_t>(context[token_of(q)].length) - static_cast<std::ptrdiff_t>(c);
             }
-            // The block's first token sees fewest keys, its last one most.
-            const std::ptrdiff_t most =
-                std::clamp<std::ptrdiff_t>(visible[lanes - 1], 0, static_cast<std::ptrdiff_t>(in_tile));
-            if (visible[0] >= most) {
-              attention[b].see(static_cast<std::size_t>(most));
-            } else {
-              attention[b].see(static_cast<std::size_t>(most), visible);
-            }
-            seen_by_all = seen_by_all && visible[0] >= static_cast<std::ptrdiff_t>(in_tile);
+            attention[b].see(in_tile, visible);
           }
-          keys.take(rows_of_tile, in_tile, seen_by_all);
-          attend(attention.data(), own_blocks, keys);
+          attend(attention.data(), own_blocks, rows_of_tile, in_tile, keys);
         }
         for (std::size_t b = 0; b < own_blocks; ++b) {
           attention[b].finish();
@@ -8182,17 +8178,12 @@ void mla_prefill_blocks(simd<Arch, Executor>& be, view<const float, 3> q_nope, v
           rows.second[i] = &k_rope(c + i, std::size_t{0});
           rows.value[i] = &v(c + i, h, std::size_t{0});
         }
-        keys.take(rows, in_tile, c + in_tile <= seen_by_first);
-        if (c + in_tile <= seen_by_first) {
-          attention.see(in_tile);
-        } else {
-          std::ptrdiff_t visible[lanes];
-          for (std::size_t lane = 0; lane < lanes; ++lane) {
-            visible[lane] = static_cast<std::ptrdiff_t>(seen_by_first + lane) - static_cast<std::ptrdiff_t>(c);
-          }
-          attention.see(in_tile, visible);
+        std::ptrdiff_t visible[lanes];
+        for (std::size_t lane = 0; lane < lanes; ++lane) {
+          visible[lane] = static_cast<std::ptrdiff_t>(seen_by_first + lane) - static_cast<std::ptrdiff_t>(c);
         }
-        attend(&attention, 1, keys);
+        attention.see(in_tile, visible);
+        attend(&attention, 1, rows, in_tile, keys);
       }
       attention.finish();
       attention.normalise();
@@ -9202,8 +9193,6 @@ inline void route_impl(reference& be, const router_config& config, view<const fl
 MOTE_END_NAMESPACE
 
 // ---- mote/ops/route/simd.hpp
-#include <bit>
-
 MOTE_BEGIN_NAMESPACE
 
 namespace detail {

@@ -22,6 +22,7 @@
 #include <unistd.h>
 #endif
 
+#include "simd.hpp"
 #include "types.hpp"
 
 MOTE_BEGIN_NAMESPACE
@@ -196,6 +197,10 @@ class amx_tiles : public software_tiles {
 struct [[maybe_unused]] subnormals_as_zero {};
 
 #endif
+
+// Whether there are tiles, a row of whose sums is a vector.
+template <class Arch>
+inline constexpr bool has_tiles_beside = has_amx_tiles&& batch<float, Arch>::size == tile_height;
 
 }  // namespace detail
 

@@ -45,7 +45,7 @@ struct packing {
 template <class Arch>
 inline constexpr packing packing_of = [] {
   using dot = detail::int8_dot<Arch>;
-  if (detail::has_amx_tiles && dot::lanes == detail::tile_height) return packing{dot::lanes, 0};
+  if (detail::has_tiles_beside<Arch>) return packing{dot::lanes, 0};
   return packing{dot::lanes, dot::unsigned_limit > 0 ? dot::unsigned_limit : 127};
 }();
 

@@ -67,22 +67,20 @@ class attention_block {
     }
   }
 
-  // Of the next tile all queries see the first `count` keys.
-  void see(std::size_t count) {
-    keys_ = count;
-    causal_ = false;
-    std::fill_n(out_.seen, lanes, static_cast<float>(count));
-  }
-  // Query `lane` sees the first visible[lane] keys only (none where that is negative), no query more than `count`.
+  // Of the next tile's `count` keys query `lane` sees the first visible[lane], none where that is negative; no query fewer
+  // than the one before it.
   void see(std::size_t count, const std::ptrdiff_t (&visible)[lanes]) {
-    keys_ = count;
-    causal_ = true;
+    const auto own = [count](std::ptrdiff_t keys) {
+      return static_cast<std::size_t>(std::clamp<std::ptrdiff_t>(keys, 0, static_cast<std::ptrdiff_t>(count)));
+    };
+    keys_ = own(visible[lanes - 1]);
+    causal_ = own(visible[0]) < keys_;
     for (std::size_t lane = 0; lane < lanes; ++lane) {
-      out_.seen[lane] =
-          static_cast<float>(std::clamp<std::ptrdiff_t>(visible[lane], 0, static_cast<std::ptrdiff_t>(count)));
+      out_.seen[lane] = static_cast<float>(causal_ ? own(visible[lane]) : keys_);
     }
   }
   bool sees_keys() const { return keys_ > 0; }
+  bool sees_all(std::size_t count) const { return !causal_ && keys_ == count; }
 
   void score(typename Products::engine& engine, const typename Products::keys& keys, std::size_t chunk) {
     products_.score(engine, keys, chunk, keys_, scores_);
@@ -153,10 +151,13 @@ class attention_block {
   alignas(64) float scores_[Products::padded_keys * lanes];  // [keys, lanes]
 };
 
-// Takes `count` blocks through a tile, after each has been told what it sees of it. Products may take the dimensions of
-// keys and the columns of values in chunks, each of which is made ready once for all blocks.
+// Takes `count` blocks through a tile of `key_count` keys, after each has been told what it sees of it. Products may take the
+// dimensions of keys and the columns of values in chunks, each of which is made ready once for all blocks.
 template <class Block>
-void attend(Block* blocks, std::size_t count, typename Block::products::keys& keys) {
+void attend(Block* blocks, std::size_t count, const attention_keys& rows, std::size_t key_count,
+            typename Block::products::keys& keys) {
+  keys.take(rows, key_count,
+            std::all_of(blocks, blocks + count, [&](const Block& block) { return block.sees_all(key_count); }));
   const auto each = [&](auto&& f) {
     for (std::size_t b = 0; b < count; ++b) {
       if (blocks[b].sees_keys()) f(blocks[b]);

@@ -16,7 +16,7 @@ namespace detail {
 // f.operator()<Products>() for blocks of one vector or tile of queries, or of two for more than that.
 template <class Arch, class F>
 void with_attention_products(std::size_t queries, F&& f) {
-  if constexpr (has_amx_tiles && batch<float, Arch>::size == tile_height) {
+  if constexpr (has_tiles_beside<Arch>) {
     if (amx_tiles::available()) {
       if (queries > tile_height) {
         f.template operator()<tile_products<amx_tiles, Arch, 2>>();

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -78,6 +79,7 @@ class tile_products {
   static constexpr std::size_t tile_words = tile_height * step_words;
   static constexpr std::size_t parts = 3;  // bf16 numbers that a float32 is the sum of
   static constexpr tile_shape whole{tile_height};
+  static constexpr float zeros[tile_height] = {};
   // Steps and columns that are split at once: they stay in the first-level cache while all blocks multiply them.
   static constexpr std::size_t depth = 2, width = 64;
   static constexpr std::size_t tiles_across = 4;  // of 64 keys or columns
@@ -138,12 +140,12 @@ class tile_products {
 
    private:
     static bool finite(const float* x, std::size_t n) {
-      floats zeros(0.0f);
+      floats nothing(0.0f);
       std::size_t i = 0;
       for (; i + floats::size <= n; i += floats::size) {
-        zeros = fused_multiply_add(floats::load_unaligned(x + i), floats(0.0f), zeros);
+        nothing = fused_multiply_add(floats::load_unaligned(x + i), floats(0.0f), nothing);
       }
-      float all = sum(zeros);
+      float all = sum(nothing);
       for (; i < n; ++i) all += x[i] * 0.0f;
       return all == 0.0f;
     }
@@ -168,7 +170,6 @@ class tile_products {
     }
     // Sixteen columns from d on of value c: in `padded` where there are fewer or some are zeros to the tiles.
     const float* value(std::size_t c, std::size_t d, float* padded) const {
-      static constexpr float zeros[tile_height] = {};
       if (c >= count_) return zeros;
       const bool spoilt = (spoilt_ >> c & 1) != 0;
       if (d + tile_height <= shape_.value && !spoilt) return rows_->value[c] + d;
@@ -219,7 +220,6 @@ class tile_products {
 
   // Splits the probabilities of `count` keys, zeros behind them.
   void weigh(const float* p, std::size_t count) {
-    static constexpr float zeros[tile_height] = {};
     for (std::size_t half = 0; half < halves; ++half) {
       for (std::size_t v = 0; v < Vectors; ++v) {
         alignas(64) word split_up[parts][step_words][tile_height];
@@ -235,8 +235,7 @@ class tile_products {
     }
   }
 
-  void add_values(engine& tiles, const keys& tile, std::size_t chunk, std::size_t count, const float*,
-                  const outputs& out) {
+  void add_values(engine& tiles, const keys& tile, std::size_t chunk, std::size_t, const float*, const outputs& out) {
     float* const sums = sums_ + chunk * width * lanes;
     if (!empty_) rescale(sums, out);
     constexpr std::size_t columns = 4 / Vectors;  // tiles of them at once
@@ -249,8 +248,9 @@ class tile_products {
       }
       store_sums<Vectors, columns>(tiles, to, tile_words, lanes * tile_height, tile_height);
     }
-    for (std::size_t c = 0; c < count && tile.spoilt() >> c != 0; ++c) {
-      if ((tile.spoilt() >> c & 1) != 0) spoil(tile.rows().value[c], chunk, c, out);
+    for (std::uint64_t left = tile.spoilt(); left != 0; left &= left - 1) {
+      const auto c = static_cast<std::size_t>(std::countr_zero(left));
+      spoil(tile.rows().value[c], chunk, c, out);
     }
     if (chunk + 1 == groups(shape_)) empty_ = false;
   }

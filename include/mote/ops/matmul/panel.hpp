@@ -42,7 +42,7 @@ inline constexpr bool bf16_products = element_dot<Arch, bf16>::dot_products;
 
 // Whether matrix tiles multiply packed matrices; whether they do those of this form.
 template <class Arch>
-inline constexpr bool uses_tiles = batch<float, Arch>::size == 16 && has_amx_tiles&& bf16_products<Arch>;
+inline constexpr bool uses_tiles = has_tiles_beside<Arch>&& bf16_products<Arch>;
 template <class Arch, class Matrix>
 inline constexpr bool multiplied_by_tiles = false;
 template <class Arch, class T>

@@ -204,25 +204,15 @@ void mla_decode_blocks(simd<Arch, Executor>& be, view<const float, 3> q_latent, 
         for (std::size_t c = p * part; c < last; c += attention_keys::size) {
           const std::size_t in_tile = std::min(attention_keys::size, last - c);
           take_keys(rows, decode, c, in_tile, rank, width, memory, rows_of_tile);
-          bool seen_by_all = true;
           for (std::size_t b = 0; b < own_blocks; ++b) {
             std::ptrdiff_t visible[lanes];
             for (std::size_t lane = 0; lane < lanes; ++lane) {
               const std::size_t q = std::min(b * lanes + lane, group.count - 1);
               visible[lane] = static_cast<std::ptrdiff_t>(context[token_of(q)].length) - static_cast<std::ptrdiff_t>(c);
             }
-            // The block's first token sees fewest keys, its last one most.
-            const std::ptrdiff_t most =
-                std::clamp<std::ptrdiff_t>(visible[lanes - 1], 0, static_cast<std::ptrdiff_t>(in_tile));
-            if (visible[0] >= most) {
-              attention[b].see(static_cast<std::size_t>(most));
-            } else {
-              attention[b].see(static_cast<std::size_t>(most), visible);
-            }
-            seen_by_all = seen_by_all && visible[0] >= static_cast<std::ptrdiff_t>(in_tile);
+            attention[b].see(in_tile, visible);
           }
-          keys.take(rows_of_tile, in_tile, seen_by_all);
-          attend(attention.data(), own_blocks, keys);
+          attend(attention.data(), own_blocks, rows_of_tile, in_tile, keys);
         }
         for (std::size_t b = 0; b < own_blocks; ++b) {
           attention[b].finish();

@@ -59,17 +59,12 @@ void mla_prefill_blocks(simd<Arch, Executor>& be, view<const float, 3> q_nope, v
           rows.second[i] = &k_rope(c + i, std::size_t{0});
           rows.value[i] = &v(c + i, h, std::size_t{0});
         }
-        keys.take(rows, in_tile, c + in_tile <= seen_by_first);
-        if (c + in_tile <= seen_by_first) {
-          attention.see(in_tile);
-        } else {
-          std::ptrdiff_t visible[lanes];
-          for (std::size_t lane = 0; lane < lanes; ++lane) {
-            visible[lane] = static_cast<std::ptrdiff_t>(seen_by_first + lane) - static_cast<std::ptrdiff_t>(c);
-          }
-          attention.see(in_tile, visible);
+        std::ptrdiff_t visible[lanes];
+        for (std::size_t lane = 0; lane < lanes; ++lane) {
+          visible[lane] = static_cast<std::ptrdiff_t>(seen_by_first + lane) - static_cast<std::ptrdiff_t>(c);
         }
-        attend(&attention, 1, keys);
+        attention.see(in_tile, visible);
+        attend(&attention, 1, rows, in_tile, keys);
       }
       attention.finish();
       attention.normalise();
