@@ -5683,24 +5683,28 @@ struct tile_kernel {
     }
   }
 
-  // Tokens of one tile or two by one panel or, for tokens of one tile, two; the first to see the panels if First.
-  template <std::size_t TokenTiles, std::size_t Panels, bool First>
+  // Tokens of one tile or two by one panel or, for tokens of one tile, two, over `quads` quads of k, whose sums are added to
+  // those in `out` if `resume`. ahead(w) asks for what is multiplied after the 64 bytes of k at w[p] of each panel.
+  template <std::size_t TokenTiles, std::size_t Panels, class Ahead>
   static void tile(Tiles& tiles, const std::uint8_t* const* panel, std::size_t quads, const std::uint8_t* const* x,
-                   float* out, std::size_t stride) {
+                   bool resume, float* out, std::size_t stride, Ahead&& ahead) {
     static_assert(TokenTiles * Panels <= 2);
-    tiles.template zero<0>();
-    tiles.template zero<1>();
-    tiles.template zero<2>();
-    tiles.template zero<3>();
-    const auto step = [&](const std::uint8_t* const* w, std::size_t quad) {
-      if constexpr (First) {
-        for (std::size_t p = 0; p < Panels; ++p) {
-          for (std::size_t i = 0; i < tile_height * layout::quad_bytes; i += 64) {
-            __builtin_prefetch(w[p] + look_ahead + i, 0, 2);
-            __builtin_prefetch(w[p] + near_ahead + i, 0, 3);
-          }
-        }
+    float* const other = out + (TokenTiles == 2 ? tile_height * stride : packed_rows);
+    if (resume) {
+      tiles.template load<0>(out, stride * 4);
+      tiles.template load<1>(out + 16, stride * 4);
+      if constexpr (TokenTiles * Panels == 2) {
+        tiles.template load<2>(other, stride * 4);
+        tiles.template load<3>(other + 16, stride * 4);
       }
+    } else {
+      tiles.template zero<0>();
+      tiles.template zero<1>();
+      tiles.template zero<2>();
+      tiles.template zero<3>();
+    }
+    const auto step = [&](const std::uint8_t* const* w, std::size_t quad) {
+      ahead(w);
       tiles.template load<4>(x[0] + quad * tile_bytes, tile_bytes);
       tiles.template stream<6>(w[0], layout::quad_bytes);
       tiles.template stream<7>(w[0] + tile_bytes, layout::quad_bytes);
@@ -5735,7 +5739,6 @@ struct tile_kernel {
     tiles.template store<0>(out, stride * 4);
     tiles.template store<1>(out + 16, stride * 4);
     if constexpr (TokenTiles * Panels == 2) {
-      float* const other = out + (TokenTiles == 2 ? tile_height * stride : packed_rows);
       tiles.template store<2>(other, stride * 4);
       tiles.template store<3>(other + 16, stride * 4);
     }
@@ -5745,15 +5748,83 @@ struct tile_kernel {
   static void product(const packed_matrix<T>& w, std::size_t first, std::size_t panels, const std::uint8_t* const* x,
                       std::size_t count, float* out, std::size_t stride) {
     const std::size_t whole = count / tokens * tokens;
-    if (whole > 0) multiply_tokens(w, first, panels, x, 0, whole, tokens, out, stride);
+    if (whole > few && layout::quads(w.in_features()) > depth) {
+      multiply_many(w, first, panels, x, whole, out, stride);
+    } else if (whole > 0) {
+      multiply_tokens(w, first, panels, x, 0, whole, tokens, out, stride);
+    }
     if (count - whole > tile_height) {
       multiply_tokens(w, first, panels, x, whole, count, count - whole, out, stride);
     } else if (count > whole) {
-      multiply_few(w, first, panels, x, whole, count - whole, out, stride);
+      multiply_one(w, first, panels, x, whole, count - whole, out, stride);
     }
   }
 
  private:
+  // Tokens up to which a panel is read from front to back, as memory is fastest.
+  static constexpr std::size_t few = 64;
+  // Quads of k that more tokens are multiplied by at a time: 32 tokens' 16 KiB stay in the first cache while the panels pass.
+  static constexpr std::size_t depth = 8 * tile_height;
+
+  struct nothing {
+    void operator()(const std::uint8_t* const*) const {}
+  };
+  template <std::size_t Panels>
+  struct same_panels {
+    void operator()(const std::uint8_t* const* w) const {
+      for (std::size_t p = 0; p < Panels; ++p) {
+        for (std::size_t i = 0; i < tile_height * layout::quad_bytes; i += 64) {
+          __builtin_prefetch(w[p] + look_ahead + i, 0, 2);
+          __builtin_prefetch(w[p] + near_ahead + i, 0, 3);
+        }
+      }
+    }
+  };
+
+  // Asks the second-level cache for `bytes` bytes from p on, in equal steps of whole lines.
+  class fetch {
+   public:
+    fetch(const std::uint8_t* p, std::size_t bytes, std::size_t steps)
+        : next_(p), lines_((bytes / 64 + steps - 1) / steps) {}
+    void step() {
+      for (std::size_t i = 0; i < lines_; ++i, next_ += 64) __builtin_prefetch(next_, 0, 2);
+    }
+
+   private:
+    const std::uint8_t* next_;
+    std::size_t lines_;
+  };
+
+  // The tokens [0, end), two tiles at once, a piece of k at a time: sums wait in `out` for the next piece. Meanwhile each
+  // panel's next piece and the next tokens are asked for, evenly.
+  static void multiply_many(const packed_matrix<T>& w, std::size_t first, std::size_t panels,
+                            const std::uint8_t* const* x, std::size_t end, float* out, std::size_t stride) {
+    const tile_shape full{tile_height};
+    Tiles tiles(tile_shapes{full, full, full, full, full, full, full, full});
+    const std::size_t quads = layout::quads(w.in_features()), pairs = end / tokens;
+    for (std::size_t begin = 0; begin < quads; begin += depth) {
+      const std::size_t some = std::min(depth, quads - begin), steps = (some + tile_height - 1) / tile_height;
+      const std::size_t panel_share = some * layout::quad_bytes / pairs, token_share = some * tile_bytes / panels;
+      for (std::size_t pair = 0; pair < pairs; ++pair) {
+        const std::uint8_t* const now[] = {x[2 * pair] + begin * tile_bytes, x[2 * pair + 1] + begin * tile_bytes};
+        const std::size_t next = pair + 1 < pairs ? 2 * pair + 2 : 0;
+        const std::size_t next_begin = (next > 0 ? begin : begin + some) * tile_bytes;
+        for (std::size_t i = 0; i < panels; ++i) {
+          const std::uint8_t* const panel = w.panel(first + i) + begin * layout::quad_bytes;
+          fetch weights(panel + some * layout::quad_bytes + pair * panel_share, panel_share, steps);
+          fetch above(x[next] + next_begin + i * token_share, token_share, steps);
+          fetch below(x[next + 1] + next_begin + i * token_share, token_share, steps);
+          tile<2, 1>(tiles, &panel, some, now, begin > 0, out + pair * tokens * stride + i * packed_rows, stride,
+                     [&](const std::uint8_t* const*) {
+                       weights.step();
+                       above.step();
+                       below.step();
+                     });
+        }
+      }
+    }
+  }
+
   // The tokens [begin, end), `each` at once, in two tiles; a panel is read for all of them before the next.
   static void multiply_tokens(const packed_matrix<T>& w, std::size_t first, std::size_t panels,
                               const std::uint8_t* const* x, std::size_t begin, std::size_t end, std::size_t each,
@@ -5764,26 +5835,39 @@ struct tile_kernel {
     for (std::size_t i = 0; i < panels; ++i) {
       const std::uint8_t* const panel = w.panel(first + i);
       for (std::size_t t = begin; t < end; t += tokens) {
-        const auto run = t == 0 ? &tile_kernel::template tile<2, 1, true> : &tile_kernel::template tile<2, 1, false>;
-        run(tiles, &panel, quads, x + t / tile_height, out + t * stride + i * packed_rows, stride);
+        float* const to = out + t * stride + i * packed_rows;
+        if (t == 0) {
+          tile<2, 1>(tiles, &panel, quads, x, false, to, stride, same_panels<1>{});
+        } else {
+          tile<2, 1>(tiles, &panel, quads, x + t / tile_height, false, to, stride, nothing{});
+        }
       }
     }
   }
 
   // The tokens [begin, begin + count) of one tile. Two panels side by side: memory gives more to two streams than to one.
-  static void multiply_few(const packed_matrix<T>& w, std::size_t first, std::size_t panels,
+  static void multiply_one(const packed_matrix<T>& w, std::size_t first, std::size_t panels,
                            const std::uint8_t* const* x, std::size_t begin, std::size_t count, float* out,
                            std::size_t stride) {
-    const tile_shape few{count}, weights{tile_height};
-    Tiles tiles(tile_shapes{few, few, few, few, few, weights, weights, weights});
+    const tile_shape rows{count}, weights{tile_height};
+    Tiles tiles(tile_shapes{rows, rows, rows, rows, rows, weights, weights, weights});
     const std::size_t quads = layout::quads(w.in_features());
-    const bool seen = begin > 0;  // by tokens before these
-    for (std::size_t i = 0; i < panels; i += 2) {
-      const std::uint8_t* const panel[] = {w.panel(first + i), i + 1 < panels ? w.panel(first + i + 1) : nullptr};
-      const auto pair = seen ? &tile_kernel::template tile<1, 2, false> : &tile_kernel::template tile<1, 2, true>;
-      const auto last = seen ? &tile_kernel::template tile<1, 1, false> : &tile_kernel::template tile<1, 1, true>;
-      const auto run = i + 1 < panels ? pair : last;
-      run(tiles, panel, quads, x + begin / tile_height, out + begin * stride + i * packed_rows, stride);
+    x += begin / tile_height;
+    out += begin * stride;
+    const auto multiply = [&](auto&& two_ahead, auto&& one_ahead) {
+      for (std::size_t i = 0; i < panels; i += 2) {
+        const std::uint8_t* const panel[] = {w.panel(first + i), i + 1 < panels ? w.panel(first + i + 1) : nullptr};
+        if (i + 1 < panels) {
+          tile<1, 2>(tiles, panel, quads, x, false, out + i * packed_rows, stride, two_ahead);
+        } else {
+          tile<1, 1>(tiles, panel, quads, x, false, out + i * packed_rows, stride, one_ahead);
+        }
+      }
+    };
+    if (begin == 0) {
+      multiply(same_panels<2>{}, same_panels<1>{});
+    } else {
+      multiply(nothing{}, nothing{});  // tokens before these have read the panels
     }
   }
 };
@@ -5889,13 +5973,14 @@ MOTE_BEGIN_NAMESPACE
 
 namespace detail {
 
-inline constexpr std::size_t unit_tokens = has_amx_tiles ? 64 : 48;
+inline constexpr std::size_t unit_tokens = has_amx_tiles ? 256 : 48;
 inline constexpr std::size_t tile_unit_rows = 128;  // tiles are fast: tokens that all units read come often enough
 // From one token's results to the next one's; with tiles a line further than rows.
 inline constexpr std::size_t unit_stride = has_amx_tiles ? tile_unit_rows + 16 : 64;
 inline constexpr std::size_t float_depth = 1024;   // elements of k a block: a tile's rows and tokens fit 48 KiB
 inline constexpr std::size_t float_tokens = 24;    // whose accumulators are kept between blocks of k, of all rows
 inline constexpr std::size_t decoded_depth = 512;  // elements of k that are decoded at a time, of some rows
+inline constexpr std::size_t decoded_tokens = std::min<std::size_t>(unit_tokens, 64);  // that read them
 
 // Whether packed bf16 is multiplied as such, not as float32.
 template <class Arch>
@@ -6043,17 +6128,20 @@ template <class Arch, std::size_t Step, class Decode>
 void decoded_product(std::size_t rows, std::size_t k, const activation* x, std::size_t tokens, float* out,
                      Decode&& decode) noexcept {
   // As many as leave room for the accumulators of all tokens.
-  constexpr std::size_t group = packed_rows * float_tokens / unit_tokens / tile_rows<Arch> * tile_rows<Arch>;
+  constexpr std::size_t group = packed_rows * float_tokens / decoded_tokens / tile_rows<Arch> * tile_rows<Arch>;
   float decoded[group][Step + 16];  // rows apart in the cache
-  for (std::size_t first = 0; first < rows; first += group) {
-    const std::size_t count = std::min(group, rows - first);
-    float_product<Arch, float>(count, k, Step, x, tokens, out + first,
-                               [&](std::size_t begin, std::size_t depth, const float** row) {
-                                 for (std::size_t n = 0; n < count; ++n) {
-                                   row[n] = decoded[n];
-                                   decode(first + n, begin, depth, decoded[n]);
-                                 }
-                               });
+  for (std::size_t t = 0; t < tokens; t += decoded_tokens) {
+    const std::size_t some = std::min(decoded_tokens, tokens - t);
+    for (std::size_t first = 0; first < rows; first += group) {
+      const std::size_t count = std::min(group, rows - first);
+      float_product<Arch, float>(count, k, Step, x + t, some, out + first + t * unit_stride,
+                                 [&](std::size_t begin, std::size_t depth, const float** row) {
+                                   for (std::size_t n = 0; n < count; ++n) {
+                                     row[n] = decoded[n];
+                                     decode(first + n, begin, depth, decoded[n]);
+                                   }
+                                 });
+    }
   }
 }
 
@@ -6436,6 +6524,9 @@ MOTE_BEGIN_NAMESPACE
 
 namespace detail {
 
+// Rows of y from what is written to what is asked of memory.
+inline constexpr std::size_t written_ahead = 4;
+
 // One unit's weight rows for all tokens; `target(t)` is the row of y.
 template <class Arch, class Matrix, class Target>
 void matmul_unit(const Matrix& w, std::size_t first, std::size_t rows, const activation* x, std::size_t tokens,
@@ -6446,6 +6537,10 @@ void matmul_unit(const Matrix& w, std::size_t first, std::size_t rows, const act
     unit_product<Arch>(w, first, rows, x + t, count, out);
     for (std::size_t c = 0; c < count; ++c) {
       float* y = target(t + c) + first;
+      if (c + written_ahead < count) {
+        const float* const next = target(t + c + written_ahead) + first;
+        for (std::size_t n = 0; n < rows; n += 64 / sizeof(float)) __builtin_prefetch(next + n, 1, 3);
+      }
       for (std::size_t n = 0; n < rows; ++n) {
         y[n] = mode == output::accumulate ? y[n] + out[n + c * unit_stride] : out[n + c * unit_stride];
       }

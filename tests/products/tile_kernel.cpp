@@ -111,7 +111,8 @@ class product_case {
 struct product_shape {
   std::size_t tokens, in;
 };
-const std::vector<product_shape> shapes = {{1, 0}, {1, 3}, {2, 64}, {16, 66}, {17, 130}, {33, 2060}, {48, 1030}};
+const std::vector<product_shape> shapes = {{1, 0},     {1, 3},  {2, 64},   {16, 66},    {17, 130},  {33, 2060},
+                                           {48, 1030}, {96, 0}, {101, 66}, {101, 1030}, {140, 2060}};
 
 }  // namespace
 
@@ -135,13 +136,14 @@ TEST_CASE("tiles: bf16 sums are those of the vector kernel to rounding") {
 
 TEST_CASE("tiles: a token's bf16 sums have the same bits alone and with any number of others") {
   for (const std::size_t in : {std::size_t{66}, std::size_t{1030}, std::size_t{2060}}) {
-    const product_case<bf16> c(48, in);
-    const std::vector<float> all = c.tiles(0, 48);
+    constexpr std::size_t tokens = 101;
+    const product_case<bf16> c(tokens, in);
+    const std::vector<float> all = c.tiles(0, tokens);
     for (const std::size_t count :
-         {std::size_t{1}, std::size_t{2}, std::size_t{15}, std::size_t{16}, std::size_t{33}}) {
+         {std::size_t{1}, std::size_t{2}, std::size_t{15}, std::size_t{16}, std::size_t{33}, std::size_t{64}}) {
       CAPTURE(in, count);
-      for (std::size_t first = 0; first < 48; first += count) {
-        const std::size_t some = std::min(count, 48 - first);
+      for (std::size_t first = 0; first < tokens; first += count) {
+        const std::size_t some = std::min(count, tokens - first);
         CHECK(test::same_bits(c.tiles(first, some), std::span(all).subspan(first * stride, some * stride)));
       }
     }

@@ -11,6 +11,9 @@ MOTE_BEGIN_NAMESPACE
 
 namespace detail {
 
+// Rows of y from what is written to what is asked of memory.
+inline constexpr std::size_t written_ahead = 4;
+
 // One unit's weight rows for all tokens; `target(t)` is the row of y.
 template <class Arch, class Matrix, class Target>
 void matmul_unit(const Matrix& w, std::size_t first, std::size_t rows, const activation* x, std::size_t tokens,
@@ -21,6 +24,10 @@ void matmul_unit(const Matrix& w, std::size_t first, std::size_t rows, const act
     unit_product<Arch>(w, first, rows, x + t, count, out);
     for (std::size_t c = 0; c < count; ++c) {
       float* y = target(t + c) + first;
+      if (c + written_ahead < count) {
+        const float* const next = target(t + c + written_ahead) + first;
+        for (std::size_t n = 0; n < rows; n += 64 / sizeof(float)) __builtin_prefetch(next + n, 1, 3);
+      }
       for (std::size_t n = 0; n < rows; ++n) {
         y[n] = mode == output::accumulate ? y[n] + out[n + c * unit_stride] : out[n + c * unit_stride];
       }
