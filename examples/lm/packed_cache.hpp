@@ -19,6 +19,7 @@
 #include <mote/core/config.hpp>
 #include <mote/io/fingerprint.hpp>
 #include <mote/io/weight_file.hpp>
+#include <mote/quant/packed.hpp>
 
 #include "model_files.hpp"
 #include "weight_format.hpp"
@@ -38,7 +39,21 @@ std::string packed_cache_path(const std::string& model, weight_format format) {
   return model + (is_gguf(model) ? "." : "/packed.") + name_of(format) + "-" + packed_order<Backend>() + ".mote";
 }
 
-// What packed weights depend on: format, order, and a fingerprint of every file of the model that holds weights or shapes.
+// What kernels want of codes (mote::packing): builds of one version for one instruction set may differ.
+template <class Backend>
+std::string packing_name() {
+  if constexpr (std::is_same_v<Backend, mote::reference>) {
+    return "unpacked";
+  } else {
+    constexpr mote::packing wanted = mote::packing_of<typename Backend::arch>;
+    const std::string codes =
+        wanted.largest_code == 0 ? "signed codes" : "codes up to " + std::to_string(wanted.largest_code);
+    return std::to_string(wanted.lanes) + " lanes, " + codes;
+  }
+}
+
+// What packed weights depend on: format, order, packing, and a fingerprint of every file of the model that holds weights or
+// shapes.
 template <class Backend>
 std::string packed_cache_key(const std::string& model, const model_files& files, weight_format format) {
   std::uint64_t hash = mote::fnv1a_start;
@@ -54,7 +69,7 @@ std::string packed_cache_key(const std::string& model, const model_files& files,
   }
   char hex[17] = {};
   std::snprintf(hex, sizeof hex, "%016llx", static_cast<unsigned long long>(hash));
-  return name_of(format) + " " + packed_order<Backend>() + " " + hex;
+  return name_of(format) + " " + packed_order<Backend>() + " (" + packing_name<Backend>() + ") " + hex;
 }
 
 // The packed weights in `path`, made anew where there are none of this model, format and order, or damaged ones; `note` gets

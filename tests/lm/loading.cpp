@@ -186,6 +186,7 @@ TEST_CASE("packed cache: a file that is stale, cut off or damaged is made anew, 
     CHECK(test::read_bytes(path) == good);
   };
   CHECK(notes.empty());
+  CHECK_THAT(mote::weight_file(path).key(), contains("lanes"));  // so that another packing is made anew
   for (const std::size_t size : {good.size() - 1, good.size() / 2, std::size_t{20}}) {
     directory.write("weights.mote", good.substr(0, size));
     remade(path);
