@@ -200,6 +200,7 @@ struct block_kernel {
     unroll<C>([&](std::size_t c) __attribute__((always_inline)) { token[c] = x[c]; });
     const std::uint8_t* next[P];
     unroll<P>([&](std::size_t i) __attribute__((always_inline)) { next[i] = panel[i]; });
+    [[maybe_unused]] const std::size_t panel_bytes = blocks * layout::block_bytes + layout::tensor_scale_bytes;
     std::size_t half = 0;
     for (std::size_t b = 0; b < blocks; ++b) {
       [[maybe_unused]] floats super_scale[P][R], super_min[P][R];
@@ -293,7 +294,10 @@ struct block_kernel {
         });
       };
       for (std::size_t g = 0; g < layout::groups; ++g) {
-        unroll<P>([&](std::size_t i) __attribute__((always_inline)) { ahead[i] = next[i] + look_ahead(C); });
+        // Panels side by side are followed by the panels behind both.
+        const bool beyond = P > 1 && next[0] + look_ahead(C) >= panel[0] + panel_bytes;
+        const std::size_t distance = look_ahead(C) + (beyond ? (P - 1) * panel_bytes : 0);
+        unroll<P>([&](std::size_t i) __attribute__((always_inline)) { ahead[i] = next[i] + distance; });
         unroll<P>([&](std::size_t i) __attribute__((always_inline)) {
           add_group(i);
           next[i] += layout::group_bytes;
