@@ -1616,6 +1616,19 @@ int integer_value(const F& block, std::size_t i) {
   }
 }
 
+// code(i) to code(i + 3) as the bytes of a word, the first in the lowest, i a multiple of four. A format may have a shorter
+// way, for packing: `four_codes`.
+template <integer_format F>
+std::uint32_t four_codes(const F& block, std::size_t i) {
+  if constexpr (requires { block.four_codes(i); }) {
+    return block.four_codes(i);
+  } else {
+    std::uint32_t four = 0;
+    for (std::size_t j = 0; j < 4; ++j) four |= std::uint32_t{static_cast<std::uint8_t>(block.code(i + j))} << (8 * j);
+    return four;
+  }
+}
+
 // The scale of a group as float32.
 template <integer_format F>
 float group_scale(const F& block, std::size_t g) {
@@ -1710,6 +1723,14 @@ inline constexpr std::array<std::int8_t, 15> e2m1_numbers = {-12, -8, -6, -4, -3
 // Four-bit codes of 32 elements: byte i holds element i low, element i + 16 high.
 inline std::uint8_t nibble(const std::uint8_t (&bytes)[16], std::size_t i) {
   return i < 16 ? bytes[i] & 15u : static_cast<std::uint8_t>(bytes[i - 16] >> 4);
+}
+inline std::uint32_t four_bytes(const std::uint8_t* p) {
+  std::uint32_t four;
+  std::memcpy(&four, p, sizeof four);
+  return four;
+}
+inline std::uint32_t four_nibbles(const std::uint8_t (&bytes)[16], std::size_t i) {
+  return four_bytes(bytes + i % 16) >> (i / 16 * 4) & 0x0F0F0F0Fu;
 }
 inline void pack_nibbles(const std::uint8_t (&codes)[32], std::uint8_t (&bytes)[16]) {
   for (std::size_t i = 0; i < 16; ++i) bytes[i] = static_cast<std::uint8_t>(codes[i] | (codes[i + 16] << 4));
@@ -1876,6 +1897,7 @@ struct iq4_nl {
   std::uint8_t q[16];  // byte i: element i low, element i + 16 high
 
   std::uint8_t code(std::size_t i) const { return detail::nibble(q, i); }
+  std::uint32_t four_codes(std::size_t i) const { return detail::four_nibbles(q, i); }
   f16 scale(std::size_t) const { return d; }
 
   static iq4_nl encode(const float* values) {
@@ -1929,6 +1951,7 @@ struct mxfp4 {
   std::uint8_t q[16];  // byte i: element i low, element i + 16 high
 
   std::uint8_t code(std::size_t i) const { return detail::nibble(q, i); }
+  std::uint32_t four_codes(std::size_t i) const { return detail::four_nibbles(q, i); }
   f8_e8m0 scale(std::size_t) const { return e; }
 
   static mxfp4 encode(const float* x) {
@@ -1971,6 +1994,9 @@ struct nvfp4 {
   std::uint8_t code(std::size_t i) const {
     const unsigned byte = q[i / 16 * 8 + i % 8];
     return static_cast<std::uint8_t>(i / 8 % 2 == 0 ? byte & 15u : byte >> 4);
+  }
+  std::uint32_t four_codes(std::size_t i) const {
+    return detail::four_bytes(q + i / 16 * 8 + i % 8) >> (i / 8 % 2 * 4) & 0x0F0F0F0Fu;
   }
   f16 scale(std::size_t g) const { return f16(half_e4m3(scales[g])); }
 
@@ -2026,6 +2052,7 @@ struct q4_0 {
   std::uint8_t q[16];  // byte i: element i low, element i + 16 high
 
   std::uint8_t code(std::size_t i) const { return detail::nibble(q, i); }
+  std::uint32_t four_codes(std::size_t i) const { return detail::four_nibbles(q, i); }
   f16 scale(std::size_t) const { return d; }
 
   static q4_0 encode(const float* x) {
@@ -2196,6 +2223,9 @@ struct q4_k {
     const unsigned byte = q[i / 64 * 32 + i % 32];
     return static_cast<std::uint8_t>(i / 32 % 2 == 0 ? byte & 15u : byte >> 4);
   }
+  std::uint32_t four_codes(std::size_t i) const {
+    return detail::four_bytes(q + i / 64 * 32 + i % 32) >> (i / 32 % 2 * 4) & 0x0F0F0F0Fu;
+  }
   f16 super_scale() const { return d; }
   f16 super_min() const { return dmin; }
   int sub_scale(std::size_t g) const {
@@ -2248,6 +2278,11 @@ struct q5_0 {
   std::int8_t code(std::size_t i) const {
     const int top = high[i / 8] >> (i % 8) & 1;
     return static_cast<std::int8_t>((detail::nibble(q, i) | (top << 4)) - 16);
+  }
+  std::uint32_t four_codes(std::size_t i) const {
+    const std::uint32_t top = (high[i / 8] >> (i % 8) & 15u) * 0x00204081u & 0x01010101u;  // a bit a byte
+    const std::uint32_t below = (detail::four_nibbles(q, i) | top << 4) ^ 0x10101010u;
+    return below | (below & 0x10101010u) * 14u;  // - 16
   }
   f16 scale(std::size_t) const { return d; }
 
@@ -2392,6 +2427,13 @@ struct q6_k {
     const int nibble = low[64 * half + i % 64] >> (part / 2 * 4) & 15;
     const int top = high[32 * half + i % 32] >> (part * 2) & 3;
     return static_cast<std::int8_t>((nibble | (top << 4)) - 32);
+  }
+  std::uint32_t four_codes(std::size_t i) const {
+    const std::size_t half = i / 128, part = i / 32 % 4;
+    const std::uint32_t nibbles = detail::four_bytes(low + 64 * half + i % 64) >> (part / 2 * 4) & 0x0F0F0F0Fu;
+    const std::uint32_t top = detail::four_bytes(high + 32 * half + i % 32) >> (part * 2) & 0x03030303u;
+    const std::uint32_t below = (nibbles | top << 4) ^ 0x20202020u;
+    return below | (below & 0x20202020u) * 6u;  // - 32
   }
   f16 super_scale() const { return d; }
   int sub_scale(std::size_t g) const { return scales[g]; }
@@ -3154,6 +3196,11 @@ class packed_matrix {
 
 namespace detail {
 
+// Four sums of bytes, modulo 256.
+inline std::uint32_t add_bytes(std::uint32_t a, std::uint32_t b) {
+  return ((a & 0x7F7F7F7Fu) + (b & 0x7F7F7F7Fu)) ^ ((a ^ b) & 0x80808080u);
+}
+
 // Puts what row `row` of a panel holds in its block `block` where packed_layout wants it; `to` is the block's place.
 template <integer_format F>
 void pack_block(const F& block, std::size_t row, const packing& order, std::uint8_t* to) noexcept {
@@ -3165,22 +3212,22 @@ void pack_block(const F& block, std::size_t row, const packing& order, std::uint
     put(to, block.super_scale());
     if constexpr (layout::has_min) put(to + packed_rows * sizeof(f16), block.super_min());
   }
-  const int offset = layout::nibbles ? 0 : code_offset<F>(order.largest_code);
+  const auto offset =
+      static_cast<std::uint32_t>(layout::nibbles ? 0 : code_offset<F>(order.largest_code)) * 0x01010101u;
   for (std::size_t g = 0; g < layout::groups; ++g) {
     std::uint8_t* group = to + layout::super_bytes + g * layout::group_bytes;
-    std::uint8_t codes[F::group_size];
-    for (std::size_t i = 0; i < F::group_size; ++i) {
-      codes[i] = static_cast<std::uint8_t>(block.code(g * F::group_size + i) + offset);
-    }
-    if constexpr (layout::nibbles) {
-      for (std::size_t i = 0; i < F::group_size / 2; ++i) {
-        const std::size_t low = i / 4 * 8 + i % 4;
-        codes[i] = static_cast<std::uint8_t>(codes[low] | codes[low + 4] << 4);
-      }
-    }
     // The row's bytes of each four k lie `lanes` rows apart.
     std::uint8_t* strip = group + row / order.lanes * order.lanes * layout::row_codes + row % order.lanes * 4;
-    for (std::size_t i = 0; i < layout::row_codes; i += 4) std::memcpy(strip + i * order.lanes, codes + i, 4);
+    for (std::size_t i = 0; i < layout::row_codes; i += 4) {
+      std::uint32_t four;
+      if constexpr (layout::nibbles) {
+        const std::size_t first = g * F::group_size + 2 * i;
+        four = four_codes(block, first) | four_codes(block, first + 4) << 4;
+      } else {
+        four = add_bytes(four_codes(block, g * F::group_size + i), offset);
+      }
+      std::memcpy(strip + i * order.lanes, &four, sizeof four);
+    }
     if constexpr (layout::two_level) {
       put(group + layout::scales, static_cast<std::int8_t>(block.sub_scale(g)));
       if constexpr (layout::has_min) put(group + layout::mins, static_cast<std::int8_t>(block.sub_min(g)));

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <random>
 #include <string>
 
 #include "support/backends.hpp"
@@ -194,6 +195,25 @@ TEST_CASE("formats: what a format holds is encoded as it is") {
     CHECK(again < 0.1);
   };
   mote::for_each_format(close, mote::type_list<mote::q4_k, mote::q6_k, mote::iq4_nl, mote::nvfp4>{});
+}
+
+TEST_CASE("formats: four codes at a time are those of each element") {
+  test::for_each_integer_format([&]<class F>() {
+    INFO(F::name);
+    std::minstd_rand random(1);
+    for (int repeat = 0; repeat < 20; ++repeat) {
+      unsigned char bytes[sizeof(F)];
+      for (unsigned char& b : bytes) b = static_cast<unsigned char>(random() >> 8);
+      F block;
+      std::memcpy(&block, bytes, sizeof block);
+      for (std::size_t i = 0; i < F::block_size; i += 4) {
+        const std::uint32_t four = mote::four_codes(block, i);
+        for (std::size_t j = 0; j < 4; ++j) {
+          REQUIRE(static_cast<std::uint8_t>(four >> (8 * j)) == static_cast<std::uint8_t>(block.code(i + j)));
+        }
+      }
+    }
+  });
 }
 
 TEST_CASE("formats: zero, constant, tiny and huge blocks") {

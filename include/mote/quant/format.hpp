@@ -97,6 +97,19 @@ int integer_value(const F& block, std::size_t i) {
   }
 }
 
+// code(i) to code(i + 3) as the bytes of a word, the first in the lowest, i a multiple of four. A format may have a shorter
+// way, for packing: `four_codes`.
+template <integer_format F>
+std::uint32_t four_codes(const F& block, std::size_t i) {
+  if constexpr (requires { block.four_codes(i); }) {
+    return block.four_codes(i);
+  } else {
+    std::uint32_t four = 0;
+    for (std::size_t j = 0; j < 4; ++j) four |= std::uint32_t{static_cast<std::uint8_t>(block.code(i + j))} << (8 * j);
+    return four;
+  }
+}
+
 // The scale of a group as float32.
 template <integer_format F>
 float group_scale(const F& block, std::size_t g) {

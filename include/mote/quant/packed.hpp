@@ -176,6 +176,11 @@ class packed_matrix {
 
 namespace detail {
 
+// Four sums of bytes, modulo 256.
+inline std::uint32_t add_bytes(std::uint32_t a, std::uint32_t b) {
+  return ((a & 0x7F7F7F7Fu) + (b & 0x7F7F7F7Fu)) ^ ((a ^ b) & 0x80808080u);
+}
+
 // Puts what row `row` of a panel holds in its block `block` where packed_layout wants it; `to` is the block's place.
 template <integer_format F>
 void pack_block(const F& block, std::size_t row, const packing& order, std::uint8_t* to) noexcept {
@@ -187,22 +192,22 @@ void pack_block(const F& block, std::size_t row, const packing& order, std::uint
     put(to, block.super_scale());
     if constexpr (layout::has_min) put(to + packed_rows * sizeof(f16), block.super_min());
   }
-  const int offset = layout::nibbles ? 0 : code_offset<F>(order.largest_code);
+  const auto offset =
+      static_cast<std::uint32_t>(layout::nibbles ? 0 : code_offset<F>(order.largest_code)) * 0x01010101u;
   for (std::size_t g = 0; g < layout::groups; ++g) {
     std::uint8_t* group = to + layout::super_bytes + g * layout::group_bytes;
-    std::uint8_t codes[F::group_size];
-    for (std::size_t i = 0; i < F::group_size; ++i) {
-      codes[i] = static_cast<std::uint8_t>(block.code(g * F::group_size + i) + offset);
-    }
-    if constexpr (layout::nibbles) {
-      for (std::size_t i = 0; i < F::group_size / 2; ++i) {
-        const std::size_t low = i / 4 * 8 + i % 4;
-        codes[i] = static_cast<std::uint8_t>(codes[low] | codes[low + 4] << 4);
-      }
-    }
     // The row's bytes of each four k lie `lanes` rows apart.
     std::uint8_t* strip = group + row / order.lanes * order.lanes * layout::row_codes + row % order.lanes * 4;
-    for (std::size_t i = 0; i < layout::row_codes; i += 4) std::memcpy(strip + i * order.lanes, codes + i, 4);
+    for (std::size_t i = 0; i < layout::row_codes; i += 4) {
+      std::uint32_t four;
+      if constexpr (layout::nibbles) {
+        const std::size_t first = g * F::group_size + 2 * i;
+        four = four_codes(block, first) | four_codes(block, first + 4) << 4;
+      } else {
+        four = add_bytes(four_codes(block, g * F::group_size + i), offset);
+      }
+      std::memcpy(strip + i * order.lanes, &four, sizeof four);
+    }
     if constexpr (layout::two_level) {
       put(group + layout::scales, static_cast<std::int8_t>(block.sub_scale(g)));
       if constexpr (layout::has_min) put(group + layout::mins, static_cast<std::int8_t>(block.sub_min(g)));

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "../../core/config.hpp"
 #include "../../core/types.hpp"
@@ -71,6 +72,14 @@ inline constexpr std::array<std::int8_t, 15> e2m1_numbers = {-12, -8, -6, -4, -3
 // Four-bit codes of 32 elements: byte i holds element i low, element i + 16 high.
 inline std::uint8_t nibble(const std::uint8_t (&bytes)[16], std::size_t i) {
   return i < 16 ? bytes[i] & 15u : static_cast<std::uint8_t>(bytes[i - 16] >> 4);
+}
+inline std::uint32_t four_bytes(const std::uint8_t* p) {
+  std::uint32_t four;
+  std::memcpy(&four, p, sizeof four);
+  return four;
+}
+inline std::uint32_t four_nibbles(const std::uint8_t (&bytes)[16], std::size_t i) {
+  return four_bytes(bytes + i % 16) >> (i / 16 * 4) & 0x0F0F0F0Fu;
 }
 inline void pack_nibbles(const std::uint8_t (&codes)[32], std::uint8_t (&bytes)[16]) {
   for (std::size_t i = 0; i < 16; ++i) bytes[i] = static_cast<std::uint8_t>(codes[i] | (codes[i + 16] << 4));

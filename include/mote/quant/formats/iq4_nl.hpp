@@ -20,6 +20,7 @@ struct iq4_nl {
   std::uint8_t q[16];  // byte i: element i low, element i + 16 high
 
   std::uint8_t code(std::size_t i) const { return detail::nibble(q, i); }
+  std::uint32_t four_codes(std::size_t i) const { return detail::four_nibbles(q, i); }
   f16 scale(std::size_t) const { return d; }
 
   static iq4_nl encode(const float* values) {

@@ -23,6 +23,7 @@ struct mxfp4 {
   std::uint8_t q[16];  // byte i: element i low, element i + 16 high
 
   std::uint8_t code(std::size_t i) const { return detail::nibble(q, i); }
+  std::uint32_t four_codes(std::size_t i) const { return detail::four_nibbles(q, i); }
   f8_e8m0 scale(std::size_t) const { return e; }
 
   static mxfp4 encode(const float* x) {

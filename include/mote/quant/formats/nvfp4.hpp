@@ -27,6 +27,9 @@ struct nvfp4 {
     const unsigned byte = q[i / 16 * 8 + i % 8];
     return static_cast<std::uint8_t>(i / 8 % 2 == 0 ? byte & 15u : byte >> 4);
   }
+  std::uint32_t four_codes(std::size_t i) const {
+    return detail::four_bytes(q + i / 16 * 8 + i % 8) >> (i / 8 % 2 * 4) & 0x0F0F0F0Fu;
+  }
   f16 scale(std::size_t g) const { return f16(half_e4m3(scales[g])); }
 
   static nvfp4 encode(const float* values) {

@@ -19,6 +19,7 @@ struct q4_0 {
   std::uint8_t q[16];  // byte i: element i low, element i + 16 high
 
   std::uint8_t code(std::size_t i) const { return detail::nibble(q, i); }
+  std::uint32_t four_codes(std::size_t i) const { return detail::four_nibbles(q, i); }
   f16 scale(std::size_t) const { return d; }
 
   static q4_0 encode(const float* x) {

@@ -26,6 +26,9 @@ struct q4_k {
     const unsigned byte = q[i / 64 * 32 + i % 32];
     return static_cast<std::uint8_t>(i / 32 % 2 == 0 ? byte & 15u : byte >> 4);
   }
+  std::uint32_t four_codes(std::size_t i) const {
+    return detail::four_bytes(q + i / 64 * 32 + i % 32) >> (i / 32 % 2 * 4) & 0x0F0F0F0Fu;
+  }
   f16 super_scale() const { return d; }
   f16 super_min() const { return dmin; }
   int sub_scale(std::size_t g) const {

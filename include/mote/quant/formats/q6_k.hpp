@@ -28,6 +28,13 @@ struct q6_k {
     const int top = high[32 * half + i % 32] >> (part * 2) & 3;
     return static_cast<std::int8_t>((nibble | (top << 4)) - 32);
   }
+  std::uint32_t four_codes(std::size_t i) const {
+    const std::size_t half = i / 128, part = i / 32 % 4;
+    const std::uint32_t nibbles = detail::four_bytes(low + 64 * half + i % 64) >> (part / 2 * 4) & 0x0F0F0F0Fu;
+    const std::uint32_t top = detail::four_bytes(high + 32 * half + i % 32) >> (part * 2) & 0x03030303u;
+    const std::uint32_t below = (nibbles | top << 4) ^ 0x20202020u;
+    return below | (below & 0x20202020u) * 6u;  // - 32
+  }
   f16 super_scale() const { return d; }
   int sub_scale(std::size_t g) const { return scales[g]; }
   float scale(std::size_t g) const { return static_cast<float>(d) * static_cast<float>(scales[g]); }
