@@ -72,7 +72,7 @@ std::string packed_cache_key(const std::string& model, const model_files& files,
   return name_of(format) + " " + packed_order<Backend>() + " (" + packing_name<Backend>() + ") " + hex;
 }
 
-// The packed weights in `path`, made anew where there are none of this model, format and order, or damaged ones; `note` gets
+// The packed weights in `path`, made anew where there are none of this model, format, order and packing, or damaged ones; `note` gets
 // a line that says so. Throws format_error when the file is no such file, which is then left alone, or cannot be written.
 template <class Backend>
 mote::weight_file open_packed_cache(Backend& be, const model_config& config, weight_format format,

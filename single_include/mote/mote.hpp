@@ -1298,7 +1298,11 @@ MOTE_END_NAMESPACE
 //
 // Source: OCP Microscaling Formats (MX) v1.0 and OCP 8-bit Floating Point v1.0 specifications; IEEE 754.
 
+#include <bit>
+
 MOTE_BEGIN_NAMESPACE
+
+static_assert(std::endian::native == std::endian::little, "mote: files and packed weights are read as little-endian");
 
 namespace detail {
 
@@ -1620,12 +1624,13 @@ int integer_value(const F& block, std::size_t i) {
 // way, for packing: `four_codes`.
 template <integer_format F>
 std::uint32_t four_codes(const F& block, std::size_t i) {
-  if constexpr (requires { block.four_codes(i); }) {
+  if constexpr (requires {
+                  { block.four_codes(i) } -> std::same_as<std::uint32_t>;
+                }) {
     return block.four_codes(i);
   } else {
-    std::uint32_t four = 0;
-    for (std::size_t j = 0; j < 4; ++j) four |= std::uint32_t{static_cast<std::uint8_t>(block.code(i + j))} << (8 * j);
-    return four;
+    const auto byte = [&](std::size_t j) { return std::uint32_t{static_cast<std::uint8_t>(block.code(i + j))}; };
+    return byte(0) | byte(1) << 8 | byte(2) << 16 | byte(3) << 24;
   }
 }
 
@@ -1724,7 +1729,7 @@ inline constexpr std::array<std::int8_t, 15> e2m1_numbers = {-12, -8, -6, -4, -3
 inline std::uint8_t nibble(const std::uint8_t (&bytes)[16], std::size_t i) {
   return i < 16 ? bytes[i] & 15u : static_cast<std::uint8_t>(bytes[i - 16] >> 4);
 }
-inline std::uint32_t four_bytes(const std::uint8_t* p) {
+inline std::uint32_t four_bytes(const void* p) {
   std::uint32_t four;
   std::memcpy(&four, p, sizeof four);
   return four;
@@ -2476,6 +2481,7 @@ struct q8_0 {
   std::int8_t q[32];
 
   std::int8_t code(std::size_t i) const { return q[i]; }
+  std::uint32_t four_codes(std::size_t i) const { return detail::four_bytes(q + i); }
   f16 scale(std::size_t) const { return d; }
 
   static q8_0 encode(const float* x) {
@@ -4696,7 +4702,7 @@ struct block_kernel {
     return tiles[count - 1];
   }
 
-  // Two panels side by side against 1 to pair_tokens tokens: as tile(), with all rows of both.
+  // Two panels side by side, one behind the other in memory, against 1 to pair_tokens tokens: as tile(), with all rows of both.
   static void pair(const std::uint8_t* first, const std::uint8_t* second, std::size_t blocks,
                    const activation_block* const* x, std::size_t count, float* out, std::size_t stride) noexcept {
     constexpr auto tiles = []<std::size_t... I>(std::index_sequence<I...>) {
@@ -5812,9 +5818,9 @@ struct tile_kernel {
   }
 
  private:
-  // Tokens up to which a panel is read from front to back, as memory is fastest.
+  // Tokens, in pairs of whole tiles, up to which a panel is read from front to back, as memory is fastest.
   static constexpr std::size_t few = 64;
-  // Quads of k that more tokens are multiplied by at a time: 32 tokens' 16 KiB stay in the first cache while the panels pass.
+  // Quads of k that more tokens take at a time: 32 tokens' 16 KiB of it stay in the first cache while the panels pass.
   static constexpr std::size_t depth = 8 * tile_height;
 
   struct nothing {
@@ -5833,9 +5839,9 @@ struct tile_kernel {
   };
 
   // Asks the second-level cache for `bytes` bytes from p on, in equal steps of whole lines.
-  class fetch {
+  class even_fetch {
    public:
-    fetch(const std::uint8_t* p, std::size_t bytes, std::size_t steps)
+    even_fetch(const std::uint8_t* p, std::size_t bytes, std::size_t steps)
         : next_(p), lines_((bytes / 64 + steps - 1) / steps) {}
     void step() {
       for (std::size_t i = 0; i < lines_; ++i, next_ += 64) __builtin_prefetch(next_, 0, 2);
@@ -5855,16 +5861,18 @@ struct tile_kernel {
     const std::size_t quads = layout::quads(w.in_features()), pairs = end / tokens;
     for (std::size_t begin = 0; begin < quads; begin += depth) {
       const std::size_t some = std::min(depth, quads - begin), steps = (some + tile_height - 1) / tile_height;
-      const std::size_t panel_share = some * layout::quad_bytes / pairs, token_share = some * tile_bytes / panels;
+      const bool last = begin + some == quads;
+      const std::size_t panel_share = last ? 0 : some * layout::quad_bytes / pairs;
+      const std::size_t token_share = some * tile_bytes / panels;
       for (std::size_t pair = 0; pair < pairs; ++pair) {
         const std::uint8_t* const now[] = {x[2 * pair] + begin * tile_bytes, x[2 * pair + 1] + begin * tile_bytes};
         const std::size_t next = pair + 1 < pairs ? 2 * pair + 2 : 0;
-        const std::size_t next_begin = (next > 0 ? begin : begin + some) * tile_bytes;
+        const std::size_t next_begin = next > 0 ? begin * tile_bytes : last ? 0 : (begin + some) * tile_bytes;
         for (std::size_t i = 0; i < panels; ++i) {
           const std::uint8_t* const panel = w.panel(first + i) + begin * layout::quad_bytes;
-          fetch weights(panel + some * layout::quad_bytes + pair * panel_share, panel_share, steps);
-          fetch above(x[next] + next_begin + i * token_share, token_share, steps);
-          fetch below(x[next + 1] + next_begin + i * token_share, token_share, steps);
+          even_fetch weights(panel + some * layout::quad_bytes + pair * panel_share, panel_share, steps);
+          even_fetch above(x[next] + next_begin + i * token_share, token_share, steps);
+          even_fetch below(x[next + 1] + next_begin + i * token_share, token_share, steps);
           tile<2, 1>(tiles, &panel, some, now, begin > 0, out + pair * tokens * stride + i * packed_rows, stride,
                      [&](const std::uint8_t* const*) {
                        weights.step();
@@ -6024,14 +6032,15 @@ MOTE_BEGIN_NAMESPACE
 
 namespace detail {
 
-inline constexpr std::size_t unit_tokens = has_amx_tiles ? 256 : 48;
+inline constexpr std::size_t unit_tokens = has_amx_tiles ? 128 : 48;  // with their results on the stack
 inline constexpr std::size_t tile_unit_rows = 128;  // tiles are fast: tokens that all units read come often enough
 // From one token's results to the next one's; with tiles a line further than rows.
 inline constexpr std::size_t unit_stride = has_amx_tiles ? tile_unit_rows + 16 : 64;
 inline constexpr std::size_t float_depth = 1024;   // elements of k a block: a tile's rows and tokens fit 48 KiB
 inline constexpr std::size_t float_tokens = 24;    // whose accumulators are kept between blocks of k, of all rows
 inline constexpr std::size_t decoded_depth = 512;  // elements of k that are decoded at a time, of some rows
-inline constexpr std::size_t decoded_tokens = std::min<std::size_t>(unit_tokens, 64);  // that read them
+inline constexpr std::size_t decoded_tokens =
+    std::min<std::size_t>(unit_tokens, 64);  // for which they are decoded once
 
 // Whether packed bf16 is multiplied as such, not as float32.
 template <class Arch>
@@ -6178,7 +6187,7 @@ void unit_product(const view<const T, 2>& w, std::size_t first, std::size_t rows
 template <class Arch, std::size_t Step, class Decode>
 void decoded_product(std::size_t rows, std::size_t k, const activation* x, std::size_t tokens, float* out,
                      Decode&& decode) noexcept {
-  // As many as leave room for the accumulators of all tokens.
+  // As many as leave room for the accumulators of decoded_tokens tokens.
   constexpr std::size_t group = packed_rows * float_tokens / decoded_tokens / tile_rows<Arch> * tile_rows<Arch>;
   float decoded[group][Step + 16];  // rows apart in the cache
   for (std::size_t t = 0; t < tokens; t += decoded_tokens) {
@@ -7291,8 +7300,6 @@ MOTE_END_NAMESPACE
 // Scores are tiles of 16 keys by 16 queries, outputs of 16 queries by 16 columns. Tiles read pairs of bf16: elements i and
 // i + 16 of 32 dimensions, or of 32 keys, share a word, so that making one takes no shuffles.
 // Source: Henry et al., "Leveraging the bfloat16 artificial intelligence datatype for higher-precision computations" (2019).
-
-#include <bit>
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -9037,6 +9044,9 @@ MOTE_BEGIN_NAMESPACE
 
 namespace detail {
 
+// Tokens of an expert at a time: the results of two matrices are on the stack.
+inline constexpr std::size_t expert_tokens = std::min<std::size_t>(unit_tokens, 64);
+
 // silu(gate) · up over a unit's results, into one row of activations for each token.
 template <class Arch, class Target>
 void swiglu_unit(const float* gate, const float* up, std::size_t rows, std::size_t tokens, Target&& target) noexcept {
@@ -9057,7 +9067,7 @@ template <class Arch, class Executor>
 void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<const float, 2> weights,
                       std::span<const ffn_weights> experts, view<const std::int32_t, 1> offsets,
                       view<const std::int32_t, 1> slots, view<float, 2> y, output mode, expert_residency* residency) {
-  using detail::activation, detail::unit_stride, detail::unit_tokens;
+  using detail::activation, detail::unit_stride, detail::expert_tokens;
   const std::size_t tokens = x.extent(0), hidden = x.extent(1), top_k = weights.extent(1);
   const std::size_t intermediate = out_features(experts[0].gate);
   auto scope = be.scope();
@@ -9114,8 +9124,8 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
       for (std::size_t i = begin; i < end; ++i) {
         const auto e = static_cast<std::size_t>(chosen(i / units));
         const std::size_t n = i % units * unit;
-        for (std::size_t s = offset(e), last = offset(e + 1); s < last; s += unit_tokens) {
-          f(experts[e], n, std::min(unit, out - n), s, std::min(unit_tokens, last - s));
+        for (std::size_t s = offset(e), last = offset(e + 1); s < last; s += expert_tokens) {
+          f(experts[e], n, std::min(unit, out - n), s, std::min(expert_tokens, last - s));
         }
       }
     });
@@ -9126,7 +9136,7 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
     choose(begin, end);
     for_each_unit(intermediate, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, std::size_t place,
                                     std::size_t count) {
-      alignas(64) float gate[unit_stride * unit_tokens], up[unit_stride * unit_tokens];
+      alignas(64) float gate[unit_stride * expert_tokens], up[unit_stride * expert_tokens];
       detail::unit_product<Arch>(expert.gate, n, rows, &inputs(place), count, gate);
       detail::unit_product<Arch>(expert.up, n, rows, &inputs(place), count, up);
       detail::swiglu_unit<Arch>(gate, up, rows, count, [&](std::size_t i) { return inner.row(place + i) + n; });
@@ -9140,7 +9150,7 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
 
     for_each_unit(
         hidden, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, std::size_t place, std::size_t count) {
-          alignas(64) float down[unit_stride * unit_tokens];
+          alignas(64) float down[unit_stride * expert_tokens];
           detail::unit_product<Arch>(expert.down, n, rows, &between(place - first), count, down);
           for (std::size_t i = 0; i < count; ++i) {
             std::copy_n(down + i * unit_stride, rows, outer.row(slot(place + i)) + n);

@@ -12,11 +12,14 @@
 // Source: OCP Microscaling Formats (MX) v1.0 and OCP 8-bit Floating Point v1.0 specifications; IEEE 754.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 
 #include "config.hpp"
 
 MOTE_BEGIN_NAMESPACE
+
+static_assert(std::endian::native == std::endian::little, "mote: files and packed weights are read as little-endian");
 
 namespace detail {
 

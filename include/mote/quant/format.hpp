@@ -101,12 +101,13 @@ int integer_value(const F& block, std::size_t i) {
 // way, for packing: `four_codes`.
 template <integer_format F>
 std::uint32_t four_codes(const F& block, std::size_t i) {
-  if constexpr (requires { block.four_codes(i); }) {
+  if constexpr (requires {
+                  { block.four_codes(i) } -> std::same_as<std::uint32_t>;
+                }) {
     return block.four_codes(i);
   } else {
-    std::uint32_t four = 0;
-    for (std::size_t j = 0; j < 4; ++j) four |= std::uint32_t{static_cast<std::uint8_t>(block.code(i + j))} << (8 * j);
-    return four;
+    const auto byte = [&](std::size_t j) { return std::uint32_t{static_cast<std::uint8_t>(block.code(i + j))}; };
+    return byte(0) | byte(1) << 8 | byte(2) << 16 | byte(3) << 24;
   }
 }
 

@@ -15,6 +15,9 @@ MOTE_BEGIN_NAMESPACE
 
 namespace detail {
 
+// Tokens of an expert at a time: the results of two matrices are on the stack.
+inline constexpr std::size_t expert_tokens = std::min<std::size_t>(unit_tokens, 64);
+
 // silu(gate) · up over a unit's results, into one row of activations for each token.
 template <class Arch, class Target>
 void swiglu_unit(const float* gate, const float* up, std::size_t rows, std::size_t tokens, Target&& target) noexcept {
@@ -35,7 +38,7 @@ template <class Arch, class Executor>
 void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<const float, 2> weights,
                       std::span<const ffn_weights> experts, view<const std::int32_t, 1> offsets,
                       view<const std::int32_t, 1> slots, view<float, 2> y, output mode, expert_residency* residency) {
-  using detail::activation, detail::unit_stride, detail::unit_tokens;
+  using detail::activation, detail::unit_stride, detail::expert_tokens;
   const std::size_t tokens = x.extent(0), hidden = x.extent(1), top_k = weights.extent(1);
   const std::size_t intermediate = out_features(experts[0].gate);
   auto scope = be.scope();
@@ -92,8 +95,8 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
       for (std::size_t i = begin; i < end; ++i) {
         const auto e = static_cast<std::size_t>(chosen(i / units));
         const std::size_t n = i % units * unit;
-        for (std::size_t s = offset(e), last = offset(e + 1); s < last; s += unit_tokens) {
-          f(experts[e], n, std::min(unit, out - n), s, std::min(unit_tokens, last - s));
+        for (std::size_t s = offset(e), last = offset(e + 1); s < last; s += expert_tokens) {
+          f(experts[e], n, std::min(unit, out - n), s, std::min(expert_tokens, last - s));
         }
       }
     });
@@ -104,7 +107,7 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
     choose(begin, end);
     for_each_unit(intermediate, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, std::size_t place,
                                     std::size_t count) {
-      alignas(64) float gate[unit_stride * unit_tokens], up[unit_stride * unit_tokens];
+      alignas(64) float gate[unit_stride * expert_tokens], up[unit_stride * expert_tokens];
       detail::unit_product<Arch>(expert.gate, n, rows, &inputs(place), count, gate);
       detail::unit_product<Arch>(expert.up, n, rows, &inputs(place), count, up);
       detail::swiglu_unit<Arch>(gate, up, rows, count, [&](std::size_t i) { return inner.row(place + i) + n; });
@@ -118,7 +121,7 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
 
     for_each_unit(
         hidden, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, std::size_t place, std::size_t count) {
-          alignas(64) float down[unit_stride * unit_tokens];
+          alignas(64) float down[unit_stride * expert_tokens];
           detail::unit_product<Arch>(expert.down, n, rows, &between(place - first), count, down);
           for (std::size_t i = 0; i < count; ++i) {
             std::copy_n(down + i * unit_stride, rows, outer.row(slot(place + i)) + n);

@@ -321,7 +321,7 @@ struct block_kernel {
     return tiles[count - 1];
   }
 
-  // Two panels side by side against 1 to pair_tokens tokens: as tile(), with all rows of both.
+  // Two panels side by side, one behind the other in memory, against 1 to pair_tokens tokens: as tile(), with all rows of both.
   static void pair(const std::uint8_t* first, const std::uint8_t* second, std::size_t blocks,
                    const activation_block* const* x, std::size_t count, float* out, std::size_t stride) noexcept {
     constexpr auto tiles = []<std::size_t... I>(std::index_sequence<I...>) {

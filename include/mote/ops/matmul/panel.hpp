@@ -28,14 +28,15 @@ MOTE_BEGIN_NAMESPACE
 
 namespace detail {
 
-inline constexpr std::size_t unit_tokens = has_amx_tiles ? 256 : 48;
+inline constexpr std::size_t unit_tokens = has_amx_tiles ? 128 : 48;  // with their results on the stack
 inline constexpr std::size_t tile_unit_rows = 128;  // tiles are fast: tokens that all units read come often enough
 // From one token's results to the next one's; with tiles a line further than rows.
 inline constexpr std::size_t unit_stride = has_amx_tiles ? tile_unit_rows + 16 : 64;
 inline constexpr std::size_t float_depth = 1024;   // elements of k a block: a tile's rows and tokens fit 48 KiB
 inline constexpr std::size_t float_tokens = 24;    // whose accumulators are kept between blocks of k, of all rows
 inline constexpr std::size_t decoded_depth = 512;  // elements of k that are decoded at a time, of some rows
-inline constexpr std::size_t decoded_tokens = std::min<std::size_t>(unit_tokens, 64);  // that read them
+inline constexpr std::size_t decoded_tokens =
+    std::min<std::size_t>(unit_tokens, 64);  // for which they are decoded once
 
 // Whether packed bf16 is multiplied as such, not as float32.
 template <class Arch>
@@ -182,7 +183,7 @@ void unit_product(const view<const T, 2>& w, std::size_t first, std::size_t rows
 template <class Arch, std::size_t Step, class Decode>
 void decoded_product(std::size_t rows, std::size_t k, const activation* x, std::size_t tokens, float* out,
                      Decode&& decode) noexcept {
-  // As many as leave room for the accumulators of all tokens.
+  // As many as leave room for the accumulators of decoded_tokens tokens.
   constexpr std::size_t group = packed_rows * float_tokens / decoded_tokens / tile_rows<Arch> * tile_rows<Arch>;
   float decoded[group][Step + 16];  // rows apart in the cache
   for (std::size_t t = 0; t < tokens; t += decoded_tokens) {

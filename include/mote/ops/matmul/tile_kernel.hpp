@@ -114,9 +114,9 @@ struct tile_kernel {
   }
 
  private:
-  // Tokens up to which a panel is read from front to back, as memory is fastest.
+  // Tokens, in pairs of whole tiles, up to which a panel is read from front to back, as memory is fastest.
   static constexpr std::size_t few = 64;
-  // Quads of k that more tokens are multiplied by at a time: 32 tokens' 16 KiB stay in the first cache while the panels pass.
+  // Quads of k that more tokens take at a time: 32 tokens' 16 KiB of it stay in the first cache while the panels pass.
   static constexpr std::size_t depth = 8 * tile_height;
 
   struct nothing {
@@ -135,9 +135,9 @@ struct tile_kernel {
   };
 
   // Asks the second-level cache for `bytes` bytes from p on, in equal steps of whole lines.
-  class fetch {
+  class even_fetch {
    public:
-    fetch(const std::uint8_t* p, std::size_t bytes, std::size_t steps)
+    even_fetch(const std::uint8_t* p, std::size_t bytes, std::size_t steps)
         : next_(p), lines_((bytes / 64 + steps - 1) / steps) {}
     void step() {
       for (std::size_t i = 0; i < lines_; ++i, next_ += 64) __builtin_prefetch(next_, 0, 2);
@@ -157,16 +157,18 @@ struct tile_kernel {
     const std::size_t quads = layout::quads(w.in_features()), pairs = end / tokens;
     for (std::size_t begin = 0; begin < quads; begin += depth) {
       const std::size_t some = std::min(depth, quads - begin), steps = (some + tile_height - 1) / tile_height;
-      const std::size_t panel_share = some * layout::quad_bytes / pairs, token_share = some * tile_bytes / panels;
+      const bool last = begin + some == quads;
+      const std::size_t panel_share = last ? 0 : some * layout::quad_bytes / pairs;
+      const std::size_t token_share = some * tile_bytes / panels;
       for (std::size_t pair = 0; pair < pairs; ++pair) {
         const std::uint8_t* const now[] = {x[2 * pair] + begin * tile_bytes, x[2 * pair + 1] + begin * tile_bytes};
         const std::size_t next = pair + 1 < pairs ? 2 * pair + 2 : 0;
-        const std::size_t next_begin = (next > 0 ? begin : begin + some) * tile_bytes;
+        const std::size_t next_begin = next > 0 ? begin * tile_bytes : last ? 0 : (begin + some) * tile_bytes;
         for (std::size_t i = 0; i < panels; ++i) {
           const std::uint8_t* const panel = w.panel(first + i) + begin * layout::quad_bytes;
-          fetch weights(panel + some * layout::quad_bytes + pair * panel_share, panel_share, steps);
-          fetch above(x[next] + next_begin + i * token_share, token_share, steps);
-          fetch below(x[next + 1] + next_begin + i * token_share, token_share, steps);
+          even_fetch weights(panel + some * layout::quad_bytes + pair * panel_share, panel_share, steps);
+          even_fetch above(x[next] + next_begin + i * token_share, token_share, steps);
+          even_fetch below(x[next + 1] + next_begin + i * token_share, token_share, steps);
           tile<2, 1>(tiles, &panel, some, now, begin > 0, out + pair * tokens * stride + i * packed_rows, stride,
                      [&](const std::uint8_t* const*) {
                        weights.step();

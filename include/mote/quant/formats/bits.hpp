@@ -73,7 +73,7 @@ inline constexpr std::array<std::int8_t, 15> e2m1_numbers = {-12, -8, -6, -4, -3
 inline std::uint8_t nibble(const std::uint8_t (&bytes)[16], std::size_t i) {
   return i < 16 ? bytes[i] & 15u : static_cast<std::uint8_t>(bytes[i - 16] >> 4);
 }
-inline std::uint32_t four_bytes(const std::uint8_t* p) {
+inline std::uint32_t four_bytes(const void* p) {
   std::uint32_t four;
   std::memcpy(&four, p, sizeof four);
   return four;

@@ -18,6 +18,7 @@ struct q8_0 {
   std::int8_t q[32];
 
   std::int8_t code(std::size_t i) const { return q[i]; }
+  std::uint32_t four_codes(std::size_t i) const { return detail::four_bytes(q + i); }
   f16 scale(std::size_t) const { return d; }
 
   static q8_0 encode(const float* x) {
