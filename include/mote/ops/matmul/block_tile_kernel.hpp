@@ -94,9 +94,9 @@ class block_tile_kernel {
                            .stride = stride,
                            .count = std::min(tile_height, count - t)};
       };
-      std::size_t group = 0;
-      for (; group + at_once <= groups; group += at_once) advance(batch(group));
-      for (; group < groups; ++group) alone(batch(group));
+      const std::size_t whole = groups / at_once * at_once;
+      for (std::size_t group = 0; group < whole; group += at_once) advance(batch(group));
+      for (std::size_t group = whole; group < groups; ++group) alone(batch(group));
     }
   }
 
