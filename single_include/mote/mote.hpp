@@ -1725,14 +1725,16 @@ void nearest_e2m1(const float* x, float unit, std::uint8_t (&codes)[N]) {
 // Twice the e2m1 numbers, ascending.
 inline constexpr std::array<std::int8_t, 15> e2m1_numbers = {-12, -8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8, 12};
 
-// Four-bit codes of 32 elements: byte i holds element i low, element i + 16 high.
-inline std::uint8_t nibble(const std::uint8_t (&bytes)[16], std::size_t i) {
-  return i < 16 ? bytes[i] & 15u : static_cast<std::uint8_t>(bytes[i - 16] >> 4);
-}
+// Four bytes as a word, the first in the lowest.
 inline std::uint32_t four_bytes(const void* p) {
   std::uint32_t four;
   std::memcpy(&four, p, sizeof four);
   return four;
+}
+
+// Four-bit codes of 32 elements: byte i holds element i low, element i + 16 high.
+inline std::uint8_t nibble(const std::uint8_t (&bytes)[16], std::size_t i) {
+  return i < 16 ? bytes[i] & 15u : static_cast<std::uint8_t>(bytes[i - 16] >> 4);
 }
 inline std::uint32_t four_nibbles(const std::uint8_t (&bytes)[16], std::size_t i) {
   return four_bytes(bytes + i % 16) >> (i / 16 * 4) & 0x0F0F0F0Fu;
@@ -5861,13 +5863,13 @@ struct tile_kernel {
     const std::size_t quads = layout::quads(w.in_features()), pairs = end / tokens;
     for (std::size_t begin = 0; begin < quads; begin += depth) {
       const std::size_t some = std::min(depth, quads - begin), steps = (some + tile_height - 1) / tile_height;
-      const bool last = begin + some == quads;
-      const std::size_t panel_share = last ? 0 : some * layout::quad_bytes / pairs;
+      const std::size_t following = begin + some < quads ? begin + some : 0;  // other panels begin again
+      const std::size_t panel_share = following > 0 ? some * layout::quad_bytes / pairs : 0;
       const std::size_t token_share = some * tile_bytes / panels;
       for (std::size_t pair = 0; pair < pairs; ++pair) {
         const std::uint8_t* const now[] = {x[2 * pair] + begin * tile_bytes, x[2 * pair + 1] + begin * tile_bytes};
         const std::size_t next = pair + 1 < pairs ? 2 * pair + 2 : 0;
-        const std::size_t next_begin = next > 0 ? begin * tile_bytes : last ? 0 : (begin + some) * tile_bytes;
+        const std::size_t next_begin = (next > 0 ? begin : following) * tile_bytes;
         for (std::size_t i = 0; i < panels; ++i) {
           const std::uint8_t* const panel = w.panel(first + i) + begin * layout::quad_bytes;
           even_fetch weights(panel + some * layout::quad_bytes + pair * panel_share, panel_share, steps);

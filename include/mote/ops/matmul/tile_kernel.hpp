@@ -157,13 +157,13 @@ struct tile_kernel {
     const std::size_t quads = layout::quads(w.in_features()), pairs = end / tokens;
     for (std::size_t begin = 0; begin < quads; begin += depth) {
       const std::size_t some = std::min(depth, quads - begin), steps = (some + tile_height - 1) / tile_height;
-      const bool last = begin + some == quads;
-      const std::size_t panel_share = last ? 0 : some * layout::quad_bytes / pairs;
+      const std::size_t following = begin + some < quads ? begin + some : 0;  // other panels begin again
+      const std::size_t panel_share = following > 0 ? some * layout::quad_bytes / pairs : 0;
       const std::size_t token_share = some * tile_bytes / panels;
       for (std::size_t pair = 0; pair < pairs; ++pair) {
         const std::uint8_t* const now[] = {x[2 * pair] + begin * tile_bytes, x[2 * pair + 1] + begin * tile_bytes};
         const std::size_t next = pair + 1 < pairs ? 2 * pair + 2 : 0;
-        const std::size_t next_begin = next > 0 ? begin * tile_bytes : last ? 0 : (begin + some) * tile_bytes;
+        const std::size_t next_begin = (next > 0 ? begin : following) * tile_bytes;
         for (std::size_t i = 0; i < panels; ++i) {
           const std::uint8_t* const panel = w.panel(first + i) + begin * layout::quad_bytes;
           even_fetch weights(panel + some * layout::quad_bytes + pair * panel_share, panel_share, steps);

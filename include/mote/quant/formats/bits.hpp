@@ -69,14 +69,16 @@ void nearest_e2m1(const float* x, float unit, std::uint8_t (&codes)[N]) {
 // Twice the e2m1 numbers, ascending.
 inline constexpr std::array<std::int8_t, 15> e2m1_numbers = {-12, -8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8, 12};
 
-// Four-bit codes of 32 elements: byte i holds element i low, element i + 16 high.
-inline std::uint8_t nibble(const std::uint8_t (&bytes)[16], std::size_t i) {
-  return i < 16 ? bytes[i] & 15u : static_cast<std::uint8_t>(bytes[i - 16] >> 4);
-}
+// Four bytes as a word, the first in the lowest.
 inline std::uint32_t four_bytes(const void* p) {
   std::uint32_t four;
   std::memcpy(&four, p, sizeof four);
   return four;
+}
+
+// Four-bit codes of 32 elements: byte i holds element i low, element i + 16 high.
+inline std::uint8_t nibble(const std::uint8_t (&bytes)[16], std::size_t i) {
+  return i < 16 ? bytes[i] & 15u : static_cast<std::uint8_t>(bytes[i - 16] >> 4);
 }
 inline std::uint32_t four_nibbles(const std::uint8_t (&bytes)[16], std::size_t i) {
   return four_bytes(bytes + i % 16) >> (i / 16 * 4) & 0x0F0F0F0Fu;
