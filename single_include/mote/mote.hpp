@@ -4411,34 +4411,49 @@ MOTE_BEGIN_NAMESPACE
 
 namespace detail {
 
-// quantize_activation_blocks by vectors; the same bits.
+// Whole blocks of quantize_activation_blocks by vectors, so many at once that none waits for the one before, nor reads codes
+// that were only just written; the same bits.
+inline constexpr std::size_t blocks_at_once = 16;
+
 template <class Arch>
-void quantize_blocks(const float* x, std::size_t n, activation_block* blocks) noexcept {
+void quantize_whole_blocks(const float* x, std::size_t count, activation_block* blocks) noexcept {
   using dot = int8_dot<Arch>;
   using floats = typename dot::floats;
   using ints = batch<std::int32_t, Arch>;
-  constexpr std::size_t lanes = floats::size, parts = activation_block::size / lanes;
-  for (std::size_t begin = 0; begin < n; begin += activation_block::size) {
-    activation_block& block = *blocks++;
-    const float* from = x + begin;
-    float padded[activation_block::size];
-    if (n - begin < activation_block::size) {
-      std::fill(std::copy_n(from, n - begin, padded), std::end(padded), 0.0f);
-      from = padded;
-    }
-    floats values[parts];
+  constexpr std::size_t lanes = floats::size, size = activation_block::size;
+  float inverse[blocks_at_once];
+  for (std::size_t b = 0; b < count; ++b) {
     ints magnitudes(0);
-    for (std::size_t i = 0; i < parts; ++i) {
-      values[i] = floats::load_unaligned(from + i * lanes);
-      magnitudes = xsimd::max(magnitudes, bits_as<std::int32_t>(xsimd::abs(values[i])));
+    for (std::size_t i = 0; i < size; i += lanes) {
+      const floats values = floats::load_unaligned(x + b * size + i);
+      magnitudes = xsimd::max(magnitudes, bits_as<std::int32_t>(xsimd::abs(values)));
     }
     typename dot::ints all;
     static_assert(sizeof all == sizeof magnitudes);
     std::memcpy(&all, &magnitudes, sizeof all);
-    const floats inverse(block.set_scale(dot::largest(all)));
-    for (std::size_t i = 0; i < parts; ++i) dot::store_codes(block.q + i * lanes, values[i] * inverse);
-    block.set_sums(sum_of_codes(block.q), sum_of_codes(block.q + 16));
+    inverse[b] = blocks[b].set_scale(dot::largest(all));
   }
+  for (std::size_t b = 0; b < count; ++b) {
+    for (std::size_t i = 0; i < size; i += lanes) {
+      dot::store_codes(blocks[b].q + i, floats::load_unaligned(x + b * size + i) * floats(inverse[b]));
+    }
+  }
+  for (std::size_t b = 0; b < count; ++b) {
+    blocks[b].set_sums(sum_of_codes(blocks[b].q), sum_of_codes(blocks[b].q + size / 2));
+  }
+}
+
+template <class Arch>
+void quantize_blocks(const float* x, std::size_t n, activation_block* blocks) noexcept {
+  constexpr std::size_t size = activation_block::size;
+  const std::size_t whole = n / size, rest = n % size;
+  for (std::size_t b = 0; b < whole; b += blocks_at_once) {
+    quantize_whole_blocks<Arch>(x + b * size, std::min(blocks_at_once, whole - b), blocks + b);
+  }
+  if (rest == 0) return;
+  float padded[size] = {};
+  std::copy_n(x + whole * size, rest, padded);
+  quantize_whole_blocks<Arch>(padded, 1, blocks + whole);
 }
 
 constexpr int log2_of(int power) {
@@ -5340,36 +5355,54 @@ struct int8_lanes {
 // codes' sum.
 template <class Arch>
 float quantize_activations(const float* x, std::size_t n, std::int8_t* codes, std::int32_t& sum) noexcept {
+  using dot = int8_dot<Arch>;
   using vector = batch<float, Arch>;
-  vector largest(0.0f);
-  for_each_vector<Arch>(
-      n, [&](std::size_t i, auto load, auto) { largest = xsimd::max(largest, xsimd::abs(load(x + i))); });
-  float lanes[vector::size], amax = 0.0f;
-  largest.store_unaligned(lanes);
+  constexpr std::size_t at_once = 4, step = at_once * vector::size;
+  const std::size_t steps = n / step * step;
+  vector largest[at_once];  // so that no maximum waits for the one before
+  for (auto& l : largest) l = vector(0.0f);
+  for (std::size_t i = 0; i < steps; i += step) {
+    unroll<at_once>([&](std::size_t v) __attribute__((always_inline)) {
+      largest[v] = xsimd::max(largest[v], xsimd::abs(vector::load_unaligned(x + i + v * vector::size)));
+    });
+  }
+  for_each_vector<Arch>(n - steps, [&](std::size_t i, auto load, auto) {
+    largest[0] = xsimd::max(largest[0], xsimd::abs(load(x + steps + i)));
+  });
+  float lanes[at_once * vector::size], amax = 0.0f;
+  for (std::size_t v = 0; v < at_once; ++v) largest[v].store_unaligned(lanes + v * vector::size);
   for (const float lane : lanes) amax = lane > amax ? lane : amax;
   const float scale = amax > 0.0f ? amax / 127.0f : 1.0f;
-  // A multiplication gives the quotient's code unless it ends near a tie; a scale's inverse may be none or subnormal. Where a
-  // division is needed it is no vector's, which xsimd only approximates for NEON.
+  // A multiplication gives the quotient's code unless it ends near a tie, from which three roundings of numbers up to 127 may
+  // part them, or is no number; a scale's inverse may be none or subnormal. Where a division is needed it is no vector's,
+  // which xsimd only approximates for NEON.
   const vector inverse(1.0f / scale);
   const bool divides = !(scale > 0x1p-100f && scale < 0x1p100f);
-  const auto codes_of = [&](const vector& v) {
-    vector q = v * inverse;
-    if (divides || xsimd::any(xsimd::abs(q - xsimd::nearbyint(q)) > vector(0.4999f))) {
-      float quotients[vector::size];
-      v.store_unaligned(quotients);
-      for (float& quotient : quotients) quotient /= scale;
-      q = vector::load_unaligned(quotients);
-    }
-    return xsimd::min(xsimd::max(q, vector(-127.0f)), vector(127.0f));
+  const auto divided = [&](const vector& v) {
+    float quotients[vector::size];
+    v.store_unaligned(quotients);
+    for (float& quotient : quotients) quotient /= scale;
+    return xsimd::min(xsimd::max(vector::load_unaligned(quotients), vector(-127.0f)), vector(127.0f));
   };
-  const std::size_t whole = n / vector::size * vector::size;
-  for (std::size_t i = 0; i < whole; i += vector::size) {
-    int8_dot<Arch>::store_codes(codes + i, codes_of(vector::load_unaligned(x + i)));
+  const auto is_sure = [](const vector& q) {
+    return xsimd::abs(q - xsimd::to_float(xsimd::nearbyint_as_int(q))) <= vector(0.49997f);
+  };
+  for (std::size_t i = 0; i < steps; i += step) {
+    vector q[at_once];
+    unroll<at_once>([&](std::size_t v) __attribute__((always_inline)) {
+      q[v] = vector::load_unaligned(x + i + v * vector::size) * inverse;
+    });
+    if (divides || !xsimd::all(is_sure(q[0]) & is_sure(q[1]) & is_sure(q[2]) & is_sure(q[3]))) {
+      for (std::size_t v = 0; v < at_once; ++v) q[v] = divided(vector::load_unaligned(x + i + v * vector::size));
+    }
+    unroll<at_once>([&](std::size_t v)
+                        __attribute__((always_inline)) { dot::store_codes(codes + i + v * vector::size, q[v]); });
   }
-  if (whole < n) {
+  for (std::size_t i = steps; i < n; i += vector::size) {
+    const std::size_t some = std::min(vector::size, n - i);
     std::int8_t last[vector::size];
-    int8_dot<Arch>::store_codes(last, codes_of(load_tail<Arch>(x + whole, n - whole)));
-    std::copy_n(last, n - whole, codes + whole);
+    dot::store_codes(last, divided(load_tail<Arch>(x + i, some)));
+    std::copy_n(last, some, codes + i);
   }
   sum = 0;
   std::size_t i = 0;

@@ -28,34 +28,49 @@ MOTE_BEGIN_NAMESPACE
 
 namespace detail {
 
-// quantize_activation_blocks by vectors; the same bits.
+// Whole blocks of quantize_activation_blocks by vectors, so many at once that none waits for the one before, nor reads codes
+// that were only just written; the same bits.
+inline constexpr std::size_t blocks_at_once = 16;
+
 template <class Arch>
-void quantize_blocks(const float* x, std::size_t n, activation_block* blocks) noexcept {
+void quantize_whole_blocks(const float* x, std::size_t count, activation_block* blocks) noexcept {
   using dot = int8_dot<Arch>;
   using floats = typename dot::floats;
   using ints = batch<std::int32_t, Arch>;
-  constexpr std::size_t lanes = floats::size, parts = activation_block::size / lanes;
-  for (std::size_t begin = 0; begin < n; begin += activation_block::size) {
-    activation_block& block = *blocks++;
-    const float* from = x + begin;
-    float padded[activation_block::size];
-    if (n - begin < activation_block::size) {
-      std::fill(std::copy_n(from, n - begin, padded), std::end(padded), 0.0f);
-      from = padded;
-    }
-    floats values[parts];
+  constexpr std::size_t lanes = floats::size, size = activation_block::size;
+  float inverse[blocks_at_once];
+  for (std::size_t b = 0; b < count; ++b) {
     ints magnitudes(0);
-    for (std::size_t i = 0; i < parts; ++i) {
-      values[i] = floats::load_unaligned(from + i * lanes);
-      magnitudes = xsimd::max(magnitudes, bits_as<std::int32_t>(xsimd::abs(values[i])));
+    for (std::size_t i = 0; i < size; i += lanes) {
+      const floats values = floats::load_unaligned(x + b * size + i);
+      magnitudes = xsimd::max(magnitudes, bits_as<std::int32_t>(xsimd::abs(values)));
     }
     typename dot::ints all;
     static_assert(sizeof all == sizeof magnitudes);
     std::memcpy(&all, &magnitudes, sizeof all);
-    const floats inverse(block.set_scale(dot::largest(all)));
-    for (std::size_t i = 0; i < parts; ++i) dot::store_codes(block.q + i * lanes, values[i] * inverse);
-    block.set_sums(sum_of_codes(block.q), sum_of_codes(block.q + 16));
+    inverse[b] = blocks[b].set_scale(dot::largest(all));
   }
+  for (std::size_t b = 0; b < count; ++b) {
+    for (std::size_t i = 0; i < size; i += lanes) {
+      dot::store_codes(blocks[b].q + i, floats::load_unaligned(x + b * size + i) * floats(inverse[b]));
+    }
+  }
+  for (std::size_t b = 0; b < count; ++b) {
+    blocks[b].set_sums(sum_of_codes(blocks[b].q), sum_of_codes(blocks[b].q + size / 2));
+  }
+}
+
+template <class Arch>
+void quantize_blocks(const float* x, std::size_t n, activation_block* blocks) noexcept {
+  constexpr std::size_t size = activation_block::size;
+  const std::size_t whole = n / size, rest = n % size;
+  for (std::size_t b = 0; b < whole; b += blocks_at_once) {
+    quantize_whole_blocks<Arch>(x + b * size, std::min(blocks_at_once, whole - b), blocks + b);
+  }
+  if (rest == 0) return;
+  float padded[size] = {};
+  std::copy_n(x + whole * size, rest, padded);
+  quantize_whole_blocks<Arch>(padded, 1, blocks + whole);
 }
 
 constexpr int log2_of(int power) {
