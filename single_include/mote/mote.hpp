@@ -7330,6 +7330,9 @@ MOTE_END_NAMESPACE
 //
 //   x y  =  x0 y2 + x0 y1 + x1 y1 + x1 y0 + x0 y0 + x2 y0        in float32
 //
+// Keys and values that are bf16 themselves, as caches of bf16, mxfp8 or mxfp4 hold them, have no lower parts: three of the
+// six products are zeros and are left out, which changes no bit.
+//
 // Less exact are numbers below 2^-110, whose lower parts are subnormal, zero to tiles; infinities become NaN.
 //
 // Scores are tiles of 16 keys by 16 queries, outputs of 16 queries by 16 columns. Tiles read pairs of bf16: elements i and
@@ -7429,6 +7432,9 @@ class tile_products {
     void take(const attention_keys& rows, std::size_t count, bool seen_by_all) {
       rows_ = &rows;
       count_ = count;
+      const float* const value = rows.value[0];  // a few numbers tell whether it is worth trying
+      seem_bf16_ = std::all_of(value, value + std::min(shape_.value, std::size_t{4}),
+                               [](float x) { return bit_cast<word>(x) << 16 == 0; });
       spoilt_ = 0;
       for (std::size_t c = 0; c < count && !seen_by_all; ++c) {
         if (!finite(rows.value[c], shape_.value)) spoilt_ |= std::uint64_t{1} << c;
@@ -7438,14 +7444,17 @@ class tile_products {
     std::size_t score_chunks() const { return std::max<std::size_t>((steps(shape_) + depth - 1) / depth, 1); }
     std::size_t value_chunks() const { return groups(shape_); }
     void ready_scores(std::size_t chunk) {
-      const std::size_t begin = chunk * depth;
-      for (std::size_t s = begin; s < std::min(begin + depth, steps(shape_)); ++s) {
-        split_step(s, chunk_ + (s - begin) * step_size);
-      }
+      lower_parts_ = !(seem_bf16_ && split_steps<1>(chunk));
+      if (lower_parts_) split_steps<parts>(chunk);
     }
-    void ready_values(std::size_t chunk) { split_group(chunk, chunk_); }
+    void ready_values(std::size_t chunk) {
+      lower_parts_ = !(seem_bf16_ && split_group<1>(chunk, chunk_));
+      if (lower_parts_) split_group<parts>(chunk, chunk_);
+    }
 
     const word* chunk() const { return chunk_; }
+    // Whether any number of the chunk has them: else only the first parts are there.
+    bool lower_parts() const { return lower_parts_; }
     const attention_keys& rows() const { return *rows_; }
     // Bit c: whether value c holds infinities or NaN, which queries that do not see it must not add up, not even times zero:
     // they are zeros to the tiles.
@@ -7462,24 +7471,41 @@ class tile_products {
       for (; i < n; ++i) all += x[i] * 0.0f;
       return all == 0.0f;
     }
-    void split_step(std::size_t s, word* to) const {
+    // The first Parts parts of a chunk's numbers; false, and not all of them, where those are too few.
+    template <std::size_t Parts>
+    bool split_steps(std::size_t chunk) const {
+      const std::size_t begin = chunk * depth, end = std::min(begin + depth, steps(shape_));
+      for (std::size_t s = begin; s < end; ++s) {
+        if (!split_step<Parts>(s, chunk_ + (s - begin) * step_size)) return false;
+      }
+      return true;
+    }
+    template <std::size_t Parts>
+    bool split_step(std::size_t s, word* to) const {
       const bool first = s < steps(shape_.first);
       const float* const* const row = first ? rows_->first : rows_->second;
       const std::size_t i = (first ? s : s - steps(shape_.first)) * step, dim = first ? shape_.first : shape_.second;
-      for (std::size_t c = 0; c < count_; ++c) split_row(row[c] + i, dim - i, 1.0f, to + c * step_words, part_words);
+      for (std::size_t c = 0; c < count_; ++c) {
+        if (!split_row<Parts>(row[c] + i, dim - i, 1.0f, to + c * step_words, part_words)) return false;
+      }
+      return true;
     }
-    void split_group(std::size_t group, word* to) const {
+    template <std::size_t Parts>
+    bool split_group(std::size_t group, word* to) const {
       for (std::size_t half = 0; half < halves; ++half, to += parts * part_words) {
         for (std::size_t tile = 0; tile < tiles_across; ++tile) {
           const std::size_t d = group * width + tile * tile_height;
           for (std::size_t i = 0; i < step_words; ++i) {
             const std::size_t c = half * step + i;
             alignas(64) float padded[2][tile_height];
-            split(value(c, d, padded[0]), value(c + step_words, d, padded[1]), 1.0f,
-                  to + tile * tile_words + i * step_words, part_words);
+            if (!split<Parts>(value(c, d, padded[0]), value(c + step_words, d, padded[1]), 1.0f,
+                              to + tile * tile_words + i * step_words, part_words)) {
+              return false;
+            }
           }
         }
       }
+      return true;
     }
     // Sixteen columns from d on of value c: in `padded` where there are fewer or some are zeros to the tiles.
     const float* value(std::size_t c, std::size_t d, float* padded) const {
@@ -7498,6 +7524,7 @@ class tile_products {
     const attention_keys* rows_ = nullptr;
     std::size_t count_ = 0;
     std::uint64_t spoilt_ = 0;
+    bool seem_bf16_ = false, lower_parts_ = true;
   };
 
   // [step][part][tile of queries][16 words][16 queries].
@@ -7517,18 +7544,8 @@ class tile_products {
   }
 
   void score(engine& tiles, const keys& tile, std::size_t chunk, std::size_t count, float* scores) const {
-    // Keys behind the last are multiplied too, as far as tiles reach; nobody reads their scores.
-    const std::size_t begin = chunk * depth, end = std::min(begin + depth, steps(shape_));
-    constexpr std::size_t rows = 4 / Vectors;  // tiles of keys at once
-    for (std::size_t c = 0; c < count; c += rows * tile_height) {
-      float* const to = scores + c * lanes;
-      load_sums<rows, Vectors>(tiles, begin == 0 ? nullptr : to, tile_height * lanes, tile_height, lanes);
-      for (std::size_t s = begin; s < end; ++s) {
-        multiply<rows, Vectors>(tiles, tile.chunk() + (s - begin) * step_size + c * step_words, part_words,
-                                queries_ + s * parts * Vectors * tile_words, Vectors * tile_words);
-      }
-      store_sums<rows, Vectors>(tiles, to, tile_height * lanes, tile_height, lanes);
-    }
+    tile.lower_parts() ? score<true>(tiles, tile, chunk, count, scores)
+                       : score<false>(tiles, tile, chunk, count, scores);
   }
 
   // Splits the probabilities of `count` keys, zeros behind them.
@@ -7539,7 +7556,7 @@ class tile_products {
         for (std::size_t pair = 0; pair < step_words; ++pair) {
           const std::size_t c = half * step + pair, other = c + step_words;
           const auto row = [&](std::size_t key) { return key < count ? p + key * lanes + v * tile_height : zeros; };
-          split(row(c), row(other), 1.0f, split_up[0][pair], tile_words);
+          split<parts>(row(c), row(other), 1.0f, split_up[0][pair], tile_words);
         }
         for (std::size_t part = 0; part < parts; ++part) {
           transpose_words(split_up[part], probabilities_ + ((half * parts + part) * Vectors + v) * tile_words);
@@ -7551,16 +7568,7 @@ class tile_products {
   void add_values(engine& tiles, const keys& tile, std::size_t chunk, std::size_t, const float*, const outputs& out) {
     float* const sums = sums_ + chunk * width * lanes;
     if (!empty_) rescale(sums, out);
-    constexpr std::size_t columns = 4 / Vectors;  // tiles of them at once
-    for (std::size_t d = 0; d < tiles_across; d += columns) {
-      float* const to = sums + d * lanes * tile_height;
-      load_sums<Vectors, columns>(tiles, empty_ ? nullptr : to, tile_words, lanes * tile_height, tile_height);
-      for (std::size_t half = 0; half < halves; ++half) {
-        multiply<Vectors, columns>(tiles, probabilities_ + half * parts * Vectors * tile_words, Vectors * tile_words,
-                                   tile.chunk() + half * parts * part_words + d * tile_words, part_words);
-      }
-      store_sums<Vectors, columns>(tiles, to, tile_words, lanes * tile_height, tile_height);
-    }
+    tile.lower_parts() ? add_values<true>(tiles, tile, sums) : add_values<false>(tiles, tile, sums);
     for (std::uint64_t left = tile.spoilt(); left != 0; left &= left - 1) {
       const auto c = static_cast<std::size_t>(std::countr_zero(left));
       spoil(tile.rows().value[c], chunk, c, out);
@@ -7581,6 +7589,38 @@ class tile_products {
   }
 
  private:
+  template <bool LowerKeys>
+  void score(engine& tiles, const keys& tile, std::size_t chunk, std::size_t count, float* scores) const {
+    // Keys behind the last are multiplied too, as far as tiles reach; nobody reads their scores.
+    const std::size_t begin = chunk * depth, end = std::min(begin + depth, steps(shape_));
+    constexpr std::size_t rows = 4 / Vectors;  // tiles of keys at once
+    for (std::size_t c = 0; c < count; c += rows * tile_height) {
+      float* const to = scores + c * lanes;
+      load_sums<rows, Vectors>(tiles, begin == 0 ? nullptr : to, tile_height * lanes, tile_height, lanes);
+      for (std::size_t s = begin; s < end; ++s) {
+        multiply<rows, Vectors, LowerKeys, true>(tiles, tile.chunk() + (s - begin) * step_size + c * step_words,
+                                                 part_words, queries_ + s * parts * Vectors * tile_words,
+                                                 Vectors * tile_words);
+      }
+      store_sums<rows, Vectors>(tiles, to, tile_height * lanes, tile_height, lanes);
+    }
+  }
+
+  template <bool LowerValues>
+  void add_values(engine& tiles, const keys& tile, float* sums) const {
+    constexpr std::size_t columns = 4 / Vectors;  // tiles of them at once
+    for (std::size_t d = 0; d < tiles_across; d += columns) {
+      float* const to = sums + d * lanes * tile_height;
+      load_sums<Vectors, columns>(tiles, empty_ ? nullptr : to, tile_words, lanes * tile_height, tile_height);
+      for (std::size_t half = 0; half < halves; ++half) {
+        multiply<Vectors, columns, true, LowerValues>(
+            tiles, probabilities_ + half * parts * Vectors * tile_words, Vectors * tile_words,
+            tile.chunk() + half * parts * part_words + d * tile_words, part_words);
+      }
+      store_sums<Vectors, columns>(tiles, to, tile_words, lanes * tile_height, tile_height);
+    }
+  }
+
   void rescale(float* sums, const outputs& out) const {
     for (std::size_t lane = 0; lane < out.count; ++lane) {
       if (out.growth[lane] == 1.0f) continue;
@@ -7605,27 +7645,33 @@ class tile_products {
     }
   }
 
-  // Sixteen numbers at a and those at b, times `scale`, in a word each; their parts `part_step` words apart.
-  static void split(const float* a, const float* b, float scale, word* to, std::size_t part_step) {
+  // Sixteen numbers at a and those at b, times `scale`, in a word each; their first Parts parts, `part_step` words apart.
+  // Returns whether those are all of the numbers.
+  template <std::size_t Parts>
+  static bool split(const float* a, const float* b, float scale, word* to, std::size_t part_step) {
     const words top(0xFFFF0000u);
+    words rest(0u);
     for (std::size_t i = 0; i < step_words; i += floats::size) {
       floats x = floats::load_unaligned(a + i) * floats(scale), y = floats::load_unaligned(b + i) * floats(scale);
-      for (std::size_t part = 0; part < parts; ++part) {
+      for (std::size_t part = 0; part < Parts; ++part) {
         const words y_top = bits_as<word>(y) & top;
         ((bits_as<word>(x) >> 16) | y_top).store_unaligned(to + part * part_step + i);
         x = x - bits_as<float>(bits_as<word>(x) & top);
         y = y - bits_as<float>(y_top);
       }
+      rest = rest | bits_as<word>(x) | bits_as<word>(y);
     }
+    return Parts == parts || xsimd::all(rest == words(0u));
   }
   // The first 32 of `count` numbers, or all and zeros behind them.
-  static void split_row(const float* x, std::size_t count, float scale, word* to, std::size_t part_step) {
+  template <std::size_t Parts>
+  static bool split_row(const float* x, std::size_t count, float scale, word* to, std::size_t part_step) {
     alignas(64) float row[step];
     if (count < step) {
       std::fill(std::copy_n(x, count, row), std::end(row), 0.0f);
       x = row;
     }
-    split(x, x + step_words, scale, to, part_step);
+    return split<Parts>(x, x + step_words, scale, to, part_step);
   }
 
   static void pack(std::size_t dim, const float* const* query, std::size_t count, float scale, word*& to) {
@@ -7633,7 +7679,7 @@ class tile_products {
       for (std::size_t v = 0; v < Vectors; ++v) {
         alignas(64) word split_up[parts][tile_height][step_words] = {};
         for (std::size_t q = 0; q < tile_height && v * tile_height + q < count; ++q) {
-          split_row(query[v * tile_height + q] + i, dim - i, scale, split_up[0][q], tile_words);
+          split_row<parts>(query[v * tile_height + q] + i, dim - i, scale, split_up[0][q], tile_words);
         }
         for (std::size_t part = 0; part < parts; ++part) {
           transpose_words(split_up[part], to + (part * Vectors + v) * tile_words);
@@ -7664,9 +7710,9 @@ class tile_products {
     f.template operator()<0>(), f.template operator()<1>(), f.template operator()<2>(), f.template operator()<3>();
   }
 
-  // Adds to them the products of R tiles of rows and S of columns, their parts `a_part` and `b_part` words apart. A query's
-  // bits depend on the order of the six, which is the same for every R.
-  template <std::size_t R, std::size_t S>
+  // Adds to them the products of R tiles of rows and S of columns, their parts `a_part` and `b_part` words apart, where they
+  // have lower ones. A query's bits depend on the order of the six, which is the same for every R.
+  template <std::size_t R, std::size_t S, bool LowerA, bool LowerB>
   static void multiply(Tiles& tiles, const word* a, std::size_t a_part, const word* b, std::size_t b_part) {
     const auto rows = [&]<int I>(std::size_t part, std::size_t r) {
       tiles.template load<I>(a + part * a_part + r * tile_words, tile_bytes);
@@ -7687,31 +7733,44 @@ class tile_products {
         tiles.template dot_bf16<2, 5, 6>();
         tiles.template dot_bf16<3, 5, 7>();
       };
-      load_rows(0), load_columns(2), dot();
-      load_columns(1), dot();
-      load_rows(1), dot();
-      load_columns(0), dot();
-      load_rows(0), dot();
-      load_rows(2), dot();
+      if constexpr (LowerB) {
+        load_rows(0), load_columns(2), dot();
+        load_columns(1), dot();
+      }
+      if constexpr (LowerA) {
+        load_rows(1);
+        if constexpr (LowerB) dot();
+        load_columns(0), dot();
+        load_rows(0), dot();
+        load_rows(2), dot();
+      } else {
+        load_columns(0), dot();
+      }
     } else if constexpr (R == 4) {
       columns.template operator()<5>(0, 0), columns.template operator()<6>(1, 0), columns.template operator()<7>(2, 0);
       each_sum([&]<int I>() {
         rows.template operator()<4>(0, I);
         tiles.template dot_bf16<I, 4, 7>(), tiles.template dot_bf16<I, 4, 6>();
-        rows.template operator()<4>(1, I);
-        tiles.template dot_bf16<I, 4, 6>(), tiles.template dot_bf16<I, 4, 5>();
-        rows.template operator()<4>(0, I);
+        if constexpr (LowerA) {
+          rows.template operator()<4>(1, I);
+          tiles.template dot_bf16<I, 4, 6>(), tiles.template dot_bf16<I, 4, 5>();
+          rows.template operator()<4>(0, I);
+        }
         tiles.template dot_bf16<I, 4, 5>();
-        rows.template operator()<4>(2, I);
-        tiles.template dot_bf16<I, 4, 5>();
+        if constexpr (LowerA) {
+          rows.template operator()<4>(2, I);
+          tiles.template dot_bf16<I, 4, 5>();
+        }
       });
     } else {
       rows.template operator()<5>(0, 0), rows.template operator()<6>(1, 0), rows.template operator()<7>(2, 0);
       each_sum([&]<int I>() {
-        columns.template operator()<4>(2, I);
-        tiles.template dot_bf16<I, 5, 4>();
-        columns.template operator()<4>(1, I);
-        tiles.template dot_bf16<I, 5, 4>(), tiles.template dot_bf16<I, 6, 4>();
+        if constexpr (LowerB) {
+          columns.template operator()<4>(2, I);
+          tiles.template dot_bf16<I, 5, 4>();
+          columns.template operator()<4>(1, I);
+          tiles.template dot_bf16<I, 5, 4>(), tiles.template dot_bf16<I, 6, 4>();
+        }
         columns.template operator()<4>(0, I);
         tiles.template dot_bf16<I, 6, 4>(), tiles.template dot_bf16<I, 5, 4>(), tiles.template dot_bf16<I, 7, 4>();
       });

@@ -257,6 +257,29 @@ TEST_CASE("mla_decode: matrix tiles do not touch what comes later in a sequence"
   CHECK(test::same_bits(std::span(infinite).subspan(80, 400), std::span(clean).subspan(80, 400)));
 }
 
+TEST_CASE("mla_decode: matrix tiles leave the lower parts of bf16 rows out, which changes no bit") {
+  sequence_case<float> c(9, 70, 3, 150, 40);
+  for (float& x : c.memory) x = static_cast<float>(mote::bf16(x));
+  const auto rounded = by_tiles<2>(c, 0, 9);
+  mote::reference ref;
+  test::check_close(rounded, c.run(ref, 9), 1e-5f);
+  // A number in the first, a later or the last chunk of the last token's row, which the others do not see.
+  float* const last = const_cast<float*>(c.context[0].row(69));
+  for (const std::size_t i : {0u, 2u, 100u, 149u, 189u}) {
+    CAPTURE(i);
+    const float before = last[i];
+    last[i] *= 1.001f;
+    const auto mixed = by_tiles<2>(c, 0, 9);
+    test::check_close(mixed, c.run(ref, 9), 1e-5f);
+    CHECK(test::same_bits(std::span(mixed).first(8 * 450), std::span(rounded).first(8 * 450)));
+    CHECK_FALSE(test::same_bits(std::span(mixed).last(450), std::span(rounded).last(450)));
+    for (std::size_t t = 0; t < 9; ++t) {
+      CHECK(test::same_bits(by_tiles<1>(c, t, 1), std::span(mixed).subspan(t * 450, 450)));
+    }
+    last[i] = before;
+  }
+}
+
 TEST_CASE("mla_decode: rounds of many tokens with long contexts") {
   const decode_case c(std::vector<std::size_t>(9, 4000), 64, 32, 8);
   mote::simd<> three{mote::threads{3}};
