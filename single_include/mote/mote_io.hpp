@@ -1013,6 +1013,25 @@ class mapped_file {
   std::size_t size_ = 0;
 };
 
+namespace detail {
+
+// Of a map from names to tensors of one file: whoever shares bytes with the tensor before fails.
+template <class Tensors>
+void check_overlap(const Tensors& tensors) {
+  std::vector<const typename Tensors::mapped_type*> order;
+  for (const auto& [name, t] : tensors) {
+    if (!t.bytes.empty()) order.push_back(&t);
+  }
+  std::sort(order.begin(), order.end(), [](auto* a, auto* b) { return a->bytes.data() < b->bytes.data(); });
+  for (std::size_t i = 1; i < order.size(); ++i) {
+    if (order[i - 1]->bytes.data() + order[i - 1]->bytes.size() > order[i]->bytes.data()) {
+      order[i]->fail("its data overlaps that of " + order[i - 1]->name);
+    }
+  }
+}
+
+}  // namespace detail
+
 MOTE_END_NAMESPACE
 
 // ---- mote/io/json.hpp
@@ -1308,7 +1327,7 @@ class safetensors_file {
       if (name == "__metadata__") continue;
       add(name, json_object(entry, path + ": tensor " + name));
     }
-    check_overlap();
+    detail::check_overlap(tensors_);
     json_ = nullptr;
   }
 
@@ -1360,19 +1379,6 @@ class safetensors_file {
     }
     t.bytes = data_.subspan(begin, bytes);
     tensors_.emplace(name, std::move(t));
-  }
-
-  void check_overlap() const {
-    std::vector<const tensor_ref*> order;
-    for (const auto& [name, t] : tensors_) {
-      if (!t.bytes.empty()) order.push_back(&t);
-    }
-    std::sort(order.begin(), order.end(), [](auto* a, auto* b) { return a->bytes.data() < b->bytes.data(); });
-    for (std::size_t i = 1; i < order.size(); ++i) {
-      if (order[i - 1]->bytes.data() + order[i - 1]->bytes.size() > order[i]->bytes.data()) {
-        order[i]->fail("its data overlaps that of " + order[i - 1]->name);
-      }
-    }
   }
 
   mapped_file file_;
@@ -2273,7 +2279,7 @@ class gguf_file {
     const std::size_t start = (in.position() + alignment_ - 1) / alignment_ * alignment_;
     data_ = all.subspan(std::min(start, all.size()));
     for (std::size_t i = 0; i < tensors; ++i) place(std::move(found[i]), offsets[i]);
-    check_overlap();
+    detail::check_overlap(tensors_);
   }
 
   const std::string& path() const { return *path_; }
@@ -2367,19 +2373,6 @@ class gguf_file {
     std::string name = t.name;
     const auto [it, added] = tensors_.emplace(std::move(name), std::move(t));
     if (!added) it->second.fail("stands twice");
-  }
-
-  void check_overlap() const {
-    std::vector<const gguf_tensor*> order;
-    for (const auto& [name, t] : tensors_) {
-      if (!t.bytes.empty()) order.push_back(&t);
-    }
-    std::sort(order.begin(), order.end(), [](auto* a, auto* b) { return a->bytes.data() < b->bytes.data(); });
-    for (std::size_t i = 1; i < order.size(); ++i) {
-      if (order[i - 1]->bytes.data() + order[i - 1]->bytes.size() > order[i]->bytes.data()) {
-        order[i]->fail("its data overlaps that of " + order[i - 1]->name);
-      }
-    }
   }
 
   mapped_file file_;

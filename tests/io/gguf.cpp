@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "io/refused.hpp"
 #include "io/temporary.hpp"
 #include "support/catch.hpp"
 
@@ -44,11 +45,7 @@ std::string with_data(std::string head, const std::string& data, std::size_t ali
 constexpr std::uint32_t f32 = 0, f16 = 1, q8_0 = 8, q4_k = 12;
 
 void refuses_gguf(const std::string& bytes, const std::string& what) {
-  const test::temporary_directory directory;
-  const std::string path = directory.write("x.gguf", bytes);
-  CAPTURE(bytes.substr(0, 200));
-  CHECK_THROWS_AS(mote::gguf_file(path), mote::format_error);
-  CHECK_THROWS_WITH(mote::gguf_file(path), contains("x.gguf: ") && contains(what));
+  test::check_refused("x.gguf", bytes, what, [](const std::string& path) { return mote::gguf_file(path); });
 }
 
 // For every block format that GGUF has a type for.

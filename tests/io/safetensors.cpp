@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "io/refused.hpp"
 #include "io/temporary.hpp"
 #include "support/catch.hpp"
 
@@ -28,11 +29,8 @@ std::string with_tensor(const std::string& entry, std::size_t data) {
 }
 
 void refuses_safetensors(const std::string& bytes, const std::string& what) {
-  const test::temporary_directory directory;
-  const std::string path = directory.write("model.safetensors", bytes);
-  CAPTURE(bytes.substr(0, 200));
-  CHECK_THROWS_AS(mote::safetensors_file(path), mote::format_error);
-  CHECK_THROWS_WITH(mote::safetensors_file(path), contains("model.safetensors") && contains(what));
+  test::check_refused("model.safetensors", bytes, what,
+                      [](const std::string& path) { return mote::safetensors_file(path); });
 }
 
 }  // namespace

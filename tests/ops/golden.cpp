@@ -1,6 +1,4 @@
 // The ops against results of published model code and of float64 references (tests/golden/ops).
-#include <mote/io/json.hpp>
-#include <mote/io/safetensors.hpp>
 #include <mote/ops/mla_decode/mla_decode.hpp>
 #include <mote/ops/mla_prefill/mla_prefill.hpp>
 #include <mote/ops/rms_norm/rms_norm.hpp>
@@ -8,36 +6,10 @@
 #include <mote/ops/route/route.hpp>
 #include <mote/ops/swiglu/swiglu.hpp>
 
-#include <cstring>
-
 #include "support/backends.hpp"
+#include "support/golden.hpp"
 
 namespace {
-
-class golden {
- public:
-  explicit golden(const std::string& name)
-      : file_(MOTE_GOLDEN_DIR "/ops/" + name + ".safetensors"), json_(MOTE_GOLDEN_DIR "/ops/" + name + ".json") {}
-
-  mote::json_object settings() const { return json_.root(); }
-  std::size_t setting(const char* name) const { return settings().integer(name, 0, 1 << 20); }
-  std::size_t extent(const char* name, std::size_t i) const { return file_.tensor(name).shape.at(i); }
-  std::vector<float> floats(const std::string& name) const {
-    const auto values = mote::read_float(file_.tensor(name));
-    return {values.begin(), values.end()};
-  }
-  std::vector<std::int32_t> integers(const std::string& name) const {
-    const auto& t = file_.tensor(name);
-    REQUIRE(t.dtype == mote::dtype::i32);
-    std::vector<std::int32_t> values(t.size());
-    std::memcpy(values.data(), t.bytes.data(), t.bytes.size());
-    return values;
-  }
-
- private:
-  mote::safetensors_file file_;
-  mote::json_file json_;
-};
 
 // x [rows, k] times w [n, k] transposed.
 std::vector<float> linear(const std::vector<float>& x, const std::vector<float>& w, std::size_t k) {
@@ -63,7 +35,7 @@ mote::view<float, 2> matrix(std::vector<float>& x, std::size_t columns) {
 }  // namespace
 
 TEST_CASE("golden: rms_norm and swiglu") {
-  const golden g("layers");
+  const test::golden g("layers");
   const std::size_t hidden = g.extent("x", 1), inner = g.extent("w_gate", 0);
   const auto x = g.floats("x"), weight = g.floats("norm_weight");
   const auto gate = linear(x, g.floats("w_gate"), hidden), up = linear(x, g.floats("w_up"), hidden);
@@ -81,7 +53,7 @@ TEST_CASE("golden: rms_norm and swiglu") {
 }
 
 TEST_CASE("golden: YaRN frequencies, attention factors and softmax multipliers") {
-  const golden g("rope");
+  const test::golden g("rope");
   for (const std::string name : {"deepseek_v3", "mixed_mscale", "no_mscale", "no_truncate", "v2_lite"}) {
     INFO(name);
     const auto table = g.settings().object("tables").object(name);
@@ -101,7 +73,7 @@ TEST_CASE("golden: YaRN frequencies, attention factors and softmax multipliers")
 }
 
 TEST_CASE("golden: rope in every pairing") {
-  const golden g("rope");
+  const test::golden g("rope");
   const std::size_t heads = g.extent("x", 0), tokens = g.extent("x", 1), dim = g.extent("x", 2);
   const auto f = mote::make_rope_frequencies(dim, 10000.0);
   test::check_close(f.inv_freq, g.floats("inv_freq"), 0.0f, 1e-5f);
@@ -127,7 +99,7 @@ TEST_CASE("golden: rope in every pairing") {
 }
 
 TEST_CASE("golden: routers") {
-  const golden g("routers");
+  const test::golden g("routers");
   const std::size_t experts = g.setting("experts"), top_k = g.setting("top_k");
   mote::router_config base;
   base.num_experts_per_tok = top_k;
@@ -167,7 +139,7 @@ TEST_CASE("golden: routers") {
 }
 
 TEST_CASE("golden: latent attention, expanded and absorbed") {
-  const golden g("mla");
+  const test::golden g("mla");
   const std::size_t heads = g.setting("heads"), rank = g.setting("kv_lora_rank"), nope = g.setting("qk_nope_head_dim");
   const std::size_t rope = g.setting("qk_rope_head_dim"), dim_v = g.setting("v_head_dim");
   const std::size_t tokens = g.extent("x", 0), hidden = g.extent("x", 1);

@@ -6,12 +6,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
 #include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "../core/error.hpp"
 
@@ -61,5 +63,24 @@ class mapped_file {
   void* data_ = nullptr;
   std::size_t size_ = 0;
 };
+
+namespace detail {
+
+// Of a map from names to tensors of one file: whoever shares bytes with the tensor before fails.
+template <class Tensors>
+void check_overlap(const Tensors& tensors) {
+  std::vector<const typename Tensors::mapped_type*> order;
+  for (const auto& [name, t] : tensors) {
+    if (!t.bytes.empty()) order.push_back(&t);
+  }
+  std::sort(order.begin(), order.end(), [](auto* a, auto* b) { return a->bytes.data() < b->bytes.data(); });
+  for (std::size_t i = 1; i < order.size(); ++i) {
+    if (order[i - 1]->bytes.data() + order[i - 1]->bytes.size() > order[i]->bytes.data()) {
+      order[i]->fail("its data overlaps that of " + order[i - 1]->name);
+    }
+  }
+}
+
+}  // namespace detail
 
 MOTE_END_NAMESPACE

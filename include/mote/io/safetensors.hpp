@@ -67,7 +67,7 @@ class safetensors_file {
       if (name == "__metadata__") continue;
       add(name, json_object(entry, path + ": tensor " + name));
     }
-    check_overlap();
+    detail::check_overlap(tensors_);
     json_ = nullptr;
   }
 
@@ -119,19 +119,6 @@ class safetensors_file {
     }
     t.bytes = data_.subspan(begin, bytes);
     tensors_.emplace(name, std::move(t));
-  }
-
-  void check_overlap() const {
-    std::vector<const tensor_ref*> order;
-    for (const auto& [name, t] : tensors_) {
-      if (!t.bytes.empty()) order.push_back(&t);
-    }
-    std::sort(order.begin(), order.end(), [](auto* a, auto* b) { return a->bytes.data() < b->bytes.data(); });
-    for (std::size_t i = 1; i < order.size(); ++i) {
-      if (order[i - 1]->bytes.data() + order[i - 1]->bytes.size() > order[i]->bytes.data()) {
-        order[i]->fail("its data overlaps that of " + order[i - 1]->name);
-      }
-    }
   }
 
   mapped_file file_;

@@ -202,7 +202,7 @@ class gguf_file {
     const std::size_t start = (in.position() + alignment_ - 1) / alignment_ * alignment_;
     data_ = all.subspan(std::min(start, all.size()));
     for (std::size_t i = 0; i < tensors; ++i) place(std::move(found[i]), offsets[i]);
-    check_overlap();
+    detail::check_overlap(tensors_);
   }
 
   const std::string& path() const { return *path_; }
@@ -296,19 +296,6 @@ class gguf_file {
     std::string name = t.name;
     const auto [it, added] = tensors_.emplace(std::move(name), std::move(t));
     if (!added) it->second.fail("stands twice");
-  }
-
-  void check_overlap() const {
-    std::vector<const gguf_tensor*> order;
-    for (const auto& [name, t] : tensors_) {
-      if (!t.bytes.empty()) order.push_back(&t);
-    }
-    std::sort(order.begin(), order.end(), [](auto* a, auto* b) { return a->bytes.data() < b->bytes.data(); });
-    for (std::size_t i = 1; i < order.size(); ++i) {
-      if (order[i - 1]->bytes.data() + order[i - 1]->bytes.size() > order[i]->bytes.data()) {
-        order[i]->fail("its data overlaps that of " + order[i - 1]->name);
-      }
-    }
   }
 
   mapped_file file_;
