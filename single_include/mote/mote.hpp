@@ -2822,7 +2822,9 @@ struct int8_dot {
   // Codes round(x), |x| <= 127, ties to even. Adding 1.5 · 2^23 leaves them in the low bits.
   static void store_codes(std::int8_t* codes, const floats& x) {
     float lane[Lanes];
-    (x + floats(12582912.0f)).store_unaligned(lane);
+    floats rounded = x;
+    keep_in_register(rounded);  // else compilers fuse the caller's product with this sum
+    (rounded + floats(12582912.0f)).store_unaligned(lane);
     for (std::size_t i = 0; i < Lanes; ++i) {
       codes[i] = static_cast<std::int8_t>(static_cast<std::uint8_t>(bit_cast<std::uint32_t>(lane[i])));
     }
@@ -4412,7 +4414,7 @@ MOTE_BEGIN_NAMESPACE
 namespace detail {
 
 // Whole blocks of quantize_activation_blocks by vectors, so many at once that none waits for the one before, nor reads codes
-// that were only just written; the same bits.
+// that were only just written; the same bits where d is finite.
 inline constexpr std::size_t blocks_at_once = 16;
 
 template <class Arch>
@@ -5359,30 +5361,33 @@ float quantize_activations(const float* x, std::size_t n, std::int8_t* codes, st
   using vector = batch<float, Arch>;
   constexpr std::size_t at_once = 4, step = at_once * vector::size;
   const std::size_t steps = n / step * step;
+  const auto larger = [](const vector& values, const vector& most) __attribute__((always_inline)) {
+    const vector magnitude = xsimd::abs(values);
+    return xsimd::select(magnitude > most, magnitude, most);  // not max, which may keep a NaN
+  };
   vector largest[at_once];  // so that no maximum waits for the one before
   for (auto& l : largest) l = vector(0.0f);
   for (std::size_t i = 0; i < steps; i += step) {
     unroll<at_once>([&](std::size_t v) __attribute__((always_inline)) {
-      largest[v] = xsimd::max(largest[v], xsimd::abs(vector::load_unaligned(x + i + v * vector::size)));
+      largest[v] = larger(vector::load_unaligned(x + i + v * vector::size), largest[v]);
     });
   }
-  for_each_vector<Arch>(n - steps, [&](std::size_t i, auto load, auto) {
-    largest[0] = xsimd::max(largest[0], xsimd::abs(load(x + steps + i)));
-  });
+  for_each_vector<Arch>(n - steps,
+                        [&](std::size_t i, auto load, auto) { largest[0] = larger(load(x + steps + i), largest[0]); });
   float lanes[at_once * vector::size], amax = 0.0f;
   for (std::size_t v = 0; v < at_once; ++v) largest[v].store_unaligned(lanes + v * vector::size);
   for (const float lane : lanes) amax = lane > amax ? lane : amax;
   const float scale = amax > 0.0f ? amax / 127.0f : 1.0f;
-  // A multiplication gives the quotient's code unless it ends near a tie, from which three roundings of numbers up to 127 may
-  // part them, or is no number; a scale's inverse may be none or subnormal. Where a division is needed it is no vector's,
-  // which xsimd only approximates for NEON.
+  // A product with the inverse has the quotient's code, unless it ends within 127 · 3 · 2^-24 < 3e-5 of a tie (three
+  // roundings) or is NaN; the inverse may be infinite or subnormal. Divisions are scalar: xsimd only approximates a
+  // vector's for NEON.
   const vector inverse(1.0f / scale);
   const bool divides = !(scale > 0x1p-100f && scale < 0x1p100f);
-  const auto divided = [&](const vector& v) {
+  const auto divided = [&](const vector& values) {
     float quotients[vector::size];
-    v.store_unaligned(quotients);
-    for (float& quotient : quotients) quotient /= scale;
-    return xsimd::min(xsimd::max(vector::load_unaligned(quotients), vector(-127.0f)), vector(127.0f));
+    values.store_unaligned(quotients);
+    for (float& q : quotients) q = std::min(std::max(-127.0f, q / scale), 127.0f);  // NaN: -127
+    return vector::load_unaligned(quotients);
   };
   const auto is_sure = [](const vector& q) {
     return xsimd::abs(q - xsimd::to_float(xsimd::nearbyint_as_int(q))) <= vector(0.49997f);
@@ -7448,12 +7453,12 @@ class tile_products {
       if (lower_parts_) split_steps<parts>(chunk);
     }
     void ready_values(std::size_t chunk) {
-      lower_parts_ = !(seem_bf16_ && split_group<1>(chunk, chunk_));
-      if (lower_parts_) split_group<parts>(chunk, chunk_);
+      lower_parts_ = !(seem_bf16_ && split_group<1>(chunk));
+      if (lower_parts_) split_group<parts>(chunk);
     }
 
     const word* chunk() const { return chunk_; }
-    // Whether any number of the chunk has them: else only the first parts are there.
+    // Whether the chunk holds them: else they are zeros, and what stands in their place is not to be read.
     bool lower_parts() const { return lower_parts_; }
     const attention_keys& rows() const { return *rows_; }
     // Bit c: whether value c holds infinities or NaN, which queries that do not see it must not add up, not even times zero:
@@ -7471,7 +7476,7 @@ class tile_products {
       for (; i < n; ++i) all += x[i] * 0.0f;
       return all == 0.0f;
     }
-    // The first Parts parts of a chunk's numbers; false, and not all of them, where those are too few.
+    // The first Parts parts of a chunk's numbers. False, the rest of the chunk unwritten, where a number has more.
     template <std::size_t Parts>
     bool split_steps(std::size_t chunk) const {
       const std::size_t begin = chunk * depth, end = std::min(begin + depth, steps(shape_));
@@ -7491,7 +7496,8 @@ class tile_products {
       return true;
     }
     template <std::size_t Parts>
-    bool split_group(std::size_t group, word* to) const {
+    bool split_group(std::size_t group) const {
+      word* to = chunk_;
       for (std::size_t half = 0; half < halves; ++half, to += parts * part_words) {
         for (std::size_t tile = 0; tile < tiles_across; ++tile) {
           const std::size_t d = group * width + tile * tile_height;
@@ -7544,8 +7550,19 @@ class tile_products {
   }
 
   void score(engine& tiles, const keys& tile, std::size_t chunk, std::size_t count, float* scores) const {
-    tile.lower_parts() ? score<true>(tiles, tile, chunk, count, scores)
-                       : score<false>(tiles, tile, chunk, count, scores);
+    // Keys behind the last are multiplied too, as far as tiles reach; nobody reads their scores.
+    const std::size_t begin = chunk * depth, end = std::min(begin + depth, steps(shape_));
+    constexpr std::size_t rows = 4 / Vectors;  // tiles of keys at once
+    for (std::size_t c = 0; c < count; c += rows * tile_height) {
+      float* const to = scores + c * lanes;
+      load_sums<rows, Vectors>(tiles, begin == 0 ? nullptr : to, tile_height * lanes, tile_height, lanes);
+      for (std::size_t s = begin; s < end; ++s) {
+        multiply<rows, Vectors>(
+            tiles, {tile.chunk() + (s - begin) * step_size + c * step_words, part_words, tile.lower_parts()},
+            {queries_ + s * parts * Vectors * tile_words, Vectors * tile_words});
+      }
+      store_sums<rows, Vectors>(tiles, to, tile_height * lanes, tile_height, lanes);
+    }
   }
 
   // Splits the probabilities of `count` keys, zeros behind them.
@@ -7568,7 +7585,17 @@ class tile_products {
   void add_values(engine& tiles, const keys& tile, std::size_t chunk, std::size_t, const float*, const outputs& out) {
     float* const sums = sums_ + chunk * width * lanes;
     if (!empty_) rescale(sums, out);
-    tile.lower_parts() ? add_values<true>(tiles, tile, sums) : add_values<false>(tiles, tile, sums);
+    constexpr std::size_t columns = 4 / Vectors;  // tiles of them at once
+    for (std::size_t d = 0; d < tiles_across; d += columns) {
+      float* const to = sums + d * lanes * tile_height;
+      load_sums<Vectors, columns>(tiles, empty_ ? nullptr : to, tile_words, lanes * tile_height, tile_height);
+      for (std::size_t half = 0; half < halves; ++half) {
+        multiply<Vectors, columns>(
+            tiles, {probabilities_ + half * parts * Vectors * tile_words, Vectors * tile_words},
+            {tile.chunk() + half * parts * part_words + d * tile_words, part_words, tile.lower_parts()});
+      }
+      store_sums<Vectors, columns>(tiles, to, tile_words, lanes * tile_height, tile_height);
+    }
     for (std::uint64_t left = tile.spoilt(); left != 0; left &= left - 1) {
       const auto c = static_cast<std::size_t>(std::countr_zero(left));
       spoil(tile.rows().value[c], chunk, c, out);
@@ -7589,38 +7616,6 @@ class tile_products {
   }
 
  private:
-  template <bool LowerKeys>
-  void score(engine& tiles, const keys& tile, std::size_t chunk, std::size_t count, float* scores) const {
-    // Keys behind the last are multiplied too, as far as tiles reach; nobody reads their scores.
-    const std::size_t begin = chunk * depth, end = std::min(begin + depth, steps(shape_));
-    constexpr std::size_t rows = 4 / Vectors;  // tiles of keys at once
-    for (std::size_t c = 0; c < count; c += rows * tile_height) {
-      float* const to = scores + c * lanes;
-      load_sums<rows, Vectors>(tiles, begin == 0 ? nullptr : to, tile_height * lanes, tile_height, lanes);
-      for (std::size_t s = begin; s < end; ++s) {
-        multiply<rows, Vectors, LowerKeys, true>(tiles, tile.chunk() + (s - begin) * step_size + c * step_words,
-                                                 part_words, queries_ + s * parts * Vectors * tile_words,
-                                                 Vectors * tile_words);
-      }
-      store_sums<rows, Vectors>(tiles, to, tile_height * lanes, tile_height, lanes);
-    }
-  }
-
-  template <bool LowerValues>
-  void add_values(engine& tiles, const keys& tile, float* sums) const {
-    constexpr std::size_t columns = 4 / Vectors;  // tiles of them at once
-    for (std::size_t d = 0; d < tiles_across; d += columns) {
-      float* const to = sums + d * lanes * tile_height;
-      load_sums<Vectors, columns>(tiles, empty_ ? nullptr : to, tile_words, lanes * tile_height, tile_height);
-      for (std::size_t half = 0; half < halves; ++half) {
-        multiply<Vectors, columns, true, LowerValues>(
-            tiles, probabilities_ + half * parts * Vectors * tile_words, Vectors * tile_words,
-            tile.chunk() + half * parts * part_words + d * tile_words, part_words);
-      }
-      store_sums<Vectors, columns>(tiles, to, tile_words, lanes * tile_height, tile_height);
-    }
-  }
-
   void rescale(float* sums, const outputs& out) const {
     for (std::size_t lane = 0; lane < out.count; ++lane) {
       if (out.growth[lane] == 1.0f) continue;
@@ -7710,15 +7705,22 @@ class tile_products {
     f.template operator()<0>(), f.template operator()<1>(), f.template operator()<2>(), f.template operator()<3>();
   }
 
-  // Adds to them the products of R tiles of rows and S of columns, their parts `a_part` and `b_part` words apart, where they
-  // have lower ones. A query's bits depend on the order of the six, which is the same for every R.
-  template <std::size_t R, std::size_t S, bool LowerA, bool LowerB>
-  static void multiply(Tiles& tiles, const word* a, std::size_t a_part, const word* b, std::size_t b_part) {
+  // Tiles one behind the other, their parts `part_step` words apart; lower ones may be left out of keys and values.
+  struct operand {
+    const word* tiles;
+    std::size_t part_step;
+    bool lower_parts = true;
+  };
+
+  // Adds to them the products of R tiles of rows and S of columns; four rows are keys, one is probabilities. A query's bits
+  // depend on the order of the six, which is the same for every R.
+  template <std::size_t R, std::size_t S>
+  static void multiply(Tiles& tiles, const operand& a, const operand& b) {
     const auto rows = [&]<int I>(std::size_t part, std::size_t r) {
-      tiles.template load<I>(a + part * a_part + r * tile_words, tile_bytes);
+      tiles.template load<I>(a.tiles + part * a.part_step + r * tile_words, tile_bytes);
     };
     const auto columns = [&]<int I>(std::size_t part, std::size_t s) {
-      tiles.template load<I>(b + part * b_part + s * tile_words, tile_bytes);
+      tiles.template load<I>(b.tiles + part * b.part_step + s * tile_words, tile_bytes);
     };
     if constexpr (R == 2) {
       const auto load_rows = [&](std::size_t part) {
@@ -7733,13 +7735,14 @@ class tile_products {
         tiles.template dot_bf16<2, 5, 6>();
         tiles.template dot_bf16<3, 5, 7>();
       };
-      if constexpr (LowerB) {
-        load_rows(0), load_columns(2), dot();
+      load_rows(0);
+      if (b.lower_parts) {
+        load_columns(2), dot();
         load_columns(1), dot();
       }
-      if constexpr (LowerA) {
+      if (a.lower_parts) {
         load_rows(1);
-        if constexpr (LowerB) dot();
+        if (b.lower_parts) dot();
         load_columns(0), dot();
         load_rows(0), dot();
         load_rows(2), dot();
@@ -7751,13 +7754,13 @@ class tile_products {
       each_sum([&]<int I>() {
         rows.template operator()<4>(0, I);
         tiles.template dot_bf16<I, 4, 7>(), tiles.template dot_bf16<I, 4, 6>();
-        if constexpr (LowerA) {
+        if (a.lower_parts) {
           rows.template operator()<4>(1, I);
           tiles.template dot_bf16<I, 4, 6>(), tiles.template dot_bf16<I, 4, 5>();
           rows.template operator()<4>(0, I);
         }
         tiles.template dot_bf16<I, 4, 5>();
-        if constexpr (LowerA) {
+        if (a.lower_parts) {
           rows.template operator()<4>(2, I);
           tiles.template dot_bf16<I, 4, 5>();
         }
@@ -7765,7 +7768,7 @@ class tile_products {
     } else {
       rows.template operator()<5>(0, 0), rows.template operator()<6>(1, 0), rows.template operator()<7>(2, 0);
       each_sum([&]<int I>() {
-        if constexpr (LowerB) {
+        if (b.lower_parts) {
           columns.template operator()<4>(2, I);
           tiles.template dot_bf16<I, 5, 4>();
           columns.template operator()<4>(1, I);

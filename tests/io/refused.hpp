@@ -14,7 +14,7 @@ template <class Open>
 void check_refused(const std::string& name, const std::string& bytes, const std::string& what, Open&& open) {
   const temporary_directory directory;
   const std::string path = directory.write(name, bytes);
-  CAPTURE(bytes.substr(0, 300));
+  CAPTURE(what, bytes.substr(0, 300));
   CHECK_THROWS_AS(open(path), mote::format_error);
   CHECK_THROWS_WITH(open(path), contains(name) && contains(what));
 }

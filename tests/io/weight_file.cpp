@@ -194,7 +194,6 @@ TEST_CASE("weight_file_writer: without finish() nothing is left, and two do not 
 
 TEST_CASE("weight_file: what breaks the format is refused by name") {
   const auto refuses = [](const std::string& bytes, const std::string& why) {
-    INFO(why);
     test::check_refused("bad.mote", bytes, why, [](const std::string& path) { return mote::weight_file(path); });
   };
   const auto weight = [](const std::string& fields) {

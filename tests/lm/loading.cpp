@@ -18,6 +18,7 @@
 #include <mote/io/resident.hpp>
 #include <mote/io/safetensors_writer.hpp>
 
+#include "io/refused.hpp"
 #include "io/temporary.hpp"
 #include "lm/support.hpp"
 #include "support/random.hpp"
@@ -281,10 +282,9 @@ TEST_CASE("memory limit: on the reference back end too, and never without the fi
 
 TEST_CASE("expert profile: bad files are refused by name") {
   const test::temporary_directory directory;
-  const auto refuses = [&](const std::string& text, const std::string& why) {
-    const std::string path = directory.write("profile.json", text);
-    CHECK_THROWS_AS(lm::read_expert_profile(path), mote::format_error);
-    CHECK_THROWS_WITH(lm::read_expert_profile(path), contains(path) && contains(why));
+  const auto refuses = [](const std::string& text, const std::string& why) {
+    test::check_refused("profile.json", text, why,
+                        [](const std::string& path) { return lm::read_expert_profile(path); });
   };
   refuses("", "malformed");
   refuses("{}", "expert_uses: missing");

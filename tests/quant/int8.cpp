@@ -64,6 +64,23 @@ TEST_CASE("int8: the vector back end's activation codes are the reference's") {
   }
 }
 
+TEST_CASE("int8: the vector back end's codes of rows with infinities and NaN are the reference's, too") {
+  for (const float bad : {std::nanf(""), INFINITY, -INFINITY}) {
+    for (const std::size_t n : {5u, 16u, 64u, 200u, 331u}) {
+      for (std::size_t at = 0; at < n; at += 7) {
+        CAPTURE(bad, n, at);
+        auto x = test::random_source(static_cast<std::uint32_t>(n + at)).normal(n, 1.0f);
+        x[at] = bad;
+        std::vector<std::int8_t> want(n), got(n);
+        std::int32_t sum = 0;
+        const float s = mote::quantize_int8_row(x.data(), n, want.data());
+        CHECK(mote::detail::quantize_activations<mote::default_arch>(x.data(), n, got.data(), sum) == s);
+        CHECK(got == want);
+      }
+    }
+  }
+}
+
 TEST_CASE("int8: the vector back end rounds quotients at ties and beside them as the reference does") {
   for (const float largest : {127.0f, 12.7f, 1.0f, 0.3f, 1e-3f, 1e-36f, 1e-43f, 1e37f, 3e38f}) {
     CAPTURE(largest);

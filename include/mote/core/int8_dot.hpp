@@ -85,7 +85,9 @@ struct int8_dot {
   // Codes round(x), |x| <= 127, ties to even. Adding 1.5 · 2^23 leaves them in the low bits.
   static void store_codes(std::int8_t* codes, const floats& x) {
     float lane[Lanes];
-    (x + floats(12582912.0f)).store_unaligned(lane);
+    floats rounded = x;
+    keep_in_register(rounded);  // else compilers fuse the caller's product with this sum
+    (rounded + floats(12582912.0f)).store_unaligned(lane);
     for (std::size_t i = 0; i < Lanes; ++i) {
       codes[i] = static_cast<std::int8_t>(static_cast<std::uint8_t>(bit_cast<std::uint32_t>(lane[i])));
     }

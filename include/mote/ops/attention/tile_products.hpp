@@ -135,12 +135,12 @@ class tile_products {
       if (lower_parts_) split_steps<parts>(chunk);
     }
     void ready_values(std::size_t chunk) {
-      lower_parts_ = !(seem_bf16_ && split_group<1>(chunk, chunk_));
-      if (lower_parts_) split_group<parts>(chunk, chunk_);
+      lower_parts_ = !(seem_bf16_ && split_group<1>(chunk));
+      if (lower_parts_) split_group<parts>(chunk);
     }
 
     const word* chunk() const { return chunk_; }
-    // Whether any number of the chunk has them: else only the first parts are there.
+    // Whether the chunk holds them: else they are zeros, and what stands in their place is not to be read.
     bool lower_parts() const { return lower_parts_; }
     const attention_keys& rows() const { return *rows_; }
     // Bit c: whether value c holds infinities or NaN, which queries that do not see it must not add up, not even times zero:
@@ -158,7 +158,7 @@ class tile_products {
       for (; i < n; ++i) all += x[i] * 0.0f;
       return all == 0.0f;
     }
-    // The first Parts parts of a chunk's numbers; false, and not all of them, where those are too few.
+    // The first Parts parts of a chunk's numbers. False, the rest of the chunk unwritten, where a number has more.
     template <std::size_t Parts>
     bool split_steps(std::size_t chunk) const {
       const std::size_t begin = chunk * depth, end = std::min(begin + depth, steps(shape_));
@@ -178,7 +178,8 @@ class tile_products {
       return true;
     }
     template <std::size_t Parts>
-    bool split_group(std::size_t group, word* to) const {
+    bool split_group(std::size_t group) const {
+      word* to = chunk_;
       for (std::size_t half = 0; half < halves; ++half, to += parts * part_words) {
         for (std::size_t tile = 0; tile < tiles_across; ++tile) {
           const std::size_t d = group * width + tile * tile_height;
@@ -231,8 +232,19 @@ class tile_products {
   }
 
   void score(engine& tiles, const keys& tile, std::size_t chunk, std::size_t count, float* scores) const {
-    tile.lower_parts() ? score<true>(tiles, tile, chunk, count, scores)
-                       : score<false>(tiles, tile, chunk, count, scores);
+    // Keys behind the last are multiplied too, as far as tiles reach; nobody reads their scores.
+    const std::size_t begin = chunk * depth, end = std::min(begin + depth, steps(shape_));
+    constexpr std::size_t rows = 4 / Vectors;  // tiles of keys at once
+    for (std::size_t c = 0; c < count; c += rows * tile_height) {
+      float* const to = scores + c * lanes;
+      load_sums<rows, Vectors>(tiles, begin == 0 ? nullptr : to, tile_height * lanes, tile_height, lanes);
+      for (std::size_t s = begin; s < end; ++s) {
+        multiply<rows, Vectors>(
+            tiles, {tile.chunk() + (s - begin) * step_size + c * step_words, part_words, tile.lower_parts()},
+            {queries_ + s * parts * Vectors * tile_words, Vectors * tile_words});
+      }
+      store_sums<rows, Vectors>(tiles, to, tile_height * lanes, tile_height, lanes);
+    }
   }
 
   // Splits the probabilities of `count` keys, zeros behind them.
@@ -255,7 +267,17 @@ class tile_products {
   void add_values(engine& tiles, const keys& tile, std::size_t chunk, std::size_t, const float*, const outputs& out) {
     float* const sums = sums_ + chunk * width * lanes;
     if (!empty_) rescale(sums, out);
-    tile.lower_parts() ? add_values<true>(tiles, tile, sums) : add_values<false>(tiles, tile, sums);
+    constexpr std::size_t columns = 4 / Vectors;  // tiles of them at once
+    for (std::size_t d = 0; d < tiles_across; d += columns) {
+      float* const to = sums + d * lanes * tile_height;
+      load_sums<Vectors, columns>(tiles, empty_ ? nullptr : to, tile_words, lanes * tile_height, tile_height);
+      for (std::size_t half = 0; half < halves; ++half) {
+        multiply<Vectors, columns>(
+            tiles, {probabilities_ + half * parts * Vectors * tile_words, Vectors * tile_words},
+            {tile.chunk() + half * parts * part_words + d * tile_words, part_words, tile.lower_parts()});
+      }
+      store_sums<Vectors, columns>(tiles, to, tile_words, lanes * tile_height, tile_height);
+    }
     for (std::uint64_t left = tile.spoilt(); left != 0; left &= left - 1) {
       const auto c = static_cast<std::size_t>(std::countr_zero(left));
       spoil(tile.rows().value[c], chunk, c, out);
@@ -276,38 +298,6 @@ class tile_products {
   }
 
  private:
-  template <bool LowerKeys>
-  void score(engine& tiles, const keys& tile, std::size_t chunk, std::size_t count, float* scores) const {
-    // Keys behind the last are multiplied too, as far as tiles reach; nobody reads their scores.
-    const std::size_t begin = chunk * depth, end = std::min(begin + depth, steps(shape_));
-    constexpr std::size_t rows = 4 / Vectors;  // tiles of keys at once
-    for (std::size_t c = 0; c < count; c += rows * tile_height) {
-      float* const to = scores + c * lanes;
-      load_sums<rows, Vectors>(tiles, begin == 0 ? nullptr : to, tile_height * lanes, tile_height, lanes);
-      for (std::size_t s = begin; s < end; ++s) {
-        multiply<rows, Vectors, LowerKeys, true>(tiles, tile.chunk() + (s - begin) * step_size + c * step_words,
-                                                 part_words, queries_ + s * parts * Vectors * tile_words,
-                                                 Vectors * tile_words);
-      }
-      store_sums<rows, Vectors>(tiles, to, tile_height * lanes, tile_height, lanes);
-    }
-  }
-
-  template <bool LowerValues>
-  void add_values(engine& tiles, const keys& tile, float* sums) const {
-    constexpr std::size_t columns = 4 / Vectors;  // tiles of them at once
-    for (std::size_t d = 0; d < tiles_across; d += columns) {
-      float* const to = sums + d * lanes * tile_height;
-      load_sums<Vectors, columns>(tiles, empty_ ? nullptr : to, tile_words, lanes * tile_height, tile_height);
-      for (std::size_t half = 0; half < halves; ++half) {
-        multiply<Vectors, columns, true, LowerValues>(
-            tiles, probabilities_ + half * parts * Vectors * tile_words, Vectors * tile_words,
-            tile.chunk() + half * parts * part_words + d * tile_words, part_words);
-      }
-      store_sums<Vectors, columns>(tiles, to, tile_words, lanes * tile_height, tile_height);
-    }
-  }
-
   void rescale(float* sums, const outputs& out) const {
     for (std::size_t lane = 0; lane < out.count; ++lane) {
       if (out.growth[lane] == 1.0f) continue;
@@ -397,15 +387,22 @@ class tile_products {
     f.template operator()<0>(), f.template operator()<1>(), f.template operator()<2>(), f.template operator()<3>();
   }
 
-  // Adds to them the products of R tiles of rows and S of columns, their parts `a_part` and `b_part` words apart, where they
-  // have lower ones. A query's bits depend on the order of the six, which is the same for every R.
-  template <std::size_t R, std::size_t S, bool LowerA, bool LowerB>
-  static void multiply(Tiles& tiles, const word* a, std::size_t a_part, const word* b, std::size_t b_part) {
+  // Tiles one behind the other, their parts `part_step` words apart; lower ones may be left out of keys and values.
+  struct operand {
+    const word* tiles;
+    std::size_t part_step;
+    bool lower_parts = true;
+  };
+
+  // Adds to them the products of R tiles of rows and S of columns; four rows are keys, one is probabilities. A query's bits
+  // depend on the order of the six, which is the same for every R.
+  template <std::size_t R, std::size_t S>
+  static void multiply(Tiles& tiles, const operand& a, const operand& b) {
     const auto rows = [&]<int I>(std::size_t part, std::size_t r) {
-      tiles.template load<I>(a + part * a_part + r * tile_words, tile_bytes);
+      tiles.template load<I>(a.tiles + part * a.part_step + r * tile_words, tile_bytes);
     };
     const auto columns = [&]<int I>(std::size_t part, std::size_t s) {
-      tiles.template load<I>(b + part * b_part + s * tile_words, tile_bytes);
+      tiles.template load<I>(b.tiles + part * b.part_step + s * tile_words, tile_bytes);
     };
     if constexpr (R == 2) {
       const auto load_rows = [&](std::size_t part) {
@@ -420,13 +417,14 @@ class tile_products {
         tiles.template dot_bf16<2, 5, 6>();
         tiles.template dot_bf16<3, 5, 7>();
       };
-      if constexpr (LowerB) {
-        load_rows(0), load_columns(2), dot();
+      load_rows(0);
+      if (b.lower_parts) {
+        load_columns(2), dot();
         load_columns(1), dot();
       }
-      if constexpr (LowerA) {
+      if (a.lower_parts) {
         load_rows(1);
-        if constexpr (LowerB) dot();
+        if (b.lower_parts) dot();
         load_columns(0), dot();
         load_rows(0), dot();
         load_rows(2), dot();
@@ -438,13 +436,13 @@ class tile_products {
       each_sum([&]<int I>() {
         rows.template operator()<4>(0, I);
         tiles.template dot_bf16<I, 4, 7>(), tiles.template dot_bf16<I, 4, 6>();
-        if constexpr (LowerA) {
+        if (a.lower_parts) {
           rows.template operator()<4>(1, I);
           tiles.template dot_bf16<I, 4, 6>(), tiles.template dot_bf16<I, 4, 5>();
           rows.template operator()<4>(0, I);
         }
         tiles.template dot_bf16<I, 4, 5>();
-        if constexpr (LowerA) {
+        if (a.lower_parts) {
           rows.template operator()<4>(2, I);
           tiles.template dot_bf16<I, 4, 5>();
         }
@@ -452,7 +450,7 @@ class tile_products {
     } else {
       rows.template operator()<5>(0, 0), rows.template operator()<6>(1, 0), rows.template operator()<7>(2, 0);
       each_sum([&]<int I>() {
-        if constexpr (LowerB) {
+        if (b.lower_parts) {
           columns.template operator()<4>(2, I);
           tiles.template dot_bf16<I, 5, 4>();
           columns.template operator()<4>(1, I);

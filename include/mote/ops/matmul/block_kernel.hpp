@@ -13,7 +13,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <iterator>
 #include <type_traits>
 #include <utility>
 
@@ -29,7 +28,7 @@ MOTE_BEGIN_NAMESPACE
 namespace detail {
 
 // Whole blocks of quantize_activation_blocks by vectors, so many at once that none waits for the one before, nor reads codes
-// that were only just written; the same bits.
+// that were only just written; the same bits where d is finite.
 inline constexpr std::size_t blocks_at_once = 16;
 
 template <class Arch>

@@ -122,30 +122,33 @@ float quantize_activations(const float* x, std::size_t n, std::int8_t* codes, st
   using vector = batch<float, Arch>;
   constexpr std::size_t at_once = 4, step = at_once * vector::size;
   const std::size_t steps = n / step * step;
+  const auto larger = [](const vector& values, const vector& most) __attribute__((always_inline)) {
+    const vector magnitude = xsimd::abs(values);
+    return xsimd::select(magnitude > most, magnitude, most);  // not max, which may keep a NaN
+  };
   vector largest[at_once];  // so that no maximum waits for the one before
   for (auto& l : largest) l = vector(0.0f);
   for (std::size_t i = 0; i < steps; i += step) {
     unroll<at_once>([&](std::size_t v) __attribute__((always_inline)) {
-      largest[v] = xsimd::max(largest[v], xsimd::abs(vector::load_unaligned(x + i + v * vector::size)));
+      largest[v] = larger(vector::load_unaligned(x + i + v * vector::size), largest[v]);
     });
   }
-  for_each_vector<Arch>(n - steps, [&](std::size_t i, auto load, auto) {
-    largest[0] = xsimd::max(largest[0], xsimd::abs(load(x + steps + i)));
-  });
+  for_each_vector<Arch>(n - steps,
+                        [&](std::size_t i, auto load, auto) { largest[0] = larger(load(x + steps + i), largest[0]); });
   float lanes[at_once * vector::size], amax = 0.0f;
   for (std::size_t v = 0; v < at_once; ++v) largest[v].store_unaligned(lanes + v * vector::size);
   for (const float lane : lanes) amax = lane > amax ? lane : amax;
   const float scale = amax > 0.0f ? amax / 127.0f : 1.0f;
-  // A multiplication gives the quotient's code unless it ends near a tie, from which three roundings of numbers up to 127 may
-  // part them, or is no number; a scale's inverse may be none or subnormal. Where a division is needed it is no vector's,
-  // which xsimd only approximates for NEON.
+  // A product with the inverse has the quotient's code, unless it ends within 127 · 3 · 2^-24 < 3e-5 of a tie (three
+  // roundings) or is NaN; the inverse may be infinite or subnormal. Divisions are scalar: xsimd only approximates a
+  // vector's for NEON.
   const vector inverse(1.0f / scale);
   const bool divides = !(scale > 0x1p-100f && scale < 0x1p100f);
-  const auto divided = [&](const vector& v) {
+  const auto divided = [&](const vector& values) {
     float quotients[vector::size];
-    v.store_unaligned(quotients);
-    for (float& quotient : quotients) quotient /= scale;
-    return xsimd::min(xsimd::max(vector::load_unaligned(quotients), vector(-127.0f)), vector(127.0f));
+    values.store_unaligned(quotients);
+    for (float& q : quotients) q = std::min(std::max(-127.0f, q / scale), 127.0f);  // NaN: -127
+    return vector::load_unaligned(quotients);
   };
   const auto is_sure = [](const vector& q) {
     return xsimd::abs(q - xsimd::to_float(xsimd::nearbyint_as_int(q))) <= vector(0.49997f);
