@@ -1,6 +1,7 @@
 #include <mote/ops/matmul/matmul.hpp>
 #include <mote/quant/int8.hpp>
 
+#include <cmath>
 #include <limits>
 #include <numeric>
 

@@ -394,7 +394,7 @@ class tile_products {
     bool lower_parts = true;
   };
 
-  // Adds to them the products of R tiles of rows and S of columns; four rows are keys, one is probabilities. A query's bits
+  // Adds the products of R tiles of rows and S of columns to the sums; four rows are keys, one is probabilities. A query's bits
   // depend on the order of the six, which is the same for every R.
   template <std::size_t R, std::size_t S>
   static void multiply(Tiles& tiles, const operand& a, const operand& b) {
