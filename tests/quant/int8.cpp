@@ -48,19 +48,27 @@ TEST_CASE("quantize_int8: rows lie apart; wrong shapes name the argument") {
                     "quantize_int8: scale: expected shape [3], got [1]");
 }
 
+namespace {
+
+// The vector back end's codes of a row, their scale and sum are the reference's.
+void check_activation_codes(const std::vector<float>& x) {
+  std::vector<std::int8_t> want(x.size()), got(x.size());
+  std::int32_t sum = 0;
+  const float scale = mote::quantize_int8_row(x.data(), x.size(), want.data());
+  CHECK(mote::detail::quantize_activations<mote::default_arch>(x.data(), x.size(), got.data(), sum) == scale);
+  CHECK(got == want);
+  CHECK(sum == std::accumulate(want.begin(), want.end(), 0));
+}
+
+}  // namespace
+
 TEST_CASE("int8: the vector back end's activation codes are the reference's") {
   test::random_source random(3);
   for (const std::size_t n : test::awkward_sizes) {
     for (const float scale : {1e-30f, 1e-3f, 1.0f, 1e20f}) {
       CAPTURE(n, scale);
       const auto x = random.normal(n, scale);
-      std::vector<std::int8_t> want(n);
-      std::vector<std::int8_t> got(n);
-      std::int32_t sum = 0;
-      const float s = mote::quantize_int8_row(x.data(), n, want.data());
-      CHECK(mote::detail::quantize_activations<mote::default_arch>(x.data(), n, got.data(), sum) == s);
-      CHECK(got == want);
-      CHECK(sum == std::accumulate(want.begin(), want.end(), 0));
+      check_activation_codes(x);
     }
   }
 }
@@ -72,11 +80,7 @@ TEST_CASE("int8: the vector back end's codes of rows with infinities and NaN are
         CAPTURE(bad, n, at);
         auto x = test::random_source(static_cast<std::uint32_t>(n + at)).normal(n, 1.0f);
         x[at] = bad;
-        std::vector<std::int8_t> want(n), got(n);
-        std::int32_t sum = 0;
-        const float s = mote::quantize_int8_row(x.data(), n, want.data());
-        CHECK(mote::detail::quantize_activations<mote::default_arch>(x.data(), n, got.data(), sum) == s);
-        CHECK(got == want);
+        check_activation_codes(x);
       }
     }
   }
@@ -90,12 +94,7 @@ TEST_CASE("int8: the vector back end rounds quotients at ties and beside them as
       const float tie = largest / 127.0f * (static_cast<float>(code) + 0.5f);
       x.insert(x.end(), {tie, std::nextafter(tie, 0.0f), std::nextafter(tie, 2.0f * tie)});
     }
-    std::vector<std::int8_t> want(x.size()), got(x.size());
-    std::int32_t sum = 0;
-    const float s = mote::quantize_int8_row(x.data(), x.size(), want.data());
-    CHECK(mote::detail::quantize_activations<mote::default_arch>(x.data(), x.size(), got.data(), sum) == s);
-    CHECK(got == want);
-    CHECK(sum == std::accumulate(want.begin(), want.end(), 0));
+    check_activation_codes(x);
   }
 }
 
