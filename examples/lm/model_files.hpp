@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <optional>
 #include <span>
@@ -28,11 +29,17 @@ namespace lm {
 
 inline bool is_gguf(const std::string& path) { return path.ends_with(".gguf"); }
 
+// A tensor times a number, which GGUF files have beside matrices in NVFP4: NAME.scale of NAME.weight.
+struct gguf_matrix {
+  mote::gguf_tensor tensor;
+  float scale = 1.0f;
+};
+
 // A matrix as its file has it.
-using stored_matrix = std::variant<mote::matrix_ref, mote::gguf_tensor>;
+using stored_matrix = std::variant<mote::matrix_ref, gguf_matrix>;
 
 inline std::span<const std::byte> bytes_of(const stored_matrix& stored) {
-  if (const auto* tensor = std::get_if<mote::gguf_tensor>(&stored)) return tensor->bytes;
+  if (const auto* matrix = std::get_if<gguf_matrix>(&stored)) return matrix->tensor.bytes;
   return std::get<mote::matrix_ref>(stored).weight().bytes;
 }
 
@@ -70,8 +77,9 @@ class model_files {
                               columns);
     }
     const gguf_place place = place_of(name);
-    return place.expert ? expert(gguf().tensor(place.name), *place.expert, rows, columns)
-                        : whole(gguf().tensor(place.name), rows, columns);
+    const mote::gguf_tensor& tensor = gguf().tensor(place.name);
+    return gguf_matrix{place.expert ? expert(tensor, *place.expert, rows, columns) : whole(tensor, rows, columns),
+                       scale_of(place, tensor)};
   }
 
  private:
@@ -85,6 +93,16 @@ class model_files {
   gguf_place place_of(const std::string& name) const {
     if (auto place = find_gguf_place(name)) return *std::move(place);
     mote::raise<mote::format_error>(gguf().path() + ": a GGUF file has no tensor " + name);
+  }
+
+  // One for the tensor, or for each expert.
+  float scale_of(const gguf_place& place, const mote::gguf_tensor& tensor) const {
+    const std::string name = place.name.substr(0, place.name.size() - std::string_view("weight").size()) + "scale";
+    if (!gguf().contains(name)) return 1.0f;
+    const mote::gguf_tensor& scale = gguf().tensor(name, std::vector<std::size_t>{place.expert ? tensor.shape[0] : 1});
+    const float value = mote::read_float(scale)[place.expert.value_or(0)];
+    if (!std::isfinite(value)) scale.fail("expected finite numbers");
+    return value;
   }
 
   // All dimensions but the last together are rows.

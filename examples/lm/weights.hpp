@@ -283,9 +283,13 @@ class weight_loader {
 
   // A copy, in memory alone.
   static mote::buffer<float> read(const stored_matrix& stored) {
-    const auto* tensor = std::get_if<mote::gguf_tensor>(&stored);
-    mote::buffer<float> values =
-        tensor != nullptr ? mote::read_float(*tensor) : std::get<mote::matrix_ref>(stored).read();
+    mote::buffer<float> values;
+    if (const auto* matrix = std::get_if<gguf_matrix>(&stored)) {
+      values = mote::read_float(matrix->tensor);
+      for (float& v : values) v *= matrix->scale;
+    } else {
+      values = std::get<mote::matrix_ref>(stored).read();
+    }
     mote::release_pages(bytes_of(stored));
     return values;
   }
@@ -309,8 +313,13 @@ class weight_loader {
     }
     return std::nullopt;
   }
-  std::optional<mote::weight> same(const mote::gguf_tensor& stored, weight_format format, std::size_t slice) {
+  std::optional<mote::weight> same(const gguf_matrix& matrix, weight_format format, std::size_t slice) {
+    const mote::gguf_tensor& stored = matrix.tensor;
     const bool keep = format == weight_format::stored;
+    if (matrix.scale != 1.0f) {
+      if (!keep || stored.type != mote::ggml_type::nvfp4 || slice % matrix_store::panel_rows != 0) return std::nullopt;
+      return out_.matrices.packed(be_, mote::mapped_view<mote::nvfp4>(stored), matrix.scale);
+    }
     if (stored.type == mote::ggml_type::bf16 && (keep || format == weight_format::bf16)) {
       return mote::mapped_view<mote::bf16>(stored);
     }

@@ -49,25 +49,29 @@ ordered_json scheme(std::string_view precision) {
   return group;
 }
 
-// A layer's name, or a regular expression for the experts that it stands for.
+// A layer's name, or a regular expression for the experts that it stands for, as the package compressed-tensors reads it.
 std::string target(const std::string& layer) {
-  const std::size_t star = layer.find(".experts.*.");
-  if (star == std::string::npos) return layer;
+  if (layer.find(".experts.*.") == std::string::npos) return layer;
   std::string pattern;
   for (const char c : layer) pattern += c == '.' ? "\\." : c == '*' ? "\\d+" : std::string(1, c);
   return "re:" + pattern + "$";
 }
 
 ordered_json quantization_config(const std::map<std::string, std::set<std::string>>& layers,
-                                 const std::set<std::string>& not_converted) {
-  ordered_json ignore = ordered_json::array({"lm_head", "re:.*mlp\\.gate$"});
-  for (const std::string& name : not_converted) ignore.push_back(name);
+                                 const std::vector<const output_tensor*>& not_converted) {
   if (layers.count("fp8") != 0) {
     ordered_json q = {
         {"quant_method", "fp8"}, {"fmt", "e4m3"}, {"activation_scheme", "dynamic"}, {"weight_block_size", {128, 128}}};
-    if (!not_converted.empty()) q["modules_to_not_convert"] = ignore;
+    // Names alone: who reads this knows no patterns.
+    ordered_json names = ordered_json::array({"lm_head"});
+    for (const output_tensor* t : not_converted) names.push_back(t->name);
+    if (!not_converted.empty()) q["modules_to_not_convert"] = std::move(names);
     return q;
   }
+  ordered_json ignore = ordered_json::array({"lm_head", "re:.*mlp\\.gate$"});
+  std::set<std::string> kept;
+  for (const output_tensor* t : not_converted) kept.insert(target(t->layer));
+  for (const std::string& name : kept) ignore.push_back(name);
   ordered_json q = {{"quant_method", "compressed-tensors"}, {"quantization_status", "compressed"}};
   ordered_json groups = ordered_json::object();
   for (const auto& [precision, names] : layers) {
@@ -92,11 +96,15 @@ void write_config(const mote::json_file& config, const std::vector<output_tensor
                   const std::function<std::string_view(const output_tensor&)>& precision_of,
                   const std::string& directory) {
   std::map<std::string, std::set<std::string>> layers;
-  std::set<std::string> not_converted;
+  std::vector<const output_tensor*> not_converted;
   for (const output_tensor& t : tensors) {
     if (!t.is_matrix()) continue;
     const std::string precision(precision_of(t));
-    (precision == "bf16" ? not_converted : layers[precision]).insert(target(t.layer));
+    if (precision == "bf16") {
+      not_converted.push_back(&t);
+    } else {
+      layers[precision].insert(target(t.layer));
+    }
   }
   ordered_json result = ordered_json::parse(config.value().dump());
   result.erase("quantization_config");

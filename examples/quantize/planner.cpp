@@ -50,9 +50,9 @@ std::vector<std::string_view> precision_ladder(const options& o, std::size_t col
     const precision_info& p = info(o.kind, step);
     // Other programs read fp8 beside bf16 only.
     if (o.precision == "fp8" && step == "int8") continue;
-    if (columns % p.columns_multiple == 0 && (steps.empty() || p.bits > info(o.kind, steps.back()).bits)) {
-      steps.push_back(p.name);
-    }
+    const bool more =
+        steps.empty() ? p.bits >= info(o.kind, o.precision).bits : p.bits > info(o.kind, steps.back()).bits;
+    if (more && columns % p.columns_multiple == 0) steps.push_back(p.name);
   }
   return steps;
 }
@@ -193,9 +193,14 @@ std::vector<double> planner::added_losses(backend& be, const layer& l, calibrati
     }
   };
   const auto perplexity = [&](std::size_t, std::size_t c) {
-    return std::exp(text.loss(modules[0], [&](const std::string& module, const mote::view<float, 2>& w) {
+    const double loss = text.loss(modules[0], [&](const std::string& module, const mote::view<float, 2>& w) {
       quantized(choices[c], module, w);
-    }));
+    });
+    if (!std::isfinite(std::exp(loss))) {
+      mote::raise<mote::format_error>(fmt::format("{}: with this layer in {} the calibration text has no perplexity",
+                                                  l.tensors[0]->layer, choices[c]));
+    }
+    return std::exp(loss);
   };
   return mote::perplexity_sensitivity(1, choices.size(), std::exp(baseline), perplexity)[0];
 }

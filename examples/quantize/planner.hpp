@@ -22,7 +22,7 @@ std::vector<stored_tensor> stored(container kind, const output_tensor& t, std::s
 // Their bytes.
 std::size_t bytes_of(container kind, const output_tensor& t, std::string_view precision);
 
-// What a layer of so many columns may become: the wanted precision where it divides them, then what costs more.
+// What a layer of so many columns may become: the wanted precision where it divides them, then what has more bits.
 std::vector<std::string_view> precision_ladder(const options& o, std::size_t columns);
 
 struct layer_plan {

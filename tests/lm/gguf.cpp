@@ -144,10 +144,14 @@ void write_gguf(const std::string& directory, const std::string& path, const ggu
       const std::vector<mote::bf16> narrow(s.values.begin(), s.values.end());
       writer.write(name, mote::view<const mote::bf16, 2>(narrow.data(), rows, columns));
     } else {
-      std::vector<mote::q8_0> blocks(s.values.size() / mote::q8_0::block_size);
-      const mote::view<mote::q8_0, 2> to(blocks.data(), rows, columns / mote::q8_0::block_size);
-      mote::quantize<mote::q8_0>(be, values, to);
-      writer.write(name, mote::view<const mote::q8_0, 2>(to));
+      const auto write_as = [&]<class F>() {
+        std::vector<F> blocks(s.values.size() / F::block_size);
+        const mote::view<F, 2> to(blocks.data(), rows, columns / F::block_size);
+        mote::quantize<F>(be, values, to);
+        writer.write(name, mote::view<const F, 2>(to));
+      };
+      if (o.matrices == mote::ggml_type::q8_0) write_as.template operator()<mote::q8_0>();
+      if (o.matrices == mote::ggml_type::nvfp4) write_as.template operator()<mote::nvfp4>();
     }
   }
   writer.finish();
@@ -257,6 +261,31 @@ TEST_CASE("gguf model: blocks stay blocks, whichever back end, and can be turned
   CHECK(mote::bytes(engine->weights().lm_head) < 1536 * 256 * 2);
 }
 
+TEST_CASE("gguf model: matrices may have scales beside them, one each or one an expert") {
+  const test::temporary_directory directory;
+  const std::string plain = directory.path() + "/plain.gguf", scaled = directory.path() + "/scaled.gguf";
+  // Powers of two, which change neither codes nor products.
+  const auto scale = [](metadata&, sources& tensors) {
+    for (const std::string name : {"blk.0.attn_output", "blk.1.attn_k_b", "blk.1.ffn_down_exps", "output"}) {
+      gguf_source& matrix = tensors.at(name + ".weight");
+      std::vector<float> scales(name.ends_with("exps") ? matrix.shape[0] : 1);
+      for (std::size_t e = 0; e < scales.size(); ++e) scales[e] = std::ldexp(1.0f, -2 - static_cast<int>(e % 3));
+      const std::size_t part = matrix.values.size() / scales.size();
+      for (std::size_t i = 0; i < matrix.values.size(); ++i) matrix.values[i] /= scales[i / part];
+      tensors[name + ".scale"] = {{scales.size()}, scales};
+    }
+  };
+  write_gguf(MOTE_MODEL_DIR, plain, {.matrices = mote::ggml_type::q8_0});
+  write_gguf(MOTE_MODEL_DIR, scaled, {.matrices = mote::ggml_type::q8_0, .spoil = scale});
+  CHECK(logits_of(scaled, lm::weight_format::f32) == logits_of(plain, lm::weight_format::f32));
+
+  // NVFP4 stays as it is, which rounds activations to int8: some token's router may choose other experts.
+  write_gguf(MOTE_MODEL_DIR, scaled, {.matrices = mote::ggml_type::nvfp4, .spoil = scale});
+  const std::vector<float> exact = logits_of(scaled, lm::weight_format::f32), packed = logits_of(scaled);
+  CHECK(distance(packed, exact, 1536) < 0.1);
+  CHECK(packed != exact);
+}
+
 TEST_CASE("gguf model: text, whichever part of a split model is named") {
   const test::temporary_directory directory;
   const std::string parts[] = {directory.path() + "/x-00001-of-00002.gguf",
@@ -323,6 +352,16 @@ TEST_CASE("gguf model: bad files are refused by key or tensor") {
         std::swap(t.at("blk.1.ffn_up_exps.weight").shape[1], t.at("blk.1.ffn_up_exps.weight").shape[2]);
       },
       "tensor blk.1.ffn_up_exps.weight: expected shape");
+  refuses(
+      [](metadata&, sources& t) {
+        t["blk.1.ffn_up_exps.scale"] = {{1}, {0.5f}};
+      },
+      "tensor blk.1.ffn_up_exps.scale: expected shape");
+  refuses(
+      [](metadata&, sources& t) {
+        t["blk.0.attn_output.scale"] = {{1}, {std::nanf("")}};
+      },
+      "tensor blk.0.attn_output.scale: expected finite numbers");
   refuses([](metadata&,
              sources& t) { t.at("blk.0.attn_k_b.weight").shape = {t.at("blk.0.attn_k_b.weight").values.size()}; },
           "tensor blk.0.attn_k_b.weight: expected shape");

@@ -189,6 +189,8 @@ TEST_CASE("block matmul: packed matrices hold the same numbers, are cut at panel
       const mote::packed_matrix<F> other(matrix.bytes(), 37, 512, {matrix.order().lanes * 2, 1});
       CHECK_THROWS_WITH(run(be, x, 1, other), "matmul: w: packed for another instruction set");
       CHECK_THROWS_AS((mote::packed_matrix<F>(matrix.bytes(), 33, 256, matrix.order())), mote::shape_error);
+      CHECK_THROWS_WITH(mote::packed_matrix<F>(matrix.bytes(), 37, 512),
+                        "packed_matrix: order: expected lanes that divide 32");
     }
   });
 }

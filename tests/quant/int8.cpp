@@ -18,6 +18,9 @@ TEST_CASE("quantize_int8_row: scale, ties to even, the largest value and a zero 
   CHECK(mote::quantize_int8_row(zero.data(), zero.size(), codes.data()) == 1.0f);
   CHECK(codes == std::vector<std::int8_t>(7));
   CHECK(mote::quantize_int8_row(nullptr, 0, nullptr) == 1.0f);
+  const std::vector<float> least = {1e-45f, -1e-45f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f};  // too small for a scale
+  CHECK(mote::quantize_int8_row(least.data(), least.size(), codes.data()) == 1.0f);
+  CHECK(codes == std::vector<std::int8_t>(7));
 }
 
 TEST_CASE("quantize_int8_row: half a step at most is lost") {
@@ -87,7 +90,7 @@ TEST_CASE("int8: the vector back end's codes of rows with infinities and NaN are
 }
 
 TEST_CASE("int8: the vector back end rounds quotients at ties and beside them as the reference does") {
-  for (const float largest : {127.0f, 12.7f, 1.0f, 0.3f, 1e-3f, 1e-36f, 1e-43f, 1e37f, 3e38f}) {
+  for (const float largest : {127.0f, 12.7f, 1.0f, 0.3f, 1e-3f, 1e-36f, 1e-43f, 1e-45f, 1e37f, 3e38f}) {
     CAPTURE(largest);
     std::vector<float> x = {largest};
     for (int code = -127; code < 127; ++code) {

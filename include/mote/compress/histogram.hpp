@@ -18,13 +18,15 @@ class histogram {
 
   // Throws shape_error when a value is not finite; then nothing is added.
   void add(std::span<const float> values) {
-    float largest = 0.0f;
+    float low = low_, high = high_, largest = 0.0f;
     for (const float x : values) {
       check(std::isfinite(x), "histogram", "expected finite values");
       largest = std::max(largest, std::fabs(x));
-      low_ = std::min(low_, x);
-      high_ = std::max(high_, x);
+      low = std::min(low, x);
+      high = std::max(high, x);
     }
+    low_ = low;
+    high_ = high;
     if (largest == 0.0f) {
       counts_[bins / 2] += static_cast<double>(values.size());
       return;

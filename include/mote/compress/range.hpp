@@ -51,8 +51,8 @@ class integer_grid {
       : zero_(0),
         lowest_(symmetric ? -(1 << (bits - 1)) + (bits == 8 ? 1 : 0) : 0),
         highest_((1 << (symmetric ? bits - 1 : bits)) - 1) {
-    const double width = static_cast<double>(r.high) - (symmetric ? 0.0 : static_cast<double>(r.low));
-    const auto step = static_cast<float>(width / highest_);
+    const float width = symmetric ? r.high : std::min(r.high - r.low, std::numeric_limits<float>::max());
+    const float step = width / static_cast<float>(highest_);
     if (step > 0.0f) scale_ = step;
     if (!symmetric) zero_ = std::min(static_cast<int>(std::nearbyint(-r.low / scale_)), highest_);
   }

@@ -21,7 +21,7 @@ MOTE_BEGIN_NAMESPACE
 inline float quantize_int8_row(const float* x, std::size_t n, std::int8_t* codes) {
   float amax = 0.0f;
   for (std::size_t i = 0; i < n; ++i) amax = std::fmax(amax, std::fabs(x[i]));
-  const float scale = amax > 0.0f ? amax / 127.0f : 1.0f;
+  const float scale = amax / 127.0f > 0.0f ? amax / 127.0f : 1.0f;  // the quotient, which may vanish
   for (std::size_t i = 0; i < n; ++i) {
     codes[i] = static_cast<std::int8_t>(std::fmin(std::fmax(std::nearbyint(x[i] / scale), -127.0f), 127.0f));
   }

@@ -143,10 +143,13 @@ class packed_matrix {
   static constexpr std::size_t panel_rows = detail::packed_rows;
 
   packed_matrix() = default;
-  // A matrix [out, in] in `bytes`, which pack() has filled; elements have one order only. Throws shape_error.
+  // A matrix [out, in] in `bytes`, which pack() has filled in that order; elements have one only. Throws shape_error.
   packed_matrix(view<const std::uint8_t, 1> bytes, std::size_t out, std::size_t in, const packing& order = {})
       : bytes_(bytes), out_(out), in_(in), order_(order) {
     check_view("packed_matrix", "bytes", bytes, {size(out, in)});
+    if constexpr (integer_format<T>) {
+      check(order.lanes > 0 && panel_rows % order.lanes == 0, "packed_matrix", "order: expected lanes that divide 32");
+    }
   }
 
   // Bytes that a packed matrix [out, in] takes. Throws shape_error where `in` is no multiple of the block size.
@@ -228,10 +231,6 @@ void pack_panel(const view<const F, 2>& w, std::size_t first, std::size_t count,
     }
   }
 }
-
-}  // namespace detail
-
-namespace detail {
 
 // Throws shape_error unless the matrix is packed as `Arch` reads it.
 template <class Arch, class Matrix>

@@ -138,7 +138,7 @@ float quantize_activations(const float* x, std::size_t n, std::int8_t* codes, st
   float lanes[at_once * vector::size], amax = 0.0f;
   for (std::size_t v = 0; v < at_once; ++v) largest[v].store_unaligned(lanes + v * vector::size);
   for (const float lane : lanes) amax = lane > amax ? lane : amax;
-  const float scale = amax > 0.0f ? amax / 127.0f : 1.0f;
+  const float scale = amax / 127.0f > 0.0f ? amax / 127.0f : 1.0f;
   // A product with the inverse has the quotient's code, unless it ends within 127 · 3 · 2^-24 < 3e-5 of a tie (three
   // roundings) or is NaN; the inverse may be infinite or subnormal. Divisions are scalar: xsimd only approximates a
   // vector's for NEON.

@@ -119,7 +119,7 @@ struct affine {
 };
 
 // The scale >= 0 and min >= 0 whose codes 0..largest reproduce x best, over several ranges that clip none, some or no
-// more than the outermost elements.
+// more than the outermost elements; then the codes nearest to x by the scale and min found, as long as that helps.
 template <std::size_t N>
 affine fit_affine(const float* x, float largest) {
   const float low = std::min(0.0f, *std::min_element(x, x + N)), high = *std::max_element(x, x + N);
@@ -129,9 +129,9 @@ affine fit_affine(const float* x, float largest) {
   for (std::size_t i = 0; i < N; ++i) z_sum += z[i] = x[i] - low;
   affine best{0.0f, -low};
   float best_error = 0.0f;
-  for (int step = -10; step <= 10; step += 2) {
-    const float inverse = (largest + 0.1f * static_cast<float>(step)) / (high - low);
-    const auto s = sums_of<N>(z, affine_round{inverse, 0.0f, largest});
+  // Takes the scale and min of least squared error for a way to round, if none before had less.
+  const auto consider = [&](const affine_round& round) {
+    const auto s = sums_of<N>(z, round);
     const float n = static_cast<float>(N), determinant = n * s.qq - s.q * s.q;
     float scale = (n * s.xq - z_sum * s.q) / determinant;
     float min = (scale * s.q - z_sum) / n;
@@ -140,10 +140,19 @@ affine fit_affine(const float* x, float largest) {
       scale = s.qq > 0.0f ? (s.xq + low * s.q) / s.qq : 0.0f;
     }
     const float error = scale * scale * s.qq + n * min * min + 2.0f * (min * z_sum - scale * (min * s.q + s.xq));
-    if (error < best_error) {
-      best_error = error;
-      best = {scale, min - low};
-    }
+    if (!(error < best_error)) return false;
+    best_error = error;
+    best = {scale, min - low};
+    return true;
+  };
+  for (int step = -10; step <= 10; step += 2) {
+    consider({(largest + 0.1f * static_cast<float>(step)) / (high - low), 0.0f, largest});
+  }
+  // A few elements far above the others: those below, which are many, may all have code 0.
+  for (const float part : {0.0f, 0.5f}) {
+    consider({largest * finite_inverse(std::max(high - part * low, 0.0f)), (1.0f - part) * low, largest});
+  }
+  for (int again = 0; again < 4 && consider({finite_inverse(best.scale), best.min + low, largest}); ++again) {
   }
   return best;
 }
