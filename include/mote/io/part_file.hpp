@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cstddef>
@@ -27,12 +28,7 @@ class part_file {
   // Opens PATH.part, which may hold what an earlier writer left. Throws format_error when it cannot be written or another
   // process is writing it.
   part_file(std::string path, unfinished policy) : path_(std::move(path)), part_(path_ + ".part"), policy_(policy) {
-    const int descriptor = ::open(part_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (descriptor < 0) fail();
-    if (::flock(descriptor, LOCK_EX | LOCK_NB) != 0) {
-      ::close(descriptor);
-      raise<format_error>(part_ + ": is being written by another process");
-    }
+    const int descriptor = open_locked();
     file_ = ::fdopen(descriptor, "r+b");
     if (file_ == nullptr) {
       ::close(descriptor);
@@ -75,12 +71,33 @@ class part_file {
     flush();
     if (::fsync(fileno(file_)) != 0) fail();
     const bool named = std::rename(part_.c_str(), path_.c_str()) == 0;
-    if (!named) std::remove(part_.c_str());
+    if (!named && policy_ == unfinished::removed) std::remove(part_.c_str());
     std::fclose(std::exchange(file_, nullptr));
     if (!named) fail();
   }
 
  private:
+  // Another writer may finish or remove PATH.part after it was opened here and before it is locked: what is locked then has
+  // another name or none, and PATH.part is opened anew.
+  int open_locked() const {
+    constexpr int most_writers = 100;
+    for (int i = 0; i < most_writers; ++i) {
+      const int descriptor = ::open(part_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+      if (descriptor < 0) fail();
+      const bool locked = ::flock(descriptor, LOCK_EX | LOCK_NB) == 0;
+      if (locked && is_part(descriptor)) return descriptor;
+      ::close(descriptor);
+      if (!locked) break;
+    }
+    raise<format_error>(part_ + ": is being written by another process");
+  }
+  bool is_part(int descriptor) const {
+    struct stat opened {};
+    struct stat named {};
+    return ::fstat(descriptor, &opened) == 0 && ::stat(part_.c_str(), &named) == 0 && opened.st_dev == named.st_dev &&
+           opened.st_ino == named.st_ino;
+  }
+
   std::string path_, part_;
   unfinished policy_;
   std::FILE* file_ = nullptr;
