@@ -2,7 +2,9 @@
 #include <mote/io/tokenizer.hpp>
 
 #include <filesystem>
+#include <latch>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "io/refused.hpp"
@@ -42,6 +44,26 @@ TEST_CASE("tokenizer: the ids of the tokenizers package for hard strings") {
       CHECK(tokenizer.decode(tokenizer.encode(text)) == entry["decoded"].get<std::string>());
     }
   }
+}
+
+TEST_CASE("tokenizer: threads that share one get the ids that one thread gets") {
+  const mote::tokenizer tokenizer(golden + "llama3");
+  std::string text;
+  for (int i = 0; i < 2000; ++i) text += "It's " + std::to_string(i * i) + " words, über\n\n all  of them; ";
+  const std::vector<std::int32_t> want = tokenizer.encode(text);
+  constexpr std::size_t count = 4;
+  std::vector<int> same(count, 0);  // not CHECK: Catch2 is for one thread
+  {
+    std::latch start(count);
+    std::vector<std::jthread> threads;
+    for (std::size_t t = 0; t < count; ++t) {
+      threads.emplace_back([&, t] {
+        start.arrive_and_wait();
+        for (int i = 0; i < 10; ++i) same[t] += tokenizer.encode(text) == want ? 1 : 0;
+      });
+    }
+  }
+  CHECK(same == std::vector<int>(count, 10));
 }
 
 TEST_CASE("tokenizer: the shipped model's own prompts") {

@@ -22,6 +22,7 @@
 
 MOTE_BEGIN_NAMESPACE
 
+// find() may be called by several threads at once.
 class pattern {
  public:
   // Throws format_error, naming `where`, for an expression that is malformed or uses what is not supported.
@@ -38,28 +39,21 @@ class pattern {
       raise<format_error>(where_ + ": malformed pattern: " + reinterpret_cast<const char*>(message));
     }
     pcre2_jit_compile(code_.get(), PCRE2_JIT_COMPLETE);  // optional: matching works without
-    match_.reset(pcre2_match_data_create_from_pattern(code_.get(), nullptr));
-    context_.reset(pcre2_match_context_create(nullptr));
-    stack_.reset(pcre2_jit_stack_create(std::size_t{32} << 10, std::size_t{8} << 20, nullptr));
-    if (!match_ || !context_ || !stack_) raise<format_error>(where_ + ": not enough memory for the pattern");
-    pcre2_jit_stack_assign(context_.get(), nullptr, stack_.get());
-    pcre2_set_match_limit(context_.get(), 20'000'000);
-    pcre2_set_depth_limit(context_.get(), 100'000);
-    pcre2_set_heap_limit(context_.get(), 64 << 10);  // KiB
   }
 
   // The first match in well-formed UTF-8 at or after `from`, as [begin, end). Throws format_error when the pattern takes
   // more steps than any sensible one would.
   std::optional<std::pair<std::size_t, std::size_t>> find(std::string_view text, std::size_t from) const {
+    const workspace& space = workspace::of_this_thread();
     const int found = pcre2_match(code_.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), from,
-                                  PCRE2_NO_UTF_CHECK, match_.get(), context_.get());
+                                  PCRE2_NO_UTF_CHECK, space.match.get(), space.context.get());
     if (found == PCRE2_ERROR_NOMATCH) return std::nullopt;
     if (found < 0) {
       PCRE2_UCHAR message[256] = {};
       pcre2_get_error_message(found, message, sizeof message);
       raise<format_error>(where_ + ": pattern failed: " + reinterpret_cast<const char*>(message));
     }
-    const PCRE2_SIZE* range = pcre2_get_ovector_pointer(match_.get());
+    const PCRE2_SIZE* range = pcre2_get_ovector_pointer(space.match.get());
     if (range[0] < from || range[1] < range[0]) raise<format_error>(where_ + ": \\K is not supported");
     return std::pair{static_cast<std::size_t>(range[0]), static_cast<std::size_t>(range[1])};
   }
@@ -138,11 +132,30 @@ class pattern {
     void operator()(pcre2_jit_stack* p) const { pcre2_jit_stack_free(p); }
   };
 
+  template <class T>
+  using owned = std::unique_ptr<T, free_pcre2>;
+
+  // What a match writes to. All patterns of a thread share one: nothing in it outlives a match but its result.
+  struct workspace {
+    workspace() {
+      if (!match || !context || !stack) raise<format_error>("not enough memory for patterns");
+      pcre2_jit_stack_assign(context.get(), nullptr, stack.get());
+      pcre2_set_match_limit(context.get(), 20'000'000);
+      pcre2_set_depth_limit(context.get(), 100'000);
+      pcre2_set_heap_limit(context.get(), 64 << 10);  // KiB
+    }
+    static const workspace& of_this_thread() {
+      thread_local const workspace space;
+      return space;
+    }
+
+    owned<pcre2_match_data> match{pcre2_match_data_create(1, nullptr)};  // the whole match, no groups
+    owned<pcre2_match_context> context{pcre2_match_context_create(nullptr)};
+    owned<pcre2_jit_stack> stack{pcre2_jit_stack_create(std::size_t{32} << 10, std::size_t{8} << 20, nullptr)};
+  };
+
   std::string where_;
-  std::unique_ptr<pcre2_code, free_pcre2> code_;
-  std::unique_ptr<pcre2_match_data, free_pcre2> match_;
-  std::unique_ptr<pcre2_match_context, free_pcre2> context_;
-  std::unique_ptr<pcre2_jit_stack, free_pcre2> stack_;
+  owned<pcre2_code> code_;
 };
 
 MOTE_END_NAMESPACE
