@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <filesystem>
 #include <map>
 #include <optional>
@@ -13,6 +14,7 @@
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
 
+#include <mote/io/fingerprint.hpp>
 #include <mote/io/json.hpp>
 #include <mote/io/safetensors.hpp>
 
@@ -33,16 +35,21 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// When a file was changed last.
-auto changed(const std::string& path) { return fs::last_write_time(path).time_since_epoch().count(); }
+// Of every file that a run reads numbers or shapes from.
+std::uint64_t fingerprint(const std::string& model, const mote::checkpoint& files) {
+  std::uint64_t hash = mote::fingerprint(model + "/config.json");
+  for (const mote::safetensors_file& file : files.files()) hash = mote::fingerprint(file.path(), hash);
+  return hash;
+}
 
 nlohmann::ordered_json task_of(const options& o, const mote::checkpoint& files, const channel_scales& scales,
                                const std::map<std::string, layer_plan>& plan) {
   nlohmann::ordered_json task;
   task["model"] = fs::weakly_canonical(o.model).string();
+  task["model_fingerprint"] = fingerprint(o.model, files);
   if (!o.calibration.empty()) {
     task["calibration"] = fs::weakly_canonical(o.calibration).string();
-    task["calibration_changed"] = changed(o.calibration);
+    task["calibration_fingerprint"] = mote::fingerprint(o.calibration);
     task["rounding"] = o.how == rounding::gptq ? "gptq" : "nearest";
     task["channel_scales"] = scales.fingerprint();
   }
@@ -55,7 +62,6 @@ nlohmann::ordered_json task_of(const options& o, const mote::checkpoint& files, 
   }
   task["tensors"] = tensors;
   task["bytes"] = bytes;
-  task["changed"] = changed(*files.tensors().at(0).file);
   for (const auto& [name, layer] : plan) task["precision"][name] = layer.precision;
   return task;
 }

@@ -158,6 +158,10 @@ class checkpoint {
   }
 
   const std::string& directory() const { return directory_; }
+
+  // The files that hold tensors, in the order of their names.
+  const std::vector<safetensors_file>& files() const { return shards_; }
+
   bool contains(std::string_view name) const { return tensors_.find(name) != tensors_.end(); }
 
   // Every tensor, in the order of their names.
