@@ -5,7 +5,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <memory>
 #include <span>
 #include <string>
@@ -16,6 +15,7 @@
 #include <mote/core/error.hpp>
 #include <mote/io/json.hpp>
 #include <mote/io/mapped_experts.hpp>
+#include <mote/io/part_file.hpp>
 #include <mote/io/resident.hpp>
 
 #include "config.hpp"
@@ -41,16 +41,17 @@ inline expert_uses read_expert_profile(const std::string& path) {
   return uses;
 }
 
+// A file that is there already stays as it is until the new one is complete. Throws format_error naming the file.
 inline void write_expert_profile(const std::string& path, const mote::expert_cache& cache) {
   expert_uses uses(cache.layers());
   for (std::size_t l = 0; l < cache.layers(); ++l) {
     for (std::size_t e = 0; e < cache.experts(l); ++e) uses[l].push_back(cache.uses(l, e));
   }
-  const std::string part = path + ".part";
-  std::ofstream(part) << nlohmann::json{{"expert_uses", uses}}.dump() << "\n";
-  std::error_code problem;
-  std::filesystem::rename(part, path, problem);
-  if (problem) mote::raise<mote::format_error>(path + ": cannot be written");
+  const std::string text = nlohmann::json{{"expert_uses", uses}}.dump() + "\n";
+  mote::detail::part_file file(path, mote::unfinished::removed);
+  file.truncate(0);
+  file.put(text.data(), text.size());
+  file.finish();
 }
 
 // What a step of `tokens` takes beside weights and cache, at most: scratch of attention, of a dense network, of experts, and
