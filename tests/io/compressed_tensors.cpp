@@ -103,6 +103,15 @@ TEST_CASE("matrix_ref: fp8 with a scale for each block of 128, for each row or f
         std::vector<float>{3.0f, -1.5f});
 }
 
+TEST_CASE("matrix_ref: an empty fp8 matrix of absurdly many rows is read at once") {
+  const std::size_t rows = std::size_t{1} << 60;
+  const test::temporary_directory directory;
+  write(directory, {{"w.weight", mote::dtype::f8_e4m3, {rows, 0}, ""},
+                    {"w.weight_scale_inv", mote::dtype::f32, {rows / 128, 0}, ""}});
+  const mote::checkpoint files(directory.path());
+  CHECK(mote::matrix_ref(files, "w", rows, 0).read().empty());
+}
+
 TEST_CASE("matrix_ref: int4 in words of eight, exactly as q4_0 blocks where the scales allow") {
   const std::size_t in = 64;
   std::vector<std::uint32_t> words;
@@ -214,6 +223,9 @@ TEST_CASE("matrix_ref: malformed layers are refused by name") {
   refuses({{"w.weight", mote::dtype::f8_e4m3, {1, 2}, "ab"},
            {"w.weight_scale", mote::dtype::f32, {2, 1}, raw<float>({1, 2})}},
           1, 2, "expected shape [1, 1], got [2, 1]");
+  refuses({{"w.weight", mote::dtype::f8_e4m3, {1, 2}, "ab"},
+           {"w.weight_scale_inv", mote::dtype::i32, {1, 1}, raw<std::int32_t>({1})}},
+          1, 2, "w.weight_scale_inv: expected a floating-point type");
   const tensor packed{"w.weight_packed", mote::dtype::i32, {1, 4}, std::string(16, 'x')};
   const tensor scale{"w.weight_scale", mote::dtype::f32, {1, 1}, raw<float>({1})};
   refuses({packed, scale, {"w.weight_shape", mote::dtype::i64, {2}, raw<std::int64_t>({32, 1})}}, 1, 32,

@@ -2,7 +2,7 @@
 //
 // Layout: an unsigned 64-bit little-endian length n, n bytes of JSON {name: {dtype, shape, data_offsets: [begin, end]}},
 // then the data, to which the offsets refer. Every size and offset is checked; the file may be hostile.
-// Source: the safetensors format description; DeepSeek-V3's fp8 checkpoints for the block scales.
+// Source: the safetensors format description.
 #pragma once
 
 #include <algorithm>
@@ -61,14 +61,14 @@ class safetensors_file {
     }
     const std::size_t header = static_cast<std::size_t>(length);
     data_ = all.subspan(prefix + header);
-    json_ = parse_json({reinterpret_cast<const char*>(all.data() + prefix), header}, path + ": header");
-    const json_object root(json_, path + ": header");
-    for (const auto& [name, entry] : json_.items()) {
+    const nlohmann::json json =
+        parse_json({reinterpret_cast<const char*>(all.data() + prefix), header}, path + ": header");
+    const json_object root(json, path + ": header");
+    for (const auto& [name, entry] : json.items()) {
       if (name == "__metadata__") continue;
       add(name, json_object(entry, path + ": tensor " + name));
     }
     detail::check_overlap(tensors_);
-    json_ = nullptr;
   }
 
   const std::string& path() const { return *path_; }
@@ -124,7 +124,6 @@ class safetensors_file {
   mapped_file file_;
   std::unique_ptr<std::string> path_;  // its address stays when the object moves
   std::span<const std::byte> data_;
-  nlohmann::json json_;
   std::map<std::string, tensor_ref, std::less<>> tensors_;
 };
 
@@ -231,27 +230,6 @@ inline buffer<float> read_float(const tensor_ref& t) {
       break;
     default:
       t.fail("expected a floating-point type, got " + std::string(dtype_name(t.dtype)));
-  }
-  return values;
-}
-
-// The same, and where the checkpoint holds NAME_scale_inv [ceil(rows/128), ceil(columns/128)], every 128×128 block of the
-// matrix is multiplied by its scale. Throws format_error when the scales do not fit or an fp8 matrix has none.
-inline buffer<float> read_float(const checkpoint& files, const tensor_ref& t) {
-  constexpr std::size_t block = 128;
-  buffer<float> values = read_float(t);
-  const std::string scale_name = t.name + "_scale_inv";
-  if (!files.contains(scale_name)) {
-    if (dtype_size(t.dtype) == 1) t.fail("an fp8 tensor needs its scales, " + scale_name);
-    return values;
-  }
-  if (t.shape.size() != 2) t.fail("expected a matrix, since it has block scales");
-  const std::size_t rows = t.shape[0], columns = t.shape[1], across = (columns + block - 1) / block;
-  const std::size_t shape[] = {(rows + block - 1) / block, across};
-  const buffer<float> scale = read_float(files.tensor(scale_name, shape));
-  if (values.size() == 0) return values;  // a hostile file's [2^60, 0] has too many empty rows to visit
-  for (std::size_t i = 0; i < rows; ++i) {
-    for (std::size_t j = 0; j < columns; ++j) values[i * columns + j] *= scale[i / block * across + j / block];
   }
   return values;
 }
