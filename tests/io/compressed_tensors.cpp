@@ -84,6 +84,10 @@ TEST_CASE("matrix_ref: int8 with a scale for the tensor or for groups, and zero 
               {"w.weight_zero_point", mote::dtype::i8, {2, 1}, raw<std::int8_t>({1, -128})}},
              2, 4) == std::vector<float>{0.0f, -3.0f, 2.0f, 126.0f, 0.0f, 256.0f, 266.0f, 268.0f});
   CHECK(read({codes,
+              {"w.weight_scale", mote::dtype::f32, {2}, raw<float>({1.0f, 2.0f})},
+              {"w.weight_zero_point", mote::dtype::i8, {2}, raw<std::int8_t>({1, -128})}},
+             2, 4) == std::vector<float>{0.0f, -3.0f, 2.0f, 126.0f, 0.0f, 256.0f, 266.0f, 268.0f});
+  CHECK(read({codes,
               {"w.weight_scale", mote::dtype::f32, {2, 2}, raw<float>({1.0f, 2.0f, 3.0f, 4.0f})},
               {"w.weight_zero_point", mote::dtype::i8, {2, 2}, raw<std::int8_t>({1, 2, 0, -1})}},
              2, 4) == std::vector<float>{0.0f, -3.0f, 2.0f, 250.0f, -384.0f, 0.0f, 24.0f, 28.0f});
@@ -98,6 +102,7 @@ TEST_CASE("matrix_ref: fp8 with a scale for each block of 128, for each row or f
   each_row[129] = 7.0f;
   const auto rows = read({ones, {"w.weight_scale", mote::dtype::f32, {out, 1}, raw(each_row)}}, out, in);
   CHECK((rows[128 * in] == 1 && rows[129 * in] == 7 && rows[129 * in + 128] == 7));
+  CHECK(read({ones, {"w.weight_scale", mote::dtype::f32, {out}, raw(each_row)}}, out, in) == rows);
   const tensor halves{"w.weight", mote::dtype::f8_e5m2, {1, 2}, "\x3C\xB8"};  // 1 and -0.5
   CHECK(read({halves, {"w.weight_scale", mote::dtype::f32, {1}, raw<float>({3})}}, 1, 2) ==
         std::vector<float>{3.0f, -1.5f});
@@ -214,7 +219,8 @@ TEST_CASE("matrix_ref: malformed layers are refused by name") {
   refuses({i8, {"w.weight_scale", mote::dtype::f32, {1, 2}, raw<float>({1, 2})}}, 2, 3, groups);
   refuses({i8, {"w.weight_scale", mote::dtype::f32, {2, 2}, raw<float>({1, 2, 3, 4})}}, 2, 3, groups);
   const tensor i8_scale{"w.weight_scale", mote::dtype::f32, {2, 1}, raw<float>({1, 2})};
-  refuses({i8, i8_scale, {"w.weight_zero_point", mote::dtype::i8, {1, 1}, "a"}}, 2, 3, "one for each scale");
+  refuses({i8, i8_scale, {"w.weight_zero_point", mote::dtype::i8, {1, 1}, "a"}}, 2, 3, "expected shape [2, 1]");
+  refuses({i8, i8_scale, {"w.weight_zero_point", mote::dtype::i8, {1, 2}, "ab"}}, 2, 3, "expected shape [2, 1]");
   refuses({i8, i8_scale, {"w.weight_zero_point", mote::dtype::u8, {2, 1}, "ab"}}, 2, 3, "expected I8");
   refuses({i8, i8_scale, {"w.weight_g_idx", mote::dtype::i32, {3}, std::string(12, 'a')}}, 2, 3, "is not supported");
   refuses({{"w.weight", mote::dtype::f8_e4m3, {1, 2}, "ab"}}, 1, 2, "needs its scales, w.weight_scale_inv");
@@ -222,7 +228,7 @@ TEST_CASE("matrix_ref: malformed layers are refused by name") {
   refuses({{"w.weight", mote::dtype::bf16, {1, 2}, "abcd"}, inverse}, 1, 2, "expected F8_E4M3 or F8_E5M2");
   refuses({{"w.weight", mote::dtype::f8_e4m3, {1, 2}, "ab"},
            {"w.weight_scale", mote::dtype::f32, {2, 1}, raw<float>({1, 2})}},
-          1, 2, "expected shape [1, 1], got [2, 1]");
+          1, 2, "for each block, [1, 1], got shape [2, 1]");
   refuses({{"w.weight", mote::dtype::f8_e4m3, {1, 2}, "ab"},
            {"w.weight_scale_inv", mote::dtype::i32, {1, 1}, raw<std::int32_t>({1})}},
           1, 2, "w.weight_scale_inv: expected a floating-point type");

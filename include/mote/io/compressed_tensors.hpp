@@ -2,9 +2,9 @@
 //
 //   plain   NAME.weight floating point [out, in]
 //   fp8     NAME.weight F8_E4M3 or F8_E5M2 [out, in] and NAME.weight_scale_inv or NAME.weight_scale: [1] or [1, 1] for the
-//           tensor, [out, 1] for each row, [⌈out / 128⌉, ⌈in / 128⌉] for each block                        w = q · scale
-//   int8    NAME.weight I8 [out, in], NAME.weight_scale [1], [1, 1], [out, 1] or for each group
-//           [out, in / group], NAME.weight_zero_point I8 like it if asymmetric                     w = (q - zero) · scale
+//           tensor, [out] or [out, 1] for each row, [⌈out / 128⌉, ⌈in / 128⌉] for each block               w = q · scale
+//   int8    NAME.weight I8 [out, in], NAME.weight_scale [1], [1, 1], [out], [out, 1] or for each
+//           group [out, in / group], NAME.weight_zero_point I8 [like it] if asymmetric             w = (q - zero) · scale
 //   int4    NAME.weight_packed I32 [out, in / 8], NAME.weight_scale [out, in / group],
 //           NAME.weight_shape [2] = (out, in); a word holds eight codes q + 8, the first in its
 //           lowest bits; NAME.weight_zero_point I32 [⌈out / 8⌉, in / group] if asymmetric, eight
@@ -74,8 +74,11 @@ class matrix_ref {
     if (weight_.dtype == dtype::i8) {
       layout_ = matrix_layout::int8;
       scaled_.codes = codes_as<std::int8_t>();
-      read_scales(files.tensor(name + ".weight_scale"));
-      if (files.contains(name + ".weight_zero_point")) read_int8_zeros(files.tensor(name + ".weight_zero_point"));
+      const tensor_ref& scale = files.tensor(name + ".weight_scale");
+      read_scales(scale);
+      if (files.contains(name + ".weight_zero_point")) {
+        read_int8_zeros(files.tensor(name + ".weight_zero_point", scale.shape));
+      }
     } else if (dtype_size(weight_.dtype) == 1 || files.contains(inverse)) {
       layout_ = matrix_layout::fp8;
       const std::string scale = files.contains(inverse) ? inverse : name + ".weight_scale";
@@ -177,17 +180,21 @@ class matrix_ref {
 
   // Finds out from the scales' shape what each of them is for.
   void read_scales(const tensor_ref& t) {
-    const std::vector<std::size_t> one = {1}, all = {1, 1}, blocks = {fp8_blocks(out_), fp8_blocks(in_)};
+    using shape = std::vector<std::size_t>;
+    const bool for_matrix = t.shape == shape{1} || t.shape == shape{1, 1};
+    const bool for_rows = t.shape == shape{out_} || t.shape == shape{out_, 1};
+    const shape blocks = {fp8_blocks(out_), fp8_blocks(in_)};
     scaled_.tile_rows = 1;
     scaled_.tile_columns = std::max(in_, std::size_t{1});
-    if (t.shape == one || t.shape == all) {
+    if (for_matrix) {
       scaled_.tile_rows = std::max(out_, std::size_t{1});
     } else if (layout_ == matrix_layout::fp8 && t.shape == blocks) {
       scaled_.tile_rows = scaled_.tile_columns = fp8_block;
-    } else if (layout_ == matrix_layout::fp8) {
-      if (t.shape != std::vector<std::size_t>{out_, 1})
-        t.fail("expected shape " + shape_text(blocks) + ", got " + shape_text(t.shape));
-    } else {
+    } else if (!for_rows) {
+      if (layout_ == matrix_layout::fp8) {
+        t.fail("expected a scale for the matrix, for each row or for each block, " + shape_text(blocks) +
+               ", got shape " + shape_text(t.shape));
+      }
       if (t.shape.size() != 2 || t.shape[0] != out_ || t.shape[1] == 0 || in_ % t.shape[1] != 0) {
         t.fail("expected a scale for each group of a row, got shape " + shape_text(t.shape));
       }
@@ -200,7 +207,7 @@ class matrix_ref {
   std::size_t scale_columns() const { return (in_ + scaled_.tile_columns - 1) / scaled_.tile_columns; }
 
   void read_int8_zeros(const tensor_ref& t) {
-    if (t.dtype != dtype::i8 || t.size() != scale_.size()) t.fail("expected I8, one for each scale");
+    if (t.dtype != dtype::i8) t.fail("expected I8");
     zero_ = buffer<std::int8_t>(t.size());
     for (std::size_t i = 0; i < zero_.size(); ++i) zero_[i] = detail::element<std::int8_t>(t, i);
     scaled_.zero = zero_.as(scale_rows(), scale_columns());
