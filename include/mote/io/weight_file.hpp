@@ -228,10 +228,6 @@ bool with_stored_form(std::string_view name, Function&& f, std::index_sequence<I
   return found;
 }
 
-}  // namespace detail
-
-namespace detail {
-
 inline bool begins_as_weight_file(std::span<const std::byte> bytes) {
   return bytes.size() >= weight_file_magic.size() &&
          std::memcmp(bytes.data(), weight_file_magic.data(), weight_file_magic.size()) == 0;
