@@ -1,6 +1,7 @@
 // What option values may be, and what is said of others.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <map>
@@ -29,14 +30,15 @@ CLI::Validator one_of(const std::map<std::string, Value>& values) {
           ""};
 }
 
-// A number of bytes, not zero, with or without a unit: 2GB, 700MB, powers of 1024.
+// A number of bytes, not zero, with or without a unit: 2GB, 700MB, powers of 1024. (CLI11 takes 010 for eight, and numbers
+// of more than 64 bits for the largest.)
 inline CLI::Validator size_in_bytes() {
   return {[](std::string& given) {
             const std::string refusal = "expected a size such as 2GB, got " + given;
-            if (given.empty() || given.front() < '0' || given.front() > '9') return refusal;
+            if (given.empty() || given.front() < '1' || given.front() > '9') return refusal;
+            if (std::min(given.find_first_not_of("0123456789"), given.size()) > 19) return refusal;
             try {
-              const std::string problem = CLI::AsSizeValue(false)(given);
-              return given == "0" ? refusal : problem;
+              return CLI::AsSizeValue(false)(given);
             } catch (const CLI::ValidationError&) {
               return refusal;
             }

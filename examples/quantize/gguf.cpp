@@ -272,8 +272,11 @@ void add_model(const mote::json_file& file, const lm::model_config& c, metadata_
   add("expert_feed_forward_length", u32(c.moe_intermediate_size));
   if (c.n_routed_experts == 0) return;
   if (c.moe_layer_freq != 1) json.fail("moe_layer_freq", "GGUF's deepseek2 holds models with 1 only");
-  add("expert_weights_scale", r.routed_scaling_factor);
-  add("expert_weights_norm", r.norm_topk_prob);
+  // Published models neither scale normalised weights without a bias, nor normalise a single one (ops/route).
+  const bool biased = r.method == mote::topk_method::noaux_tc;
+  const bool normalised = r.norm_topk_prob && (biased || r.num_experts_per_tok > 1);
+  add("expert_weights_scale", normalised && !biased ? 1.0f : r.routed_scaling_factor);
+  add("expert_weights_norm", normalised);
   add("expert_gating_func", std::uint32_t{r.scoring == mote::scoring_func::softmax ? 1u : 2u});
   if (r.method != mote::topk_method::greedy) {
     add("expert_group_count", u32(r.n_group));

@@ -20,11 +20,16 @@ namespace quantize {
 class journal {
  public:
   journal(const std::string& directory, const nlohmann::ordered_json& task) : path_(directory + "/progress.jsonl") {
+    namespace fs = std::filesystem;
+    if (!fs::exists(path_) && !fs::is_empty(directory)) {
+      mote::raise<mote::format_error>(directory +
+                                      ": was left by something else: remove it, or choose another --output_dir");
+    }
     std::vector<std::string> lines;
+    std::uintmax_t whole = 0;  // bytes; the last line may be cut off
     {
       std::ifstream file(path_);
-      for (std::string line; std::getline(file, line) && !file.eof();)
-        lines.push_back(line);  // the last may be cut off
+      for (std::string line; std::getline(file, line) && !file.eof(); whole += line.size() + 1) lines.push_back(line);
     }
     if (!lines.empty() && lines[0] != task.dump()) {
       mote::raise<mote::format_error>(
@@ -35,12 +40,11 @@ class journal {
       const mote::json_object o(entry, path_);
       done_.push_back({o.number("error"), o.integer("matrices", 0, std::size_t{1} << 32)});
     }
-    std::ofstream again(path_, std::ios::trunc);
-    again << task.dump() << '\n';
-    for (std::size_t i = 1; i < lines.size(); ++i) again << lines[i] << '\n';
-    again.close();
     file_.open(path_, std::ios::app);
-    if (!again || !file_) mote::raise<mote::format_error>(path_ + ": cannot be written");
+    std::error_code problem;
+    fs::resize_file(path_, whole, problem);
+    if (lines.empty()) file_ << task.dump() << std::endl;
+    if (!file_ || problem) mote::raise<mote::format_error>(path_ + ": cannot be written");
   }
 
   const std::vector<squared_error>& done() const { return done_; }

@@ -90,6 +90,7 @@ int main(int argc, char** argv) {
   program
       .add_option("--adaptive_layers", o.adaptive_layers,
                   "true: layers that the precision would hurt most get more bits or stay bf16, within a budget")
+      ->check(lm::one_of<bool>({{"true", true}, {"false", false}}))
       ->type_name("true|false");
   program
       .add_option(
@@ -134,6 +135,7 @@ int main(int argc, char** argv) {
       if (given && !met) throw CLI::ValidationError(option, what);
     };
     const bool calibrated = !o.calibration.empty(), by_perplexity = o.by == quantize::sensitivity::perplexity;
+    needs(program.count("--calibration") > 0, "--calibration", calibrated, "expected a file, got an empty name");
     o.how = how.value_or(calibrated ? quantize::rounding::gptq : quantize::rounding::nearest);
     needs(o.how == quantize::rounding::gptq, "--rounding", calibrated, "gptq needs --calibration");
     needs(o.scaling != quantize::channel_scaling::none, "--channel_scaling", calibrated, "needs --calibration");

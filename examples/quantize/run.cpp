@@ -66,6 +66,22 @@ nlohmann::ordered_json task_of(const options& o, const mote::checkpoint& files, 
   return task;
 }
 
+// The directory to make, which is not there yet.
+std::string output_name(const options& o) {
+  const fs::path output = fs::path(o.output_dir + "/").lexically_normal().parent_path();
+  if (o.output_dir.empty() || output.empty()) {
+    mote::raise<mote::format_error>("--output_dir: expected the name of a directory to make, got \"" + o.output_dir +
+                                    "\"");
+  }
+  std::error_code problem;
+  const fs::file_status there = fs::symlink_status(output, problem);
+  if (there.type() == fs::file_type::none) mote::raise<mote::format_error>(output.string() + ": " + problem.message());
+  if (!o.dry_run && there.type() != fs::file_type::not_found) {
+    mote::raise<mote::format_error>(output.string() + ": exists already");
+  }
+  return output.string();
+}
+
 void make_directory(const std::string& path) {
   std::error_code problem;
   fs::create_directories(path, problem);
@@ -75,20 +91,25 @@ void make_directory(const std::string& path) {
 }  // namespace
 
 void run(const options& o) {
+  const std::string output = output_name(o), partial = output + ".partial";
   const mote::json_file config(o.model + "/config.json");
+  const mote::json_object entries = config.root();
   const mote::checkpoint files(o.model);
   if (files.tensors().empty()) mote::raise<mote::format_error>(o.model + ": holds no tensors");
   const bool gguf = o.kind == container::gguf;
   lm::model_config sizes;
-  if (gguf || !o.calibration.empty()) sizes = lm::parse_config(config.root());
+  if (gguf || !o.calibration.empty()) sizes = lm::parse_config(entries);
   model_source values(files, !gguf);
   const std::vector<output_tensor> tensors = gguf ? plan_gguf(values, sizes) : plan_safetensors(values);
   const auto is_matrix = [](const output_tensor& t) { return t.is_matrix(); };
   if (std::none_of(tensors.begin(), tensors.end(), is_matrix)) {
     mote::raise<mote::format_error>(o.model + ": holds no linear layers to quantize (names that end in _proj.weight)");
   }
-  const std::string output = fs::path(o.output_dir + "/").parent_path().string(), partial = output + ".partial";
-  if (!o.dry_run && fs::exists(output)) mote::raise<mote::format_error>(output + ": exists already");
+  // What would only be found out later, some of it in the end.
+  const metadata_entries metadata = gguf ? gguf_entries(config, sizes, o.model) : metadata_entries();
+  for (std::size_t i = 0; i < (o.calibration.empty() ? 0 : sizes.num_hidden_layers); ++i) {
+    files.tensor("model.layers." + std::to_string(i) + ".input_layernorm.weight");
+  }
 
   backend be{mote::threads{o.threads}};
   scaled_channels channels;
@@ -117,8 +138,7 @@ void run(const options& o) {
 
   make_directory(partial);
   journal progress(partial, task_of(o, files, channels.scales, plan));
-  const auto out = gguf ? make_gguf_output(partial, gguf_entries(config, sizes, o.model))
-                        : make_safetensors_output(partial, o.max_shard_size);
+  const auto out = gguf ? make_gguf_output(partial, metadata) : make_safetensors_output(partial, o.max_shard_size);
   std::size_t complete = 0;
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     const auto parts = stored(o.kind, tensors[i], precision_of(tensors[i]));
@@ -156,13 +176,15 @@ void run(const options& o) {
     write_config(config, tensors, precision_of, partial);
     copy_tokenizer(o.model, partial);
   }
-  progress.remove();
-  fs::rename(partial, output);
-
   std::map<std::string, double> relative;
   for (const auto& [layer, e] : errors) relative[layer] = std::sqrt(e.mean());
   print_table(planning.order(), plan, "error", relative, planning.fixed_bytes());
   if (text) print_calibration(o, *text, channels);
+  progress.remove();
+  std::error_code problem;
+  fs::rename(partial, output, problem);
+  if (problem) mote::raise<mote::format_error>(output + ": " + partial + " cannot get this name: " + problem.message());
+
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
   fmt::print("{} written; peak memory {:.1f} MB\n", output, static_cast<double>(usage.ru_maxrss) / 1024.0);
