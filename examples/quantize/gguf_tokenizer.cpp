@@ -4,8 +4,10 @@
 #include <limits>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include <mote/io/chat_template.hpp>
 #include <mote/io/gguf/tokenizer.hpp>
 #include <mote/io/json.hpp>
 #include <mote/io/tokenizer.hpp>
@@ -93,14 +95,7 @@ void add_gguf_tokenizer(const std::string& model, std::size_t vocab_size, metada
   id("ggml.eos_token_id", checked.eos_id());
   add("ggml.add_bos_token", holds(checked.bos_id()));
   add("ggml.add_eos_token", holds(checked.eos_id()));
-  const std::string config = model + "/tokenizer_config.json", jinja = model + "/chat_template.jinja";
-  if (std::filesystem::exists(jinja)) {
-    const mote::mapped_file text(jinja);
-    add("chat_template", std::string(reinterpret_cast<const char*>(text.bytes().data()), text.bytes().size()));
-  } else if (std::filesystem::exists(config)) {
-    const mote::json_file parsed(config);
-    if (parsed.root().has_value("chat_template")) add("chat_template", parsed.root().string("chat_template"));
-  }
+  if (auto chat = mote::chat_template::read_source(model)) add("chat_template", std::move(chat->text));
 }
 
 }  // namespace quantize

@@ -49,12 +49,13 @@ TEST_CASE("chat template: found in the model's directory") {
   directory.write("tokenizer_config.json",
                   R"({"chat_template":[{"name":"tool","template":"t"},{"name":"default","template":"d"}]})");
   CHECK(mote::chat_template::load(directory.path())->render(messages, false) == "d");
+  CHECK(mote::chat_template::read_source(directory.path())->text == "d");
+  directory.write("tokenizer_config.json", R"({"chat_template":7})");
+  CHECK_THROWS_WITH(mote::chat_template::load(directory.path()), contains("chat_template"));
   directory.write("chat_template.jinja", "from a file");
   CHECK(mote::chat_template::load(directory.path())->render(messages, false) == "from a file");
   directory.write("chat_template.jinja", "{% if %}");
   CHECK_THROWS_WITH(mote::chat_template::load(directory.path()), contains("chat_template.jinja") && contains("line 1"));
-  directory.write("tokenizer_config.json", R"({"chat_template":7})");
-  CHECK_THROWS_WITH(mote::chat_template::load(directory.path()), contains("chat_template"));
 }
 
 TEST_CASE("chat template: malformed or unsupported parts are refused by line") {

@@ -20,32 +20,39 @@ struct chat_message {
 
 class chat_template {
  public:
-  // The `chat_template` of DIR/tokenizer_config.json (a string, or a list of which the one named "default" counts), or the
-  // file DIR/chat_template.jinja; nothing where the model has none. Throws format_error for one that is malformed or uses
-  // what is not supported.
-  static std::optional<chat_template> load(const std::string& directory) {
-    const std::string config_path = directory + "/tokenizer_config.json",
-                      file_path = directory + "/chat_template.jinja";
+  struct template_source {
+    std::string text, where;  // `where` names it in errors
+  };
+
+  // The model's template as it is written: the file DIR/chat_template.jinja, or the `chat_template` of
+  // DIR/tokenizer_config.json (a string, or a list of which the one named "default" counts); nothing where it has none.
+  static std::optional<template_source> read_source(const std::string& directory) {
+    const std::string file_path = directory + "/chat_template.jinja";
     std::error_code ignored;
+    if (std::filesystem::exists(file_path, ignored)) {
+      const mapped_file file(file_path);
+      return template_source{{reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()}, file_path};
+    }
+    const auto file = read_config(directory);
+    if (!file || !file->root().has_value("chat_template")) return std::nullopt;
+    const json_object config = file->root();
+    return template_source{read_source(config), config.where() + ": chat_template"};
+  }
+
+  // The template of read_source, ready for use. Throws format_error for one that is malformed or uses what is not
+  // supported.
+  static std::optional<chat_template> load(const std::string& directory) {
+    auto found = read_source(directory);
+    if (!found) return std::nullopt;
     jinja_template::value variables = jinja_template::value::object();
-    std::optional<std::string> source;
-    std::string where = config_path + ": chat_template";
-    if (std::filesystem::exists(config_path, ignored)) {
-      const json_file file(config_path);
-      const json_object config = file.root();
+    if (const auto file = read_config(directory)) {
+      const json_object config = file->root();
       for (const char* name : {"bos_token", "eos_token", "unk_token", "pad_token"}) {
         if (!config.has_value(name)) continue;
         variables[name] = config.at(name).is_string() ? config.string(name) : config.object(name).string("content");
       }
-      if (config.has_value("chat_template")) source = read_source(config);
     }
-    if (std::filesystem::exists(file_path, ignored)) {
-      const mapped_file file(file_path);
-      source = std::string(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
-      where = file_path;
-    }
-    if (!source) return std::nullopt;
-    return chat_template(*source, where, std::move(variables));
+    return chat_template(std::move(found->text), std::move(found->where), std::move(variables));
   }
 
   // `variables`: bos_token and the like.
@@ -63,6 +70,13 @@ class chat_template {
   }
 
  private:
+  static std::optional<json_file> read_config(const std::string& directory) {
+    const std::string path = directory + "/tokenizer_config.json";
+    std::error_code ignored;
+    if (!std::filesystem::exists(path, ignored)) return std::nullopt;
+    return json_file(path);
+  }
+
   static std::string read_source(const json_object& config) {
     const nlohmann::json& entry = config.at("chat_template");
     if (!entry.is_array()) return config.string("chat_template");
