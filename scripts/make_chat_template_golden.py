@@ -75,6 +75,9 @@ none
 {{ 'yes' if messages else 'no' }} {{ missing | default('fallback') }} {{ [1, 2, 3][::-1] | join(', ') }} {{ 'a-b'.replace('-', '+').upper() }}
 {%- for i in range(2, 8, 3) %} {{ i }}{% endfor %} {{ 'x' in 'xyz' and 3 not in [1, 2] }} {{ messages[-1]['role'] }} {{ true }} {{ none }}
 """,
+    "operators": """{{ 1 == 1 == 1 }} {{ 3 > 2 > 2 }} {{ 1 < 2 in [2] }} {{ 1 == true }} {{ [1] == [true] }} {{ 'a' < 'b' != 'c' }}
+{{ 1 ~ 2 * 3 }} {{ 'a' ~ 'b' + 'c' ~ 1 - 1 if false else 'x' + 1 ~ 2 }} {{ -7 // 2 }} {{ 10 - 2 - 3 }} {{ 0 or '' or 3 }} {{ 1 and 2 }}
+{{ {'a': 1, 'b': [2]} == {'b': [2.0], 'a': 1} }} {{ none == missing }} {{ -3 | string | length }} {{ not 1 == 2 }}""",
 }
 CONVERSATIONS = [
     [{"role": "user", "content": "Hello!"}],

@@ -89,6 +89,9 @@ TEST_CASE("chat template: malformed or unsupported parts are refused by line") {
                              "{% set missing.x = 1 %}",
                              "{{ [1] }}",
                              "{{ {} }}",
+                             "{% set d = {} %}{% set d.x = 1 %}",
+                             "{{ namespace({}) }}",
+                             "{{ messages | first.role }}",
                              "{{ 'abc'[::2] }}"}) {
     CAPTURE(source);
     CHECK_THROWS_AS(render(std::string("\n") + source), mote::format_error);
@@ -97,7 +100,8 @@ TEST_CASE("chat template: malformed or unsupported parts are refused by line") {
 }
 
 TEST_CASE("chat template: a hostile template ends with an error") {
-  CHECK_THROWS_WITH(render("{{ " + std::string(100000, '(') + " }}"), contains("nested"));
+  CHECK_THROWS_WITH(render("{{ " + std::string(100000, '(') + "1" + std::string(100000, ')') + " }}"),
+                    contains("nested"));
   CHECK_THROWS_WITH(render("{{ " + std::string(100000, '-') + "1 }}"), contains("nested"));
   std::string nested;
   for (int i = 0; i < 1000; ++i) nested += "{% if true %}";
@@ -107,7 +111,40 @@ TEST_CASE("chat template: a hostile template ends with an error") {
   for (int i = 0; i < 8; ++i) loops += "{% for i in range(1000) %}";
   for (int i = 0; i < 8; ++i) text += "{% endfor %}";
   CHECK_THROWS_WITH(render(loops + text), contains("too long"));
-  CHECK_THROWS_WITH(render("{% set ns = namespace(s='xxxxxxxxxxxxxxxx') %}{% for i in range(100) %}{% set ns.s = ns.s "
-                           "+ ns.s %}{% endfor %}"),
+  const auto repeated = [](const std::string& part, int times) {
+    std::string all;
+    for (int i = 0; i < times; ++i) all += part;
+    return all;
+  };
+  const auto grown = [](int times, const std::string& rest) {  // ns.s has 16 characters, doubled so many times
+    return "{% set ns = namespace(s='xxxxxxxxxxxxxxxx', a=[1], b=[1]) %}{% for i in range(" + std::to_string(times) +
+           ") %}{% set ns.s = ns.s + ns.s %}{% endfor %}" + rest;
+  };
+  CHECK_THROWS_WITH(render(grown(100, "")), contains("too long"));
+  CHECK(render(grown(15, "{{ ns.s.replace('x', 'yz') | length }}")) == "1048576");
+  CHECK(render(grown(15, "{{ ns.s | list | join('+') | length }}")) == "1048575");
+  CHECK_THROWS_WITH(render(grown(15, "{{ ns.s.replace('x', ns.s) }}")), contains("too long"));
+  CHECK_THROWS_WITH(render(grown(20, "{{ ns.s }}{{ ns.s }}")), contains("too long"));
+  for (const std::string each : {"{% set ns.a = ns.a + ns.a %}", "{% set ns.a = ns.a + [ns.s ~ i] %}",
+                                 "{% if ns.s[1:] ~ 'y' in ns.s %}{% endif %}", "{{ ns.s.split('x') | length }}",
+                                 "{% if (ns.s ~ '') == ns.s %}{% endif %}", "{% for c in ns.s %}{% endfor %}"}) {
+    CAPTURE(each);
+    CHECK_THROWS_WITH(render(grown(20, "{% for i in range(1000) %}" + each + "{% endfor %}")), contains("too long"));
+  }
+  // Lists that share their parts: few in memory, many to write or to compare.
+  const std::string shared =
+      "{% for i in range(60) %}{% set ns.a = [ns.a, ns.a] %}{% set ns.b = [ns.b, ns.b] %}{% endfor %}";
+  CHECK_THROWS_WITH(render(grown(0, shared + "{{ ns.a | tojson }}")), contains("too long"));
+  CHECK_THROWS_WITH(render(grown(0, shared + "{{ ns.a == ns.b }}")), contains("too long"));
+  CHECK_THROWS_WITH(render(grown(0, "{% for i in range(1000) %}{% set ns.a = [ns.a] %}{% endfor %}")),
+                    contains("nested"));
+  CHECK_THROWS_WITH(render(grown(0, "{% set ns.a = ns %}")), contains("namespace"));
+  CHECK_THROWS_WITH(render(grown(0, "{% set ns.a = [ns] %}")), contains("namespace"));
+  CHECK_THROWS_WITH(render("{% for i in range(500000) %}" + repeated("{% set x = 1 %}", 10000) + "{% endfor %}"),
                     contains("too long"));
+  // Long expressions are not deep ones.
+  CHECK(render("{{ 1" + repeated(" + 1", 100000) + " }}") == "100001");
+  CHECK(render("{{ 0" + repeated(" or 0", 100000) + repeated(" == 0", 100000) + " }}") == "True");
+  CHECK(render("{{ 'a'" + repeated(" | trim", 100000) + repeated(" ~ ''", 100000) + " }}") == "a");
+  CHECK(render("{{ 'a'" + repeated("[0]", 100000) + " }}") == "a");
 }
