@@ -75,6 +75,12 @@ none
 {{ 'yes' if messages else 'no' }} {{ missing | default('fallback') }} {{ [1, 2, 3][::-1] | join(', ') }} {{ 'a-b'.replace('-', '+').upper() }}
 {%- for i in range(2, 8, 3) %} {{ i }}{% endfor %} {{ 'x' in 'xyz' and 3 not in [1, 2] }} {{ messages[-1]['role'] }} {{ true }} {{ none }}
 """,
+    "scopes": """{% set x = 0 %}{% for i in [1, 2, 3] %}{{ x }}{% set x = i %}{{ x }}{% endfor %}{{ x }}
+{% for m in messages %}{% if m.role == 'user' %}{% set c = m.content %}{% endif %}<{{ c }}>{% endfor %}[{{ c }}{{ m }}]
+{% for i in [1, 2, 3] if i > x %}{% set x = 7 %}{{ i }}{{ x }}{{ loop.index }}{% endfor %}{{ x }}
+{% for i in [] %}{% else %}{% set x = 9 %}{{ x }}{% endfor %}{{ x }}{% if true %}{% set x = 8 %}{% endif %}{{ x }}
+{% for i in [1, 2] %}{% for i in ['a', 'b'] %}{{ i }}{{ loop.index }}{% set y = i %}{% endfor %}{{ i }}{{ loop.index }}{{ y }}{% endfor %}
+{% set ns = namespace(a=[0]) %}{% set before = ns.a %}{% for i in [1, 2] %}{% set ns.a = ns.a + [i] %}{% set ns.b = i %}{% endfor %}{{ ns.a | tojson }}{{ before | tojson }}{{ ns['b'] }}{{ ns.c }}""",
     "operators": """{{ 1 == 1 == 1 }} {{ 3 > 2 > 2 }} {{ 1 < 2 in [2] }} {{ 1 == true }} {{ [1] == [true] }} {{ 'a' < 'b' != 'c' }}
 {{ 1 ~ 2 * 3 }} {{ 'a' ~ 'b' + 'c' ~ 1 - 1 if false else 'x' + 1 ~ 2 }} {{ -7 // 2 }} {{ 10 - 2 - 3 }} {{ 0 or '' or 3 }} {{ 1 and 2 }}
 {{ {'a': 1, 'b': [2]} == {'b': [2.0], 'a': 1} }} {{ none == missing }} {{ -3 | string | length }} {{ not 1 == 2 }}""",

@@ -360,9 +360,11 @@ class jinja_template {
             each = std::move(each), otherwise = std::move(otherwise)](context& x) {
       auto all = elements(x, list(x));
       x.scopes.emplace_back();
+      // Each item has a scope of its own: what is set for one does not reach the next.
       const auto bind = [&](const object& item) {
         x.line = line;
         spend(x, element_work);
+        x.scopes.back().clear();
         if (names.size() == 1) {
           x.scopes.back()[names[0]] = item;
           return;
@@ -385,6 +387,7 @@ class jinja_template {
         x.scopes.back()["loop"] = loop_state(x, all->items, i);
         run(each, x);
       }
+      x.scopes.back().clear();
       if (all->items.empty()) run(otherwise, x);
       x.scopes.pop_back();
     };
