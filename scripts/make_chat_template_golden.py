@@ -84,6 +84,9 @@ none
     "operators": """{{ 1 == 1 == 1 }} {{ 3 > 2 > 2 }} {{ 1 < 2 in [2] }} {{ 1 == true }} {{ [1] == [true] }} {{ 'a' < 'b' != 'c' }}
 {{ 1 ~ 2 * 3 }} {{ 'a' ~ 'b' + 'c' ~ 1 - 1 if false else 'x' + 1 ~ 2 }} {{ -7 // 2 }} {{ 10 - 2 - 3 }} {{ 0 or '' or 3 }} {{ 1 and 2 }}
 {{ {'a': 1, 'b': [2]} == {'b': [2.0], 'a': 1} }} {{ none == missing }} {{ -3 | string | length }} {{ not 1 == 2 }}""",
+    "strings_and_brackets": """{{ {'a': {'b': 1}}.a.b }}{{ {'a': {'b': {}}} | tojson }}{% if {'}}': {'%}': 1}}['}}']['%}'] == 1 %}yes{% endif %}
+{{ ' a b  c '.split() | tojson }} {{ ' a b  c '.split(none, 1) | tojson }} {{ ''.split() | tojson }} {{ 'a,b,c'.split(',', 1) | tojson }}
+{{ 'äbc'[0] }}{{ 'abö'[-1] }}{{ 'abc'[7] }} {{ 'äbc' | first }}{{ 'abö' | last }}{{ '' | first }} {{ 'äöü'[::-1] }} {{ 'äöü'[1:] }} {{ 'äöü' | list | tojson }} {{ 'aaa'.replace('a', 'b', 2) }}""",
 }
 CONVERSATIONS = [
     [{"role": "user", "content": "Hello!"}],

@@ -89,6 +89,7 @@ TEST_CASE("chat template: malformed or unsupported parts are refused by line") {
                              "{% set missing.x = 1 %}",
                              "{{ [1] }}",
                              "{{ {} }}",
+                             "{{ (1 }} }}",
                              "{% set d = {} %}{% set d.x = 1 %}",
                              "{{ namespace({}) }}",
                              "{{ messages | first.role }}",

@@ -176,19 +176,25 @@ class jinja_template {
     }
   }
 
-  // Where a tag ends; strings may hold what looks like its end.
+  // Where a tag ends: outside of strings and brackets, which may hold what looks like its end.
   std::size_t find_close(std::size_t i, const std::string& close, bool comment) const {
+    if (comment) return source_.find(close, i);
     char quote = '\0';
-    for (; i < source_.size(); ++i) {
+    for (std::size_t open = 0; i < source_.size(); ++i) {
+      const char c = source_[i];
       if (quote != '\0') {
-        if (source_[i] == '\\')
+        if (c == '\\')
           ++i;
-        else if (source_[i] == quote)
+        else if (c == quote)
           quote = '\0';
-      } else if (source_.compare(i, 2, close) == 0) {
+      } else if (open == 0 && source_.compare(i, 2, close) == 0) {
         return i;
-      } else if (!comment && (source_[i] == '\'' || source_[i] == '"')) {
-        quote = source_[i];
+      } else if (c == '\'' || c == '"') {
+        quote = c;
+      } else if (c == '(' || c == '[' || c == '{') {
+        ++open;
+      } else if (open > 0 && (c == ')' || c == ']' || c == '}')) {
+        --open;
       }
     }
     return std::string::npos;
