@@ -1856,7 +1856,7 @@ struct affine {
 };
 
 // The scale >= 0 and min >= 0 whose codes 0..largest reproduce x best, over several ranges that clip none, some or no
-// more than the outermost elements.
+// more than the outermost elements; then the codes nearest to x by the scale and min found, as long as that helps.
 template <std::size_t N>
 affine fit_affine(const float* x, float largest) {
   const float low = std::min(0.0f, *std::min_element(x, x + N)), high = *std::max_element(x, x + N);
@@ -1866,9 +1866,9 @@ affine fit_affine(const float* x, float largest) {
   for (std::size_t i = 0; i < N; ++i) z_sum += z[i] = x[i] - low;
   affine best{0.0f, -low};
   float best_error = 0.0f;
-  for (int step = -10; step <= 10; step += 2) {
-    const float inverse = (largest + 0.1f * static_cast<float>(step)) / (high - low);
-    const auto s = sums_of<N>(z, affine_round{inverse, 0.0f, largest});
+  // Takes the scale and min of least squared error for a way to round, if none before had less.
+  const auto consider = [&](const affine_round& round) {
+    const auto s = sums_of<N>(z, round);
     const float n = static_cast<float>(N), determinant = n * s.qq - s.q * s.q;
     float scale = (n * s.xq - z_sum * s.q) / determinant;
     float min = (scale * s.q - z_sum) / n;
@@ -1877,10 +1877,19 @@ affine fit_affine(const float* x, float largest) {
       scale = s.qq > 0.0f ? (s.xq + low * s.q) / s.qq : 0.0f;
     }
     const float error = scale * scale * s.qq + n * min * min + 2.0f * (min * z_sum - scale * (min * s.q + s.xq));
-    if (error < best_error) {
-      best_error = error;
-      best = {scale, min - low};
-    }
+    if (!(error < best_error)) return false;
+    best_error = error;
+    best = {scale, min - low};
+    return true;
+  };
+  for (int step = -10; step <= 10; step += 2) {
+    consider({(largest + 0.1f * static_cast<float>(step)) / (high - low), 0.0f, largest});
+  }
+  // A few elements far above the others: those below, which are many, may all have code 0.
+  for (const float part : {0.0f, 0.5f}) {
+    consider({largest * finite_inverse(std::max(high - part * low, 0.0f)), (1.0f - part) * low, largest});
+  }
+  for (int again = 0; again < 4 && consider({finite_inverse(best.scale), best.min + low, largest}); ++again) {
   }
   return best;
 }
@@ -3173,10 +3182,13 @@ class packed_matrix {
   static constexpr std::size_t panel_rows = detail::packed_rows;
 
   packed_matrix() = default;
-  // A matrix [out, in] in `bytes`, which pack() has filled; elements have one order only. Throws shape_error.
+  // A matrix [out, in] in `bytes`, which pack() has filled in that order; elements have one only. Throws shape_error.
   packed_matrix(view<const std::uint8_t, 1> bytes, std::size_t out, std::size_t in, const packing& order = {})
       : bytes_(bytes), out_(out), in_(in), order_(order) {
     check_view("packed_matrix", "bytes", bytes, {size(out, in)});
+    if constexpr (integer_format<T>) {
+      check(order.lanes > 0 && panel_rows % order.lanes == 0, "packed_matrix", "order: expected lanes that divide 32");
+    }
   }
 
   // Bytes that a packed matrix [out, in] takes. Throws shape_error where `in` is no multiple of the block size.
@@ -3258,10 +3270,6 @@ void pack_panel(const view<const F, 2>& w, std::size_t first, std::size_t count,
     }
   }
 }
-
-}  // namespace detail
-
-namespace detail {
 
 // Throws shape_error unless the matrix is packed as `Arch` reads it.
 template <class Arch, class Matrix>
@@ -3848,7 +3856,7 @@ MOTE_BEGIN_NAMESPACE
 inline float quantize_int8_row(const float* x, std::size_t n, std::int8_t* codes) {
   float amax = 0.0f;
   for (std::size_t i = 0; i < n; ++i) amax = std::fmax(amax, std::fabs(x[i]));
-  const float scale = amax > 0.0f ? amax / 127.0f : 1.0f;
+  const float scale = amax / 127.0f > 0.0f ? amax / 127.0f : 1.0f;  // the quotient, which may vanish
   for (std::size_t i = 0; i < n; ++i) {
     codes[i] = static_cast<std::int8_t>(std::fmin(std::fmax(std::nearbyint(x[i] / scale), -127.0f), 127.0f));
   }
@@ -5377,7 +5385,7 @@ float quantize_activations(const float* x, std::size_t n, std::int8_t* codes, st
   float lanes[at_once * vector::size], amax = 0.0f;
   for (std::size_t v = 0; v < at_once; ++v) largest[v].store_unaligned(lanes + v * vector::size);
   for (const float lane : lanes) amax = lane > amax ? lane : amax;
-  const float scale = amax > 0.0f ? amax / 127.0f : 1.0f;
+  const float scale = amax / 127.0f > 0.0f ? amax / 127.0f : 1.0f;
   // A product with the inverse has the quotient's code, unless it ends within 127 · 3 · 2^-24 < 3e-5 of a tie (three
   // roundings) or is NaN; the inverse may be infinite or subnormal. Divisions are scalar: xsimd only approximates a
   // vector's for NEON.

@@ -822,13 +822,15 @@ class histogram {
 
   // Throws shape_error when a value is not finite; then nothing is added.
   void add(std::span<const float> values) {
-    float largest = 0.0f;
+    float low = low_, high = high_, largest = 0.0f;
     for (const float x : values) {
       check(std::isfinite(x), "histogram", "expected finite values");
       largest = std::max(largest, std::fabs(x));
-      low_ = std::min(low_, x);
-      high_ = std::max(high_, x);
+      low = std::min(low, x);
+      high = std::max(high, x);
     }
+    low_ = low;
+    high_ = high;
     if (largest == 0.0f) {
       counts_[bins / 2] += static_cast<double>(values.size());
       return;
@@ -934,8 +936,8 @@ class integer_grid {
       : zero_(0),
         lowest_(symmetric ? -(1 << (bits - 1)) + (bits == 8 ? 1 : 0) : 0),
         highest_((1 << (symmetric ? bits - 1 : bits)) - 1) {
-    const double width = static_cast<double>(r.high) - (symmetric ? 0.0 : static_cast<double>(r.low));
-    const auto step = static_cast<float>(width / highest_);
+    const float width = symmetric ? r.high : std::min(r.high - r.low, std::numeric_limits<float>::max());
+    const float step = width / static_cast<float>(highest_);
     if (step > 0.0f) scale_ = step;
     if (!symmetric) zero_ = std::min(static_cast<int>(std::nearbyint(-r.low / scale_)), highest_);
   }

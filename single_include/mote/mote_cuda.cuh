@@ -296,7 +296,7 @@ struct quantize_tokens_kernel {
     float largest = 0.0f;
     for (std::size_t i = ctx.thread(); i < x.extent(1); i += threads) largest = std::fmax(largest, std::fabs(in[i]));
     largest = block_reduce(ctx, largest, memory.largest, take_larger{});
-    const float s = largest > 0.0f ? largest / 127.0f : 1.0f;
+    const float s = largest / 127.0f > 0.0f ? largest / 127.0f : 1.0f;
     if (ctx.thread() == 0) scale(ctx.block()) = s;
     for (std::size_t i = ctx.thread(); i < x.extent(1); i += threads) {
       codes(ctx.block(), i) =

@@ -20,8 +20,8 @@
 // Text, {{ expressions }}, {# comments #}, {% if / elif / else %}, {% for x in list if … %} with `loop`, {% set %} with
 // namespaces, whitespace control (trim_blocks and lstrip_blocks as transformers sets them); literals, operators,
 // conditional expressions, subscripts and slices, the tests, filters, methods and functions listed in the code. Anything
-// else is refused with the template's line, never passed over. Loops, nesting and output are bounded, since templates come
-// with models and may be hostile.
+// else is refused with the template's line, never passed over. Work, memory, nesting and output are bounded, since
+// templates come with models and may be hostile.
 // Source: Jinja2's template designer documentation; the chat templates of transformers.
 
 #include <algorithm>
@@ -30,9 +30,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <limits>
+#include <initializer_list>
 #include <map>
 #include <string_view>
+#include <variant>
 #include <vector>
 
 #include <nlohmann/json.hpp>
@@ -41,8 +42,7 @@ MOTE_BEGIN_NAMESPACE
 
 class jinja_template {
  public:
-  // Values are JSON; a discarded value stands for an undefined one.
-  using value = nlohmann::ordered_json;
+  using value = nlohmann::ordered_json;  // of variables
 
   // Throws format_error naming `where` and the line of what is malformed or not supported.
   jinja_template(std::string source, std::string where) : source_(std::move(source)), where_(std::move(where)) {
@@ -56,24 +56,60 @@ class jinja_template {
 
   // Throws format_error likewise for what goes wrong in use, raise_exception included.
   std::string render(const value& variables) const {
-    context c;
-    c.scopes.push_back({});
-    for (const auto& [name, v] : variables.items()) c.scopes.back()[name] = v;
-    try {
-      run(body_, c);
-    } catch (const value::exception& e) {
-      raise<format_error>(where_ + ": " + e.what());
-    }
-    return std::move(c.out);
+    context x;
+    x.scopes.emplace_back();
+    for (const auto& [name, v] : variables.items()) x.scopes.back()[name] = from_json(x, v);
+    run(body_, x);
+    return std::move(x.out);
   }
 
  private:
-  struct context {
-    std::vector<std::map<std::string, value>> scopes;
-    std::string out;
-    std::size_t steps = 0;
+  struct undefined {};
+  struct container;
+  struct space;
+
+  // A value in use. Strings, lists and mappings never change, so that copies share them.
+  struct object {
+    std::variant<undefined, std::nullptr_t, bool, std::int64_t, double, std::shared_ptr<const std::string>,
+                 std::shared_ptr<const container>, std::shared_ptr<space>>
+        held;
+
+    template <class T>
+    bool is() const {
+      return std::holds_alternative<T>(held);
+    }
+    // What it refers to, or a null pointer where it is something else.
+    template <class T>
+    T* at() const {
+      const auto* pointer = std::get_if<std::shared_ptr<T>>(&held);
+      return pointer != nullptr ? pointer->get() : nullptr;
+    }
+    const std::string* text() const { return at<const std::string>(); }
+    const container* list() const { return structure(false); }
+    const container* mapping() const { return structure(true); }
+    const container* structure(bool mapping) const {
+      const auto* c = at<const container>();
+      return c != nullptr && c->mapping == mapping ? c : nullptr;
+    }
+    bool is_number() const { return is<std::int64_t>() || is<double>(); }
   };
-  using expression = std::function<value(context&)>;
+  struct container {
+    std::vector<object> items;
+    bool mapping = false;
+    std::vector<std::string> keys = {};  // of a mapping, one for each item
+    int depth = 1;
+  };
+  struct space {  // a namespace
+    std::map<std::string, object> attributes;
+  };
+
+  struct context {
+    std::vector<std::map<std::string, object>> scopes;
+    std::string out;
+    std::size_t work = 0, line = 1;
+  };
+  using expression = std::function<object(context&)>;
+  using suffix = std::function<object(context&, const object&)>;
   using statement = std::function<void(context&)>;
   using body = std::vector<statement>;
 
@@ -91,13 +127,16 @@ class jinja_template {
     std::vector<std::pair<std::string, expression>> named;
   };
 
-  static constexpr std::size_t most_steps = 1'000'000, most_output = std::size_t{16} << 20;
+  // Work is counted in bytes of text read or written; a token and an element of a list cost about what they take.
+  static constexpr std::size_t most_work = std::size_t{512} << 20, token_work = 64, element_work = 256;
+  static constexpr std::size_t most_text = std::size_t{16} << 20;
   static constexpr int deepest = 100;
 
   [[noreturn]] void fail(std::size_t line, const std::string& message) const {
     raise<format_error>(where_ + ": line " + std::to_string(line) + ": " + message);
   }
   [[noreturn]] void fail(const std::string& message) const { fail(line_, message); }
+  [[noreturn]] void fail(const context& x, const std::string& message) const { fail(x.line, message); }
 
   // --- Text and tags ---------------------------------------------------------------------------------------------------
 
@@ -148,19 +187,25 @@ class jinja_template {
     }
   }
 
-  // Where a tag ends; strings may hold what looks like its end.
+  // Where a tag ends: outside of strings and brackets, which may hold what looks like its end.
   std::size_t find_close(std::size_t i, const std::string& close, bool comment) const {
+    if (comment) return source_.find(close, i);
     char quote = '\0';
-    for (; i < source_.size(); ++i) {
+    for (std::size_t open = 0; i < source_.size(); ++i) {
+      const char c = source_[i];
       if (quote != '\0') {
-        if (source_[i] == '\\')
+        if (c == '\\')
           ++i;
-        else if (source_[i] == quote)
+        else if (c == quote)
           quote = '\0';
-      } else if (source_.compare(i, 2, close) == 0) {
+      } else if (open == 0 && source_.compare(i, 2, close) == 0) {
         return i;
-      } else if (!comment && (source_[i] == '\'' || source_[i] == '"')) {
-        quote = source_[i];
+      } else if (c == '\'' || c == '"') {
+        quote = c;
+      } else if (c == '(' || c == '[' || c == '{') {
+        ++open;
+      } else if (open > 0 && (c == ')' || c == ']' || c == '}')) {
+        --open;
       }
     }
     return std::string::npos;
@@ -254,14 +299,17 @@ class jinja_template {
       const chunk& c = chunks_[next_++];
       line_ = c.line;
       if (c.what == chunk::kind::text) {
-        statements.push_back([this, text = c.text, line = c.line](context& x) { write(x, text, line); });
+        statements.push_back([this, &c](context& x) {
+          x.line = c.line;
+          append(x, x.out, c.text);
+        });
         continue;
       }
       lex(c.text);
       if (c.what == chunk::kind::output) {
         expression e = parse_expression();
         expect_end();
-        statements.push_back([this, e, line = c.line](context& x) { write(x, to_text(e(x), line), line); });
+        statements.push_back([this, e = std::move(e)](context& x) { append(x, x.out, to_text(x, e(x))); });
         continue;
       }
       const std::string name = expect_name();
@@ -314,8 +362,7 @@ class jinja_template {
     std::vector<std::string> names = {expect_name()};
     while (take_op(",")) names.push_back(expect_name());
     if (!take_name("in")) fail("expected \"in\"");
-    expression list = parse_or();
-    expression filter;
+    expression list = parse_or(), filter;
     if (take_name("if")) filter = parse_expression();
     expect_end();
     const std::size_t line = line_;
@@ -326,66 +373,71 @@ class jinja_template {
       otherwise = parse_body({"endfor"}, end);
     }
     expect_end();
-    return [=, this, each = std::move(each), otherwise = std::move(otherwise)](context& x) {
-      value items = iterable(list(x), line);
-      const auto bind = [&](const value& item) {
+    return [this, line, names = std::move(names), list = std::move(list), filter = std::move(filter),
+            each = std::move(each), otherwise = std::move(otherwise)](context& x) {
+      auto all = elements(x, list(x));
+      x.scopes.emplace_back();
+      // Each item has a scope of its own: what is set for one does not reach the next.
+      const auto bind = [&](const object& item) {
+        x.line = line;
+        spend(x, element_work);
+        x.scopes.back().clear();
         if (names.size() == 1) {
           x.scopes.back()[names[0]] = item;
           return;
         }
-        if (!item.is_array() || item.size() != names.size())
-          fail(line, "an item does not unpack into the loop's names");
-        for (std::size_t i = 0; i < names.size(); ++i) x.scopes.back()[names[i]] = item[i];
+        const container* parts = item.list();
+        if (parts == nullptr || parts->items.size() != names.size())
+          fail(x, "an item does not unpack into the loop's names");
+        for (std::size_t i = 0; i < names.size(); ++i) x.scopes.back()[names[i]] = parts->items[i];
       };
-      x.scopes.emplace_back();
       if (filter) {
-        value kept = value::array();
-        for (const value& item : items) {
+        std::vector<object> kept;
+        for (const object& item : all->items) {
           bind(item);
-          if (truth(filter(x))) kept.push_back(item);
+          if (truth(filter(x))) push(x, kept, item);
         }
-        items = std::move(kept);
+        all = std::make_shared<const container>(container{std::move(kept)});
       }
-      for (std::size_t i = 0; i < items.size(); ++i) {
-        if (++x.steps > most_steps) fail(line, "the loops run too long");
-        bind(items[i]);
-        value loop = {{"index", i + 1},
-                      {"index0", i},
-                      {"first", i == 0},
-                      {"last", i + 1 == items.size()},
-                      {"length", items.size()},
-                      {"revindex", items.size() - i},
-                      {"revindex0", items.size() - i - 1}};
-        if (i > 0) loop["previtem"] = items[i - 1];
-        if (i + 1 < items.size()) loop["nextitem"] = items[i + 1];
-        x.scopes.back()["loop"] = std::move(loop);
+      for (std::size_t i = 0; i < all->items.size(); ++i) {
+        bind(all->items[i]);
+        x.scopes.back()["loop"] = loop_state(x, all->items, i);
         run(each, x);
       }
+      x.scopes.back().clear();
+      if (all->items.empty()) run(otherwise, x);
       x.scopes.pop_back();
-      if (items.empty()) run(otherwise, x);
     };
   }
 
+  object loop_state(context& x, const std::vector<object>& items, std::size_t i) const {
+    const auto number = [](std::size_t n) { return object{static_cast<std::int64_t>(n)}; };
+    const std::size_t n = items.size();
+    container loop{
+        {number(i + 1), number(i), object{i == 0}, object{i + 1 == n}, number(n), number(n - i), number(n - i - 1)},
+        true,
+        {"index", "index0", "first", "last", "length", "revindex", "revindex0"}};
+    if (i > 0) put(x, loop, "previtem", items[i - 1]);
+    if (i + 1 < n) put(x, loop, "nextitem", items[i + 1]);
+    return made(x, std::move(loop));
+  }
+
   statement parse_set() {
-    const std::string name = expect_name();
-    std::string attribute;
+    std::string name = expect_name(), attribute;
     if (take_op(".")) attribute = expect_name();
     expect_op("=");
     expression e = parse_expression();
     expect_end();
-    return [this, name, attribute, e, line = line_](context& x) {
-      value v = e(x);
+    return [this, name = std::move(name), attribute = std::move(attribute), e = std::move(e)](context& x) {
+      object v = e(x);
       if (attribute.empty()) {
         x.scopes.back()[name] = std::move(v);
         return;
       }
-      for (auto scope = x.scopes.rbegin(); scope != x.scopes.rend(); ++scope) {
-        if (const auto it = scope->find(name); it != scope->end() && it->second.is_object()) {
-          it->second[attribute] = std::move(v);
-          return;
-        }
-      }
-      fail(line, "\"" + name + "\" is no namespace");
+      space* const target = variable(x, name).at<space>();
+      if (target == nullptr) fail(x, "\"" + name + "\" is no namespace");
+      check_member(x, v);
+      target->attributes[attribute] = std::move(v);
     };
   }
 
@@ -394,38 +446,46 @@ class jinja_template {
   expression parse_expression() {
     if (++depth_ > deepest) fail("nested too deeply");
     expression e = parse_or();
-    while (take_name("if")) {
+    if (take_name("if")) {
       expression condition = parse_or(), otherwise;
       if (take_name("else")) otherwise = parse_expression();
-      e = [e, condition, otherwise](context& x) {
+      e = [e = std::move(e), condition = std::move(condition), otherwise = std::move(otherwise)](context& x) {
         if (truth(condition(x))) return e(x);
-        return otherwise ? otherwise(x) : value(value::value_t::discarded);
+        return otherwise ? otherwise(x) : object{};
       };
     }
     --depth_;
     return e;
   }
 
+  // Everything that is evaluated stands in such an expression, so that work is counted here.
   expression parse_or() {
-    expression left = parse_and();
-    while (take_name("or")) {
-      left = [left, right = parse_and()](context& x) {
-        value v = left(x);
-        return truth(v) ? v : right(x);
-      };
-    }
-    return left;
+    const std::size_t begin = position_;
+    expression e = parse_logic("or", true, &jinja_template::parse_and);
+    std::size_t work = 0;
+    for (std::size_t i = begin; i < position_; ++i) work += token_work + tokens_[i].text.size();
+    return [this, e = std::move(e), work, line = line_](context& x) {
+      x.line = line;
+      spend(x, work);
+      return e(x);
+    };
   }
+  expression parse_and() { return parse_logic("and", false, &jinja_template::parse_not); }
 
-  expression parse_and() {
-    expression left = parse_not();
-    while (take_name("and")) {
-      left = [left, right = parse_not()](context& x) {
-        value v = left(x);
-        return truth(v) ? right(x) : v;
-      };
-    }
-    return left;
+  // The first operand whose truth decides, else the last one.
+  expression parse_logic(const char* name, bool decides, expression (jinja_template::*operand)()) {
+    std::vector<expression> operands;
+    do operands.push_back((this->*operand)());
+    while (take_name(name));
+    if (operands.size() == 1) return std::move(operands[0]);
+    return [operands = std::move(operands), decides](context& x) {
+      object v;
+      for (const expression& e : operands) {
+        v = e(x);
+        if (truth(v) == decides) break;
+      }
+      return v;
+    };
   }
 
   expression parse_not() {
@@ -433,75 +493,74 @@ class jinja_template {
     if (++depth_ > deepest) fail("nested too deeply");
     expression e = parse_not();
     --depth_;
-    return [e](context& x) { return value(!truth(e(x))); };
+    return [e = std::move(e)](context& x) { return object{!truth(e(x))}; };
   }
 
+  // As in Python, a < b < c means a < b and b < c.
   expression parse_comparison() {
-    expression left = parse_sum();
-    for (;;) {
-      const std::size_t line = line_;
-      const bool negated = at(token::kind::name, "not") && peek(1).what == token::kind::name && peek(1).text == "in";
-      if (negated) ++position_;
-      if (take_name("in")) {
-        left = [=, this, right = parse_sum()](context& x) {
-          return value(contains(right(x), left(x), line) != negated);
-        };
-        continue;
+    expression first = parse_sum();
+    std::vector<std::pair<std::string, expression>> rest;
+    for (std::string op = take_comparison(); !op.empty(); op = take_comparison()) rest.emplace_back(op, parse_sum());
+    if (rest.empty()) return first;
+    return [this, first = std::move(first), rest = std::move(rest)](context& x) {
+      object left = first(x);
+      for (const auto& [op, e] : rest) {
+        object right = e(x);
+        if (!compare(x, op, left, right)) return object{false};
+        left = std::move(right);
       }
-      const std::string op = peek().what == token::kind::op ? peek().text : "";
-      if (op != "==" && op != "!=" && op != "<" && op != "<=" && op != ">" && op != ">=") return left;
-      ++position_;
-      left = [=, this, right = parse_sum()](context& x) {
-        const value a = left(x), b = right(x);
-        if (op == "==") return value(equal(a, b));
-        if (op == "!=") return value(!equal(a, b));
-        if (!((a.is_number() && b.is_number()) || (a.is_string() && b.is_string())))
-          fail(line, "values that have no order");
-        return value(op == "<" ? a < b : op == "<=" ? a <= b : op == ">" ? b < a : b <= a);
-      };
-    }
+      return object{true};
+    };
   }
 
-  expression parse_sum() {
-    expression left = parse_product();
-    for (;;) {
-      const std::string op = peek().what == token::kind::op ? peek().text : "";
-      if (op != "+" && op != "-" && op != "~") return left;
-      ++position_;
-      left = [=, this, line = line_, right = parse_product()](context& x) {
-        value a = left(x), b = right(x);
-        if (op == "~") return value(limited(to_text(a, line) + to_text(b, line), line));
-        if (op == "+" && a.is_string() && b.is_string())
-          return value(limited(a.get<std::string>() + b.get<std::string>(), line));
-        if (op == "+" && a.is_array() && b.is_array()) {
-          for (value& item : b) a.push_back(std::move(item));
-          return a;
-        }
-        return arithmetic(op, a, b, line);
-      };
+  std::string take_comparison() {
+    for (const char* op : {"==", "!=", "<", "<=", ">", ">="}) {
+      if (take_op(op)) return op;
     }
+    if (take_name("in")) return "in";
+    if (!at(token::kind::name, "not") || peek(1).what != token::kind::name || peek(1).text != "in") return "";
+    position_ += 2;
+    return "not in";
   }
 
-  expression parse_product() {
-    expression left = parse_unary();
-    for (;;) {
-      const std::string op = peek().what == token::kind::op ? peek().text : "";
-      if (op != "*" && op != "/" && op != "//" && op != "%") return left;
-      ++position_;
-      left = [=, this, line = line_, right = parse_unary()](context& x) {
-        return arithmetic(op, left(x), right(x), line);
-      };
+  expression parse_sum() { return parse_arithmetic({"+", "-"}, &jinja_template::parse_concatenation); }
+  expression parse_product() { return parse_arithmetic({"*", "/", "//", "%"}, &jinja_template::parse_unary); }
+
+  expression parse_arithmetic(std::initializer_list<std::string_view> ops, expression (jinja_template::*operand)()) {
+    expression first = (this->*operand)();
+    std::vector<std::pair<std::string, expression>> rest;
+    while (peek().what == token::kind::op && std::find(ops.begin(), ops.end(), peek().text) != ops.end()) {
+      std::string op = tokens_[position_++].text;
+      rest.emplace_back(std::move(op), (this->*operand)());
     }
+    if (rest.empty()) return first;
+    return [this, first = std::move(first), rest = std::move(rest)](context& x) {
+      object result = first(x);
+      for (const auto& [op, e] : rest) result = arithmetic(x, op, result, e(x));
+      return result;
+    };
   }
 
-  expression parse_unary() {
-    if (take_op("-")) {
-      if (++depth_ > deepest) fail("nested too deeply");
-      expression e = parse_unary();
-      --depth_;
-      return [this, e, line = line_](context& x) { return arithmetic("-", value(0), e(x), line); };
-    }
-    return parse_postfix(parse_primary());
+  expression parse_concatenation() {
+    std::vector<expression> parts;
+    do parts.push_back(parse_product());
+    while (take_op("~"));
+    if (parts.size() == 1) return std::move(parts[0]);
+    return [this, parts = std::move(parts)](context& x) {
+      std::string out;
+      for (const expression& e : parts) append(x, out, to_text(x, e(x)));
+      return text(x, std::move(out));
+    };
+  }
+
+  expression parse_unary() { return parse_filters(parse_negative()); }
+
+  expression parse_negative() {
+    if (!take_op("-")) return parse_postfix(parse_primary());
+    if (++depth_ > deepest) fail("nested too deeply");
+    expression e = parse_negative();
+    --depth_;
+    return [this, e = std::move(e)](context& x) { return arithmetic(x, "-", object{std::int64_t{0}}, e(x)); };
   }
 
   expression parse_primary() {
@@ -510,24 +569,18 @@ class jinja_template {
     if (t.what == token::kind::text) {
       std::string text = t.text;
       while (peek().what == token::kind::text) text += tokens_[position_++].text;
-      return [text](context&) { return value(text); };
+      return constant(object{std::make_shared<const std::string>(std::move(text))});
     }
     if (t.what == token::kind::number) {
       const bool whole = t.text.find('.') == std::string::npos;
-      const value v = whole ? value(std::stoll(t.text)) : value(std::stod(t.text));
-      return [v](context&) { return v; };
+      return constant(whole ? object{std::int64_t{std::stoll(t.text)}} : object{std::stod(t.text)});
     }
     if (t.what == token::kind::name) {
-      if (t.text == "true" || t.text == "True") return [](context&) { return value(true); };
-      if (t.text == "false" || t.text == "False") return [](context&) { return value(false); };
-      if (t.text == "none" || t.text == "None") return [](context&) { return value(nullptr); };
+      if (t.text == "true" || t.text == "True") return constant(object{true});
+      if (t.text == "false" || t.text == "False") return constant(object{false});
+      if (t.text == "none" || t.text == "None") return constant(object{nullptr});
       if (at(token::kind::op, "(")) return parse_function(t.text);
-      return [name = t.text](context& x) {
-        for (auto scope = x.scopes.rbegin(); scope != x.scopes.rend(); ++scope) {
-          if (const auto it = scope->find(name); it != scope->end()) return it->second;
-        }
-        return value(value::value_t::discarded);
-      };
+      return [name = t.text](context& x) { return variable(x, name); };
     }
     if (t.text == "(") {
       expression e = parse_expression();
@@ -540,10 +593,10 @@ class jinja_template {
         items.push_back(parse_expression());
         if (!take_op(",") && !at(token::kind::op, "]")) fail("expected \",\" or \"]\"");
       }
-      return [items](context& x) {
-        value list = value::array();
-        for (const expression& item : items) list.push_back(item(x));
-        return list;
+      return [this, items = std::move(items)](context& x) {
+        std::vector<object> list;
+        for (const expression& item : items) push(x, list, item(x));
+        return made(x, {std::move(list)});
       };
     }
     if (t.text == "{") {
@@ -554,57 +607,89 @@ class jinja_template {
         items.emplace_back(std::move(key), parse_expression());
         if (!take_op(",") && !at(token::kind::op, "}")) fail("expected \",\" or \"}\"");
       }
-      return [this, items, line = line_](context& x) {
-        value object = value::object();
-        for (const auto& [key, item] : items) object[to_text(key(x), line)] = item(x);
-        return object;
+      return [this, items = std::move(items)](context& x) {
+        container mapping{{}, true};
+        for (const auto& [key, item] : items) {
+          const std::string name = to_text(x, key(x));
+          put(x, mapping, name, item(x));
+        }
+        return made(x, std::move(mapping));
       };
     }
     fail("unexpected \"" + t.text + "\"");
   }
 
+  static expression constant(object v) {
+    return [v = std::move(v)](context&) { return v; };
+  }
+
   expression parse_postfix(expression e) {
+    std::vector<suffix> suffixes;
     for (;;) {
-      if (take_op(".")) {
-        const std::string name = expect_name();
+      if (take_op("[")) {
+        suffixes.push_back(parse_subscript());
+      } else if (take_op(".")) {
+        std::string name = expect_name();
         if (at(token::kind::op, "(")) {
-          e = [this, e, name, a = parse_arguments(), line = line_](context& x) {
-            return method(e(x), name, evaluate(a, x, line), line);
-          };
+          suffixes.push_back([this, name = std::move(name), a = parse_arguments()](context& x, const object& v) {
+            return method(x, v, name, evaluate(a, x));
+          });
         } else {
-          e = [this, e, name, line = line_](context& x) { return member(e(x), value(name), line); };
+          suffixes.push_back([this, key = object{std::make_shared<const std::string>(std::move(name))}](
+                                 context& x, const object& v) { return member(x, v, key); });
         }
-      } else if (take_op("[")) {
-        e = parse_subscript(std::move(e));
-      } else if (take_op("|")) {
-        const std::string name = expect_name();
-        arguments a;
-        if (at(token::kind::op, "(")) a = parse_arguments();
-        e = [this, e, name, a, line = line_](context& x) { return filter(e(x), name, evaluate(a, x, line), line); };
-      } else if (take_name("is")) {
-        const bool negated = take_name("not");
-        const std::string name = expect_name();
-        e = [this, e, name, negated, line = line_](context& x) { return value(test(e(x), name, line) != negated); };
       } else {
-        return e;
+        return with_suffixes(std::move(e), std::move(suffixes));
       }
     }
   }
 
-  expression parse_subscript(expression e) {
-    expression first, last, step;
-    const bool slice_first = at(token::kind::op, ":");
-    if (!slice_first) first = parse_expression();
-    if (!take_op(":")) {
-      expect_op("]");
-      return [this, e, first, line = line_](context& x) { return member(e(x), first(x), line); };
+  expression parse_filters(expression e) {
+    std::vector<suffix> suffixes;
+    for (;;) {
+      if (take_op("|")) {
+        std::string name = expect_name();
+        arguments a;
+        if (at(token::kind::op, "(")) a = parse_arguments();
+        suffixes.push_back([this, name = std::move(name), a = std::move(a)](context& x, const object& v) {
+          return filter(x, v, name, evaluate(a, x));
+        });
+      } else if (take_name("is")) {
+        const bool negated = take_name("not");
+        suffixes.push_back([this, negated, name = expect_name()](context& x, const object& v) {
+          return object{test(x, v, name) != negated};
+        });
+      } else {
+        return with_suffixes(std::move(e), std::move(suffixes));
+      }
     }
+  }
+
+  static expression with_suffixes(expression e, std::vector<suffix> suffixes) {
+    if (suffixes.empty()) return e;
+    return [e = std::move(e), suffixes = std::move(suffixes)](context& x) {
+      object v = e(x);
+      for (const suffix& s : suffixes) v = s(x, v);
+      return v;
+    };
+  }
+
+  suffix parse_subscript() {
+    expression first, last, step;
+    if (!at(token::kind::op, ":")) first = parse_expression();
+    if (take_op("]")) {
+      return [this, first = std::move(first)](context& x, const object& v) { return member(x, v, first(x)); };
+    }
+    expect_op(":");
     if (!at(token::kind::op, "]") && !at(token::kind::op, ":")) last = parse_expression();
     if (take_op(":") && !at(token::kind::op, "]")) step = parse_expression();
     expect_op("]");
-    return [this, e, first, last, step, line = line_](context& x) {
-      return slice(e(x), first ? first(x) : value(), last ? last(x) : value(), step ? step(x) : value(1), line);
-    };
+    return
+        [this, first = std::move(first), last = std::move(last), step = std::move(step)](context& x, const object& v) {
+          const auto bound = [&](const expression& e) { return e ? e(x) : object{nullptr}; };
+          const object from = bound(first), to = bound(last);
+          return slice(x, v, from, to, bound(step));
+        };
   }
 
   arguments parse_arguments() {
@@ -624,34 +709,31 @@ class jinja_template {
   }
 
   expression parse_function(const std::string& name) {
-    const arguments a = parse_arguments();
-    const std::size_t line = line_;
+    arguments a = parse_arguments();
     if (name == "namespace") {
-      return [a](context& x) {
-        value object = value::object();
-        for (const auto& [key, e] : a.named) object[key] = e(x);
-        return object;
+      if (!a.positional.empty()) fail("namespace takes names with values only");
+      return [this, a = std::move(a)](context& x) {
+        const auto made = std::make_shared<space>();
+        for (const auto& [key, e] : a.named) check_member(x, made->attributes[key] = e(x));
+        return object{made};
       };
     }
     if (name == "raise_exception") {
-      return [this, a, line](context& x) -> value {
-        const auto v = evaluate(a, x, line);
-        fail(line, v.empty() ? "the template refuses these messages" : to_text(v[0], line));
+      return [this, a = std::move(a)](context& x) -> object {
+        const auto v = evaluate(a, x);
+        fail(x, v.empty() ? "the template refuses these messages" : to_text(x, v[0]));
       };
     }
     if (name == "range") {
-      return [this, a, line](context& x) {
-        const auto v = evaluate(a, x, line);
-        if (v.empty() || v.size() > 3) fail(line, "range takes 1 to 3 numbers");
-        const std::int64_t begin = v.size() > 1 ? whole(v[0], line) : 0, end = whole(v[v.size() > 1 ? 1 : 0], line);
-        const std::int64_t step = v.size() > 2 ? whole(v[2], line) : 1;
-        if (step == 0) fail(line, "range with a step of 0");
-        value list = value::array();
-        for (std::int64_t i = begin; step > 0 ? i < end : i > end; i += step) {
-          if (++x.steps > most_steps) fail(line, "the loops run too long");
-          list.push_back(i);
-        }
-        return list;
+      return [this, a = std::move(a)](context& x) {
+        const auto v = evaluate(a, x);
+        if (v.empty() || v.size() > 3) fail(x, "range takes 1 to 3 numbers");
+        const std::int64_t begin = v.size() > 1 ? whole(x, v[0]) : 0, end = whole(x, v[v.size() > 1 ? 1 : 0]);
+        const std::int64_t step = v.size() > 2 ? whole(x, v[2]) : 1;
+        if (step == 0) fail(x, "range with a step of 0");
+        std::vector<object> list;
+        for (std::int64_t i = begin; step > 0 ? i < end : i > end; i += step) push(x, list, object{i});
+        return made(x, {std::move(list)});
       };
     }
     fail("the function \"" + name + "\" is not supported");
@@ -663,152 +745,302 @@ class jinja_template {
     for (const statement& s : statements) s(x);
   }
 
-  void write(context& x, const std::string& text, std::size_t line) const {
-    if (x.out.size() + text.size() > most_output) fail(line, "the output grows too long");
-    x.out += text;
+  void spend(context& x, std::size_t work) const {
+    x.work += work;
+    if (x.work > most_work) fail(x, "the template runs too long");
   }
 
-  std::string limited(std::string text, std::size_t line) const {
-    if (text.size() > most_output) fail(line, "a string grows too long");
-    return text;
+  void append(context& x, std::string& to, std::string_view text) const {
+    if (to.size() + text.size() > most_text) fail(x, "a string or the output grows too long");
+    to += text;
+  }
+
+  object text(context& x, std::string s) const {
+    if (s.size() > most_text) fail(x, "a string or the output grows too long");
+    spend(x, s.size());
+    return {std::make_shared<const std::string>(std::move(s))};
+  }
+
+  void push(context& x, std::vector<object>& list, object item) const {
+    spend(x, element_work);
+    list.push_back(std::move(item));
+  }
+
+  void put(context& x, container& mapping, const std::string& key, object item) const {
+    if (const object* present = find(x, mapping, key)) {
+      mapping.items[static_cast<std::size_t>(present - mapping.items.data())] = std::move(item);
+      return;
+    }
+    push(x, mapping.items, std::move(item));
+    mapping.keys.push_back(key);
+  }
+
+  // A namespace may change, so that it could come to hold itself.
+  void check_member(context& x, const object& v) const {
+    if (v.is<std::shared_ptr<space>>()) fail(x, "a namespace inside of another value is not supported");
+  }
+
+  object made(context& x, container c) const {
+    for (const object& item : c.items) {
+      check_member(x, item);
+      if (const auto* inner = item.at<const container>()) c.depth = std::max(c.depth, inner->depth + 1);
+    }
+    if (c.depth > deepest) fail(x, "a value is nested too deeply");
+    return {std::make_shared<const container>(std::move(c))};
+  }
+
+  object from_json(context& x, const value& v) const {
+    if (v.is_null()) return {nullptr};
+    if (v.is_boolean()) return {v.get<bool>()};
+    if (v.is_number_integer()) return {v.get<std::int64_t>()};
+    if (v.is_number()) return {v.get<double>()};
+    if (v.is_string()) return text(x, v.get<std::string>());
+    if (!v.is_structured()) return {};
+    container c{{}, v.is_object()};
+    for (const auto& [key, item] : v.items()) {
+      push(x, c.items, from_json(x, item));
+      if (c.mapping) c.keys.push_back(key);
+    }
+    return made(x, std::move(c));
+  }
+
+  static object variable(const context& x, const std::string& name) {
+    for (auto scope = x.scopes.rbegin(); scope != x.scopes.rend(); ++scope) {
+      if (const auto it = scope->find(name); it != scope->end()) return it->second;
+    }
+    return {};
   }
 
   // Positional arguments' values, named ones behind them in the order given.
-  std::vector<value> evaluate(const arguments& a, context& x, std::size_t) const {
-    std::vector<value> values;
+  static std::vector<object> evaluate(const arguments& a, context& x) {
+    std::vector<object> values;
     for (const expression& e : a.positional) values.push_back(e(x));
     for (const auto& [name, e] : a.named) values.push_back(e(x));
     return values;
   }
 
-  static bool truth(const value& v) {
-    if (v.is_discarded() || v.is_null()) return false;
-    if (v.is_boolean()) return v.get<bool>();
-    if (v.is_number()) return v.get<double>() != 0.0;
-    if (v.is_string()) return !v.get_ref<const std::string&>().empty();
-    return !v.empty();
+  static bool truth(const object& v) {
+    if (const auto* b = std::get_if<bool>(&v.held)) return *b;
+    if (v.is_number()) return number(v) != 0.0;
+    if (const auto* s = v.text()) return !s->empty();
+    if (const auto* c = v.at<const container>()) return !c->items.empty();
+    return v.is<std::shared_ptr<space>>();
   }
 
-  static bool equal(const value& a, const value& b) {
-    if (a.is_discarded() || b.is_discarded()) return a.is_discarded() && b.is_discarded();
-    return a == b;
+  static double number(const object& v) {
+    if (const auto* i = std::get_if<std::int64_t>(&v.held)) return static_cast<double>(*i);
+    if (const auto* b = std::get_if<bool>(&v.held)) return *b ? 1.0 : 0.0;
+    return std::get<double>(v.held);
   }
 
-  std::string to_text(const value& v, std::size_t line) const {
-    if (v.is_discarded()) return "";
-    if (v.is_string()) return v.get<std::string>();
-    if (v.is_boolean()) return v.get<bool>() ? "True" : "False";
-    if (v.is_null()) return "None";
-    if (v.is_number()) return v.dump();
-    fail(line, "a list or mapping cannot be written as text: use tojson");
+  bool equal(context& x, const object& a, const object& b) const {
+    spend(x, token_work);
+    const auto numeric = [](const object& v) { return v.is_number() || v.is<bool>(); };  // Python's True is 1
+    if (numeric(a) && numeric(b)) return number(a) == number(b);
+    if (a.held.index() != b.held.index()) return false;
+    if (a.text() != nullptr) {
+      spend(x, std::min(a.text()->size(), b.text()->size()));
+      return *a.text() == *b.text();
+    }
+    if (a.is<std::shared_ptr<space>>()) return a.at<space>() == b.at<space>();
+    const auto *p = a.at<const container>(), *q = b.at<const container>();
+    if (p == q) return true;  // none and undefined values, too
+    if (p->mapping != q->mapping || p->items.size() != q->items.size()) return false;
+    for (std::size_t i = 0; i < p->items.size(); ++i) {
+      const object* other = p->mapping ? find(x, *q, p->keys[i]) : &q->items[i];
+      if (other == nullptr || !equal(x, p->items[i], *other)) return false;
+    }
+    return true;
   }
 
-  std::int64_t whole(const value& v, std::size_t line) const {
-    if (!v.is_number_integer()) fail(line, "expected a whole number");
-    return v.get<std::int64_t>();
+  bool compare(context& x, const std::string& op, const object& a, const object& b) const {
+    if (op == "in" || op == "not in") return contains(x, b, a) == (op == "in");
+    if (op == "==" || op == "!=") return equal(x, a, b) == (op == "==");
+    const auto holds = [&](const auto& p, const auto& q) {
+      return op == "<" ? p < q : op == "<=" ? p <= q : op == ">" ? p > q : p >= q;
+    };
+    if (a.is_number() && b.is_number()) return holds(number(a), number(b));
+    if (a.text() == nullptr || b.text() == nullptr) fail(x, "values that have no order");
+    spend(x, std::min(a.text()->size(), b.text()->size()));
+    return holds(*a.text(), *b.text());
   }
 
-  value arithmetic(const std::string& op, const value& a, const value& b, std::size_t line) const {
-    if (!a.is_number() || !b.is_number()) fail(line, "\"" + op + "\" needs numbers");
+  std::string to_text(context& x, const object& v) const {
+    if (v.is<undefined>()) return "";
+    if (v.is<std::nullptr_t>()) return "None";
+    if (const auto* b = std::get_if<bool>(&v.held)) return *b ? "True" : "False";
+    if (const auto* i = std::get_if<std::int64_t>(&v.held)) return std::to_string(*i);
+    if (const auto* d = std::get_if<double>(&v.held)) return value(*d).dump();
+    if (v.text() == nullptr) fail(x, "a list or mapping cannot be written as text: use tojson");
+    spend(x, v.text()->size());
+    return *v.text();
+  }
+
+  std::int64_t whole(context& x, const object& v) const {
+    if (!v.is<std::int64_t>()) fail(x, "expected a whole number");
+    return std::get<std::int64_t>(v.held);
+  }
+
+  object arithmetic(context& x, const std::string& op, const object& a, const object& b) const {
+    if (op == "+" && a.text() != nullptr && b.text() != nullptr) return text(x, *a.text() + *b.text());
+    if (op == "+" && a.list() != nullptr && b.list() != nullptr) {
+      std::vector<object> list;
+      for (const container* c : {a.list(), b.list()}) {
+        for (const object& item : c->items) push(x, list, item);
+      }
+      return made(x, {std::move(list)});
+    }
+    if (!a.is_number() || !b.is_number()) fail(x, "\"" + op + "\" needs numbers");
     constexpr double exact = 9007199254740992.0;  // 2^53: beyond it neither form is exact
-    const double p = a.get<double>(), q = b.get<double>();
-    if (std::abs(p) > exact || std::abs(q) > exact) fail(line, "a number is too large");
-    if ((op == "/" || op == "//" || op == "%") && q == 0.0) fail(line, "division by zero");
+    const double p = number(a), q = number(b);
+    if (std::abs(p) > exact || std::abs(q) > exact) fail(x, "a number is too large");
+    if ((op == "/" || op == "//" || op == "%") && q == 0.0) fail(x, "division by zero");
     const double r = op == "+"    ? p + q
                      : op == "-"  ? p - q
                      : op == "*"  ? p * q
                      : op == "/"  ? p / q
                      : op == "//" ? std::floor(p / q)
                                   : p - q * std::floor(p / q);
-    if (std::abs(r) > exact) fail(line, "a number is too large");
-    if (op != "/" && a.is_number_integer() && b.is_number_integer()) return static_cast<std::int64_t>(r);
-    return r;
+    if (std::abs(r) > exact) fail(x, "a number is too large");
+    if (op != "/" && a.is<std::int64_t>() && b.is<std::int64_t>()) return {static_cast<std::int64_t>(r)};
+    return {r};
   }
 
-  bool contains(const value& list, const value& item, std::size_t line) const {
-    if (list.is_string() && item.is_string())
-      return list.get<std::string>().find(item.get<std::string>()) != std::string::npos;
-    if (list.is_object() && item.is_string()) return list.contains(item.get<std::string>());
-    if (list.is_array()) return std::any_of(list.begin(), list.end(), [&](const value& v) { return equal(v, item); });
-    fail(line, "\"in\" needs a string, list or mapping");
+  // Searching compares up to all of `part` at each place.
+  void spend_search(context& x, const std::string& s, const std::string& part) const {
+    spend(x, s.size() * (1 + part.size() / 32));
   }
 
-  value iterable(const value& v, std::size_t line) const {
-    if (v.is_array()) return v;
-    if (v.is_discarded()) return value::array();
-    if (v.is_object()) {
-      value keys = value::array();
-      for (const auto& [key, item] : v.items()) keys.push_back(key);
-      return keys;
+  const object* find(context& x, const container& mapping, const std::string& key) const {
+    spend(x, mapping.keys.size() * (8 + key.size() / 32));
+    const auto it = std::find(mapping.keys.begin(), mapping.keys.end(), key);
+    return it == mapping.keys.end() ? nullptr : &mapping.items[static_cast<std::size_t>(it - mapping.keys.begin())];
+  }
+
+  bool contains(context& x, const object& v, const object& item) const {
+    if (v.text() != nullptr && item.text() != nullptr) {
+      spend_search(x, *v.text(), *item.text());
+      return v.text()->find(*item.text()) != std::string::npos;
     }
-    fail(line, "expected a list to loop over");
+    if (v.mapping() != nullptr && item.text() != nullptr) return find(x, *v.mapping(), *item.text()) != nullptr;
+    if (const container* c = v.list()) {
+      return std::any_of(c->items.begin(), c->items.end(), [&](const object& o) { return equal(x, o, item); });
+    }
+    fail(x, "\"in\" needs a string, list or mapping");
   }
 
-  value member(const value& v, const value& key, std::size_t line) const {
-    if (v.is_discarded()) fail(line, "a member of an undefined value");
-    if (v.is_object() && key.is_string()) {
-      const auto it = v.find(key.get<std::string>());
-      return it == v.end() ? value(value::value_t::discarded) : *it;
-    }
-    if (key.is_number_integer() && v.is_array()) {
-      const auto size = static_cast<std::int64_t>(v.size());
-      const std::int64_t i = key.get<std::int64_t>(), at = i < 0 ? i + size : i;
-      if (at < 0 || at >= size) return value(value::value_t::discarded);
-      return v[static_cast<std::size_t>(at)];
-    }
-    if (key.is_string()) return value(value::value_t::discarded);
-    fail(line, "a subscript that does not fit");
-  }
-
-  // The characters of UTF-8 text, one string each.
-  static value characters(const std::string& text) {
-    value list = value::array();
-    for (const char c : text) {
-      const bool continues = (static_cast<unsigned char>(c) & 0xC0u) == 0x80u;
-      if (continues && !list.empty()) {
-        list.back().get_ref<std::string&>() += c;
-      } else {
-        list.push_back(std::string(1, c));
+  // What a loop over `v` goes through, as a list.
+  std::shared_ptr<const container> elements(context& x, const object& v) const {
+    if (v.list() != nullptr) return std::get<std::shared_ptr<const container>>(v.held);
+    container list;
+    if (const container* c = v.mapping()) {
+      for (const std::string& key : c->keys) push(x, list.items, text(x, key));
+    } else if (const std::string* s = v.text()) {
+      for (std::size_t i = 0, end; i < s->size(); i = end) {
+        for (end = i + 1; end < s->size() && continues((*s)[end]);) ++end;
+        push(x, list.items, text(x, s->substr(i, end - i)));
       }
+    } else if (!v.is<undefined>()) {
+      fail(x, "expected a list to loop over");
     }
-    return list;
+    return std::make_shared<const container>(std::move(list));
   }
 
-  value slice(const value& v, const value& first, const value& last, const value& step, std::size_t line) const {
-    if (!v.is_array() && !v.is_string()) fail(line, "a slice of what is neither list nor string");
-    const value items = v.is_string() ? characters(v.get<std::string>()) : v;
-    const auto size = static_cast<std::int64_t>(items.size());
-    const std::int64_t by = whole(step, line);
-    if (by != 1 && by != -1) fail(line, "a slice's step other than 1 and -1 is not supported");
-    const auto bound = [&](const value& b, std::int64_t fallback) {
-      if (b.is_null()) return fallback;
-      const std::int64_t i = whole(b, line);
+  object member(context& x, const object& v, const object& key) const {
+    if (v.is<undefined>()) fail(x, "a member of an undefined value");
+    if (const std::string* name = key.text()) {
+      if (const container* c = v.mapping()) {
+        const object* item = find(x, *c, *name);
+        return item != nullptr ? *item : object{};
+      }
+      if (const space* s = v.at<space>()) {
+        const auto it = s->attributes.find(*name);
+        return it != s->attributes.end() ? it->second : object{};
+      }
+      return {};
+    }
+    if (!key.is<std::int64_t>() || (v.text() == nullptr && v.list() == nullptr))
+      fail(x, "a subscript that does not fit");
+    const auto size = static_cast<std::int64_t>(length(x, v));
+    const std::int64_t i = whole(x, key), place = i < 0 ? i + size : i;
+    if (place < 0 || place >= size) return {};
+    const auto k = static_cast<std::size_t>(place);
+    return v.text() != nullptr ? text(x, std::string(part(x, *v.text(), k, k + 1))) : v.list()->items[k];
+  }
+
+  // Characters are those of UTF-8.
+  static bool continues(char c) { return (static_cast<unsigned char>(c) & 0xC0u) == 0x80u; }
+
+  std::size_t length(context& x, const object& v) const {
+    const auto* c = v.at<const container>();
+    if (v.text() == nullptr) return c != nullptr ? c->items.size() : 0;
+    spend(x, v.text()->size());
+    return static_cast<std::size_t>(
+        std::count_if(v.text()->begin(), v.text()->end(), [](char b) { return !continues(b); }));
+  }
+
+  // The characters from `begin` up to `end`.
+  std::string_view part(context& x, std::string_view s, std::size_t begin, std::size_t end) const {
+    spend(x, s.size());
+    const auto offset = [](std::string_view t, std::size_t n) {
+      std::size_t i = 0;
+      while (i < t.size() && (continues(t[i]) || n-- > 0)) ++i;
+      return i;
+    };
+    s.remove_prefix(offset(s, begin));
+    return s.substr(0, offset(s, end - begin));
+  }
+
+  object slice(context& x, const object& v, const object& first, const object& last, const object& step) const {
+    if (v.text() == nullptr && v.list() == nullptr) fail(x, "a slice of what is neither list nor string");
+    const auto size = static_cast<std::int64_t>(length(x, v));
+    const std::int64_t by = step.is<std::nullptr_t>() ? 1 : whole(x, step);
+    if (by != 1 && by != -1) fail(x, "a slice's step other than 1 and -1 is not supported");
+    const auto bound = [&](const object& b, std::int64_t fallback) {
+      if (b.is<std::nullptr_t>()) return fallback;
+      const std::int64_t i = whole(x, b);
       return std::clamp<std::int64_t>(i < 0 ? i + size : i, by > 0 ? 0 : -1, by > 0 ? size : size - 1);
     };
-    const std::int64_t begin = bound(first, by > 0 ? 0 : size - 1), end = bound(last, by > 0 ? size : -1);
-    value list = value::array();
-    for (std::int64_t i = begin; by > 0 ? i < end : i > end; i += by)
-      list.push_back(items[static_cast<std::size_t>(i)]);
-    return v.is_string() ? filter(list, "join", {}, line) : list;
+    const std::int64_t from = bound(first, by > 0 ? 0 : size - 1), to = bound(last, by > 0 ? size : -1);
+    const auto begin = static_cast<std::size_t>(by > 0 ? from : to + 1);
+    const auto end = std::max(begin, static_cast<std::size_t>(by > 0 ? to : from + 1));
+    if (v.text() != nullptr) {
+      const std::string_view chosen = part(x, *v.text(), begin, end);
+      return text(x, by > 0 ? std::string(chosen) : reversed(chosen));
+    }
+    std::vector<object> list;
+    for (std::size_t i = begin; i < end; ++i) push(x, list, v.list()->items[i]);
+    if (by < 0) std::reverse(list.begin(), list.end());
+    return made(x, {std::move(list)});
   }
 
-  bool test(const value& v, const std::string& name, std::size_t line) const {
-    if (name == "defined") return !v.is_discarded();
-    if (name == "undefined") return v.is_discarded();
-    if (name == "none") return v.is_null();
-    if (name == "string") return v.is_string();
-    if (name == "number") return v.is_number();
-    if (name == "integer") return v.is_number_integer();
-    if (name == "boolean") return v.is_boolean();
-    if (name == "mapping") return v.is_object();
-    if (name == "sequence" || name == "iterable") return v.is_array() || v.is_string() || v.is_object();
-    if (name == "true") return v.is_boolean() && v.get<bool>();
-    if (name == "false") return v.is_boolean() && !v.get<bool>();
-    if (name == "odd" || name == "even") return (whole(v, line) % 2 != 0) == (name == "odd");
-    fail(line, "the test \"" + name + "\" is not supported");
+  static std::string reversed(std::string_view s) {
+    std::string out;
+    for (std::size_t i = s.size(), end = i; i-- > 0;) {
+      if (i > 0 && continues(s[i])) continue;
+      out += s.substr(i, end - i);
+      end = i;
+    }
+    return out;
   }
 
-  static std::string strip(const std::string& s, const std::string& characters, bool left, bool right) {
+  bool test(context& x, const object& v, const std::string& name) const {
+    if (name == "defined") return !v.is<undefined>();
+    if (name == "undefined") return v.is<undefined>();
+    if (name == "none") return v.is<std::nullptr_t>();
+    if (name == "string") return v.text() != nullptr;
+    if (name == "number") return v.is_number() || v.is<bool>();
+    if (name == "integer") return v.is<std::int64_t>();
+    if (name == "boolean") return v.is<bool>();
+    if (name == "mapping") return v.mapping() != nullptr;
+    if (name == "sequence" || name == "iterable") return v.text() != nullptr || v.at<const container>() != nullptr;
+    if (name == "true") return v.is<bool>() && truth(v);
+    if (name == "false") return v.is<bool>() && !truth(v);
+    if (name == "odd" || name == "even") return (whole(x, v) % 2 != 0) == (name == "odd");
+    fail(x, "the test \"" + name + "\" is not supported");
+  }
+
+  static std::string strip(const std::string& s, std::string_view characters, bool left, bool right) {
     std::size_t begin = 0, end = s.size();
     while (left && begin < end && characters.find(s[begin]) != std::string::npos) ++begin;
     while (right && end > begin && characters.find(s[end - 1]) != std::string::npos) --end;
@@ -822,122 +1054,167 @@ class jinja_template {
     return s;
   }
 
-  std::string replaced(const std::string& s, const std::string& from, const std::string& to, std::size_t line) const {
-    if (from.empty()) fail(line, "replace of an empty string");
+  // At most `left` times, unless that is negative.
+  object replaced(context& x, const std::string& s, const std::string& from, const std::string& to,
+                  std::int64_t left) const {
+    if (from.empty()) fail(x, "replace of an empty string");
+    spend_search(x, s, from);
     std::string out;
     std::size_t done = 0;
-    for (std::size_t i = s.find(from); i != std::string::npos; i = s.find(from, done)) {
-      out = limited(out + s.substr(done, i - done) + to, line);
+    for (std::size_t i; left != 0 && (i = s.find(from, done)) != std::string::npos; --left) {
+      append(x, out, std::string_view(s).substr(done, i - done));
+      append(x, out, to);
       done = i + from.size();
     }
-    return out + s.substr(done);
+    append(x, out, std::string_view(s).substr(done));
+    return text(x, std::move(out));
   }
 
-  std::string text_argument(const std::vector<value>& a, std::size_t i, std::size_t line) const {
-    if (i >= a.size() || !a[i].is_string()) fail(line, "expected a string as argument");
-    return a[i].get<std::string>();
-  }
-
-  value method(const value& v, const std::string& name, const std::vector<value>& a, std::size_t line) const {
-    const std::string white = " \t\r\n\v\f";
-    if (v.is_string()) {
-      const std::string s = v.get<std::string>();
-      if (name == "strip" || name == "lstrip" || name == "rstrip") {
-        return strip(s, a.empty() ? white : text_argument(a, 0, line), name != "rstrip", name != "lstrip");
-      }
-      if (name == "startswith") return s.starts_with(text_argument(a, 0, line));
-      if (name == "endswith") return s.ends_with(text_argument(a, 0, line));
-      if (name == "upper") return mapped(s, std::toupper);
-      if (name == "lower") return mapped(s, std::tolower);
-      if (name == "replace") return replaced(s, text_argument(a, 0, line), text_argument(a, 1, line), line);
-      if (name == "split") {
-        const std::string separator = text_argument(a, 0, line);
-        if (separator.empty()) fail(line, "split at an empty string");
-        std::int64_t left = a.size() > 1 ? whole(a[1], line) : -1;
-        value parts = value::array();
-        std::size_t done = 0;
-        for (std::size_t i; left != 0 && (i = s.find(separator, done)) != std::string::npos; --left) {
-          parts.push_back(s.substr(done, i - done));
-          done = i + separator.size();
-        }
-        parts.push_back(s.substr(done));
-        return parts;
-      }
+  // At a separator, or at white space where it is empty; at most `left` times, unless that is negative.
+  object split(context& x, const std::string& s, const std::string& separator, std::int64_t left) const {
+    spend_search(x, s, separator);
+    const bool blank = separator.empty();
+    std::vector<object> parts;
+    std::size_t done = blank ? s.find_first_not_of(white) : 0;
+    for (std::size_t i; left != 0 && done != std::string::npos; --left) {
+      i = blank ? s.find_first_of(white, done) : s.find(separator, done);
+      if (i == std::string::npos) break;
+      push(x, parts, text(x, s.substr(done, i - done)));
+      done = blank ? s.find_first_not_of(white, i) : i + separator.size();
     }
-    if (v.is_object()) {
+    if (done != std::string::npos) push(x, parts, text(x, s.substr(done)));
+    return made(x, {std::move(parts)});
+  }
+
+  const std::string& text_argument(context& x, const std::vector<object>& a, std::size_t i) const {
+    if (i >= a.size() || a[i].text() == nullptr) fail(x, "expected a string as argument");
+    return *a[i].text();
+  }
+
+  object method(context& x, const object& v, const std::string& name, const std::vector<object>& a) const {
+    if (v.text() != nullptr) return text_method(x, *v.text(), name, a);
+    if (const container* c = v.mapping()) {
       if (name == "get") {
-        const auto it = v.find(text_argument(a, 0, line));
-        return it != v.end() ? *it : a.size() > 1 ? a[1] : value(nullptr);
+        const object* item = find(x, *c, text_argument(x, a, 0));
+        return item != nullptr ? *item : a.size() > 1 ? a[1] : object{nullptr};
       }
       if (name == "items" || name == "keys" || name == "values") {
-        value list = value::array();
-        for (const auto& [key, item] : v.items()) {
-          list.push_back(name == "keys" ? value(key) : name == "values" ? item : value::array({key, item}));
+        std::vector<object> list;
+        for (std::size_t i = 0; i < c->items.size(); ++i) {
+          if (name == "values") {
+            push(x, list, c->items[i]);
+            continue;
+          }
+          const object key = text(x, c->keys[i]);
+          push(x, list, name == "keys" ? key : made(x, {{key, c->items[i]}}));
         }
-        return list;
+        return made(x, {std::move(list)});
       }
     }
-    fail(line, "the method \"" + name + "\" is not supported here");
+    fail(x, "the method \"" + name + "\" is not supported here");
   }
 
-  value filter(const value& v, const std::string& name, const std::vector<value>& a, std::size_t line) const {
+  object text_method(context& x, const std::string& s, const std::string& name, const std::vector<object>& a) const {
+    spend(x, s.size());
+    if (name == "strip" || name == "lstrip" || name == "rstrip") {
+      const std::string_view characters = a.empty() ? white : std::string_view(text_argument(x, a, 0));
+      spend(x, s.size() * (characters.size() / 32));
+      return text(x, strip(s, characters, name != "rstrip", name != "lstrip"));
+    }
+    if (name == "startswith") return {s.starts_with(text_argument(x, a, 0))};
+    if (name == "endswith") return {s.ends_with(text_argument(x, a, 0))};
+    if (name == "upper") return text(x, mapped(s, std::toupper));
+    if (name == "lower") return text(x, mapped(s, std::tolower));
+    if (name == "replace") {
+      return replaced(x, s, text_argument(x, a, 0), text_argument(x, a, 1), a.size() > 2 ? whole(x, a[2]) : -1);
+    }
+    if (name == "split") {
+      const bool blank = a.empty() || a[0].is<std::nullptr_t>();
+      if (!blank && text_argument(x, a, 0).empty()) fail(x, "split at an empty string");
+      return split(x, s, blank ? "" : text_argument(x, a, 0), a.size() > 1 ? whole(x, a[1]) : -1);
+    }
+    fail(x, "the method \"" + name + "\" is not supported here");
+  }
+
+  object filter(context& x, const object& v, const std::string& name, const std::vector<object>& a) const {
     if (name == "default" || name == "d") {
-      const bool missing = v.is_discarded() || (a.size() > 1 && truth(a[1]) && !truth(v));
-      return missing ? (a.empty() ? value("") : a[0]) : v;
+      const bool missing = v.is<undefined>() || (a.size() > 1 && truth(a[1]) && !truth(v));
+      return !missing ? v : a.empty() ? text(x, "") : a[0];
     }
-    if (name == "trim") return method(value(to_text(v, line)), "strip", a, line);
-    if (name == "upper" || name == "lower") return method(value(to_text(v, line)), name, a, line);
-    if (name == "replace") return method(value(to_text(v, line)), name, a, line);
-    if (name == "string") return to_text(v, line);
-    if (name == "items") return method(v, name, a, line);
-    if (name == "tojson") return to_json(v, line);
+    if (name == "trim") return text_method(x, to_text(x, v), "strip", a);
+    if (name == "upper" || name == "lower" || name == "replace") return text_method(x, to_text(x, v), name, a);
+    if (name == "string") return text(x, to_text(x, v));
+    if (name == "items") return method(x, v, name, a);
+    if (name == "tojson") {
+      std::string out;
+      write_json(x, out, v);
+      return text(x, std::move(out));
+    }
     if (name == "safe") return v;
-    if (name == "length" || name == "count") {
-      if (!v.is_string()) return v.is_array() || v.is_object() ? v.size() : std::size_t{0};
-      const std::string s = v.get<std::string>();
-      return std::count_if(s.begin(), s.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0u) != 0x80u; });
+    if (name == "length" || name == "count") return {static_cast<std::int64_t>(length(x, v))};
+    if (name == "list") return {elements(x, v)};
+    if (name == "first" || name == "last") {
+      const bool whole = v.text() != nullptr;  // its characters need no list
+      return member(x, whole ? v : object{elements(x, v)}, object{std::int64_t{name == "first" ? 0 : -1}});
     }
-    if (name == "list") return iterable(v, line);
-    if (name == "first" || name == "last") return member(iterable(v, line), value(name == "first" ? 0 : -1), line);
     if (name == "join") {
       std::string out;
-      const value items = iterable(v, line);
-      for (std::size_t i = 0; i < items.size(); ++i) {
-        if (i > 0 && !a.empty()) out += text_argument(a, 0, line);
-        out = limited(out + to_text(items[i], line), line);
+      const auto list = elements(x, v);
+      for (const object& item : list->items) {
+        if (&item != list->items.data() && !a.empty()) append(x, out, text_argument(x, a, 0));
+        append(x, out, to_text(x, item));
       }
-      return out;
+      return text(x, std::move(out));
     }
     if (name == "selectattr" || name == "rejectattr") {
-      value list = value::array();
-      for (const value& item : iterable(v, line)) {
-        const value attribute = member(item, value(text_argument(a, 0, line)), line);
-        const std::string how = a.size() > 1 ? text_argument(a, 1, line) : "";
-        if (a.size() == 3 && how != "equalto" && how != "==")
-          fail(line, "the test \"" + how + "\" is not supported here");
-        const bool chosen = a.size() == 3   ? equal(attribute, a[2])
-                            : a.size() == 2 ? test(attribute, how, line)
-                                            : truth(attribute);
-        if (chosen == (name == "selectattr")) list.push_back(item);
+      std::vector<object> kept;
+      const auto list = elements(x, v);
+      for (const object& item : list->items) {
+        if (chosen(x, item, a) == (name == "selectattr")) push(x, kept, item);
       }
-      return list;
+      return made(x, {std::move(kept)});
     }
-    fail(line, "the filter \"" + name + "\" is not supported");
+    fail(x, "the filter \"" + name + "\" is not supported");
+  }
+
+  // Whether selectattr keeps an item: its arguments are the attribute's name, a test, and what the test compares with.
+  bool chosen(context& x, const object& item, const std::vector<object>& a) const {
+    spend(x, token_work);
+    text_argument(x, a, 0);
+    const object attribute = member(x, item, a[0]);
+    if (a.size() == 1) return truth(attribute);
+    const std::string& how = text_argument(x, a, 1);
+    if (a.size() == 2) return test(x, attribute, how);
+    if (a.size() > 3 || (how != "equalto" && how != "==")) fail(x, "the test \"" + how + "\" is not supported here");
+    return equal(x, attribute, a[2]);
   }
 
   // As Python's json.dumps writes it: ", " and ": " between items.
-  std::string to_json(const value& v, std::size_t line) const {
-    if (v.is_discarded()) fail(line, "tojson of an undefined value");
-    if (!v.is_structured()) return v.dump(-1, ' ', false, value::error_handler_t::replace);
-    std::string out = v.is_array() ? "[" : "{";
-    bool first = true;
-    for (const auto& [key, item] : v.items()) {
-      if (!std::exchange(first, false)) out += ", ";
-      if (v.is_object()) out += value(key).dump(-1, ' ', false, value::error_handler_t::replace) + ": ";
-      out = limited(out + to_json(item, line), line);
+  void write_json(context& x, std::string& out, const object& v) const {
+    const auto quoted = [&](const std::string& s) {
+      spend(x, s.size());
+      append(x, out, value(s).dump(-1, ' ', false, value::error_handler_t::replace));
+    };
+    spend(x, token_work);
+    if (v.is<undefined>()) fail(x, "tojson of an undefined value");
+    if (v.text() != nullptr) return quoted(*v.text());
+    if (v.is<std::nullptr_t>()) return append(x, out, "null");
+    if (v.is<bool>()) return append(x, out, truth(v) ? "true" : "false");
+    const auto* c = v.at<const container>();
+    if (c == nullptr) return append(x, out, to_text(x, v));
+    append(x, out, c->mapping ? "{" : "[");
+    for (std::size_t i = 0; i < c->items.size(); ++i) {
+      if (i > 0) append(x, out, ", ");
+      if (c->mapping) {
+        quoted(c->keys[i]);
+        append(x, out, ": ");
+      }
+      write_json(x, out, c->items[i]);
     }
-    return out + (v.is_array() ? "]" : "}");
+    append(x, out, c->mapping ? "}" : "]");
   }
+
+  static constexpr std::string_view white = " \t\r\n\v\f";
 
   std::string source_, where_;
   std::vector<chunk> chunks_;
@@ -1169,32 +1446,39 @@ struct chat_message {
 
 class chat_template {
  public:
-  // The `chat_template` of DIR/tokenizer_config.json (a string, or a list of which the one named "default" counts), or the
-  // file DIR/chat_template.jinja; nothing where the model has none. Throws format_error for one that is malformed or uses
-  // what is not supported.
-  static std::optional<chat_template> load(const std::string& directory) {
-    const std::string config_path = directory + "/tokenizer_config.json",
-                      file_path = directory + "/chat_template.jinja";
+  struct template_source {
+    std::string text, where;  // `where` names it in errors
+  };
+
+  // The model's template as it is written: the file DIR/chat_template.jinja, or the `chat_template` of
+  // DIR/tokenizer_config.json (a string, or a list of which the one named "default" counts); nothing where it has none.
+  static std::optional<template_source> read_source(const std::string& directory) {
+    const std::string file_path = directory + "/chat_template.jinja";
     std::error_code ignored;
+    if (std::filesystem::exists(file_path, ignored)) {
+      const mapped_file file(file_path);
+      return template_source{{reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()}, file_path};
+    }
+    const auto file = read_config(directory);
+    if (!file || !file->root().has_value("chat_template")) return std::nullopt;
+    const json_object config = file->root();
+    return template_source{read_source(config), config.where() + ": chat_template"};
+  }
+
+  // The template of read_source, ready for use. Throws format_error for one that is malformed or uses what is not
+  // supported.
+  static std::optional<chat_template> load(const std::string& directory) {
+    auto found = read_source(directory);
+    if (!found) return std::nullopt;
     jinja_template::value variables = jinja_template::value::object();
-    std::optional<std::string> source;
-    std::string where = config_path + ": chat_template";
-    if (std::filesystem::exists(config_path, ignored)) {
-      const json_file file(config_path);
-      const json_object config = file.root();
+    if (const auto file = read_config(directory)) {
+      const json_object config = file->root();
       for (const char* name : {"bos_token", "eos_token", "unk_token", "pad_token"}) {
         if (!config.has_value(name)) continue;
         variables[name] = config.at(name).is_string() ? config.string(name) : config.object(name).string("content");
       }
-      if (config.has_value("chat_template")) source = read_source(config);
     }
-    if (std::filesystem::exists(file_path, ignored)) {
-      const mapped_file file(file_path);
-      source = std::string(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
-      where = file_path;
-    }
-    if (!source) return std::nullopt;
-    return chat_template(*source, where, std::move(variables));
+    return chat_template(std::move(found->text), std::move(found->where), std::move(variables));
   }
 
   // `variables`: bos_token and the like.
@@ -1212,6 +1496,13 @@ class chat_template {
   }
 
  private:
+  static std::optional<json_file> read_config(const std::string& directory) {
+    const std::string path = directory + "/tokenizer_config.json";
+    std::error_code ignored;
+    if (!std::filesystem::exists(path, ignored)) return std::nullopt;
+    return json_file(path);
+  }
+
   static std::string read_source(const json_object& config) {
     const nlohmann::json& entry = config.at("chat_template");
     if (!entry.is_array()) return config.string("chat_template");
@@ -1233,9 +1524,9 @@ MOTE_END_NAMESPACE
 //
 //   plain   NAME.weight floating point [out, in]
 //   fp8     NAME.weight F8_E4M3 or F8_E5M2 [out, in] and NAME.weight_scale_inv or NAME.weight_scale: [1] or [1, 1] for the
-//           tensor, [out, 1] for each row, [⌈out / 128⌉, ⌈in / 128⌉] for each block                        w = q · scale
-//   int8    NAME.weight I8 [out, in], NAME.weight_scale [1], [1, 1], [out, 1] or for each group
-//           [out, in / group], NAME.weight_zero_point I8 like it if asymmetric                     w = (q - zero) · scale
+//           tensor, [out] or [out, 1] for each row, [⌈out / 128⌉, ⌈in / 128⌉] for each block               w = q · scale
+//   int8    NAME.weight I8 [out, in], NAME.weight_scale [1], [1, 1], [out], [out, 1] or for each
+//           group [out, in / group], NAME.weight_zero_point I8 [like it] if asymmetric             w = (q - zero) · scale
 //   int4    NAME.weight_packed I32 [out, in / 8], NAME.weight_scale [out, in / group],
 //           NAME.weight_shape [2] = (out, in); a word holds eight codes q + 8, the first in its
 //           lowest bits; NAME.weight_zero_point I32 [⌈out / 8⌉, in / group] if asymmetric, eight
@@ -1247,12 +1538,14 @@ MOTE_END_NAMESPACE
 // Source: fp8 as DeepSeek-V3 stores it and as the package compressed-tensors does; the others as that package does (formats
 // float-quantized, int-quantized, pack-quantized, mxfp4-pack-quantized, nvfp4-pack-quantized).
 
+#include <limits>
+
 // ---- mote/io/safetensors.hpp
 // safetensors files, memory-mapped, and checkpoints of one or several of them.
 //
 // Layout: an unsigned 64-bit little-endian length n, n bytes of JSON {name: {dtype, shape, data_offsets: [begin, end]}},
 // then the data, to which the offsets refer. Every size and offset is checked; the file may be hostile.
-// Source: the safetensors format description; DeepSeek-V3's fp8 checkpoints for the block scales.
+// Source: the safetensors format description.
 
 // ---- mote/io/dtype.hpp
 // Element types of stored tensors.
@@ -1321,14 +1614,14 @@ class safetensors_file {
     }
     const std::size_t header = static_cast<std::size_t>(length);
     data_ = all.subspan(prefix + header);
-    json_ = parse_json({reinterpret_cast<const char*>(all.data() + prefix), header}, path + ": header");
-    const json_object root(json_, path + ": header");
-    for (const auto& [name, entry] : json_.items()) {
+    const nlohmann::json json =
+        parse_json({reinterpret_cast<const char*>(all.data() + prefix), header}, path + ": header");
+    const json_object root(json, path + ": header");
+    for (const auto& [name, entry] : json.items()) {
       if (name == "__metadata__") continue;
       add(name, json_object(entry, path + ": tensor " + name));
     }
     detail::check_overlap(tensors_);
-    json_ = nullptr;
   }
 
   const std::string& path() const { return *path_; }
@@ -1384,7 +1677,6 @@ class safetensors_file {
   mapped_file file_;
   std::unique_ptr<std::string> path_;  // its address stays when the object moves
   std::span<const std::byte> data_;
-  nlohmann::json json_;
   std::map<std::string, tensor_ref, std::less<>> tensors_;
 };
 
@@ -1418,6 +1710,10 @@ class checkpoint {
   }
 
   const std::string& directory() const { return directory_; }
+
+  // The files that hold tensors, in the order of their names.
+  const std::vector<safetensors_file>& files() const { return shards_; }
+
   bool contains(std::string_view name) const { return tensors_.find(name) != tensors_.end(); }
 
   // Every tensor, in the order of their names.
@@ -1491,27 +1787,6 @@ inline buffer<float> read_float(const tensor_ref& t) {
   return values;
 }
 
-// The same, and where the checkpoint holds NAME_scale_inv [ceil(rows/128), ceil(columns/128)], every 128×128 block of the
-// matrix is multiplied by its scale. Throws format_error when the scales do not fit or an fp8 matrix has none.
-inline buffer<float> read_float(const checkpoint& files, const tensor_ref& t) {
-  constexpr std::size_t block = 128;
-  buffer<float> values = read_float(t);
-  const std::string scale_name = t.name + "_scale_inv";
-  if (!files.contains(scale_name)) {
-    if (dtype_size(t.dtype) == 1) t.fail("an fp8 tensor needs its scales, " + scale_name);
-    return values;
-  }
-  if (t.shape.size() != 2) t.fail("expected a matrix, since it has block scales");
-  const std::size_t rows = t.shape[0], columns = t.shape[1], across = (columns + block - 1) / block;
-  const std::size_t shape[] = {(rows + block - 1) / block, across};
-  const buffer<float> scale = read_float(files.tensor(scale_name, shape));
-  if (values.size() == 0) return values;  // a hostile file's [2^60, 0] has too many empty rows to visit
-  for (std::size_t i = 0; i < rows; ++i) {
-    for (std::size_t j = 0; j < columns; ++j) values[i * columns + j] *= scale[i / block * across + j / block];
-  }
-  return values;
-}
-
 MOTE_END_NAMESPACE
 
 // ---- mote/io/compressed_tensors.hpp
@@ -1552,8 +1827,11 @@ class matrix_ref {
     if (weight_.dtype == dtype::i8) {
       layout_ = matrix_layout::int8;
       scaled_.codes = codes_as<std::int8_t>();
-      read_scales(files.tensor(name + ".weight_scale"));
-      if (files.contains(name + ".weight_zero_point")) read_int8_zeros(files.tensor(name + ".weight_zero_point"));
+      const tensor_ref& scale = files.tensor(name + ".weight_scale");
+      read_scales(scale);
+      if (files.contains(name + ".weight_zero_point")) {
+        read_int8_zeros(files.tensor(name + ".weight_zero_point", scale.shape));
+      }
     } else if (dtype_size(weight_.dtype) == 1 || files.contains(inverse)) {
       layout_ = matrix_layout::fp8;
       const std::string scale = files.contains(inverse) ? inverse : name + ".weight_scale";
@@ -1578,6 +1856,7 @@ class matrix_ref {
   void read(std::size_t begin, const view<float, 2>& rows) const {
     check(begin <= out_ && rows.extent(0) <= out_ - begin, "matrix_ref", "read: rows outside the matrix");
     check_view("matrix_ref", "rows", rows, {rows.extent(0), in_});
+    if (in_ == 0) return;  // a hostile file's [2^60, 0] has too many empty rows to visit
     if (layout_ == matrix_layout::plain) return read_floating(begin, rows);
     for (std::size_t r = 0; r < rows.extent(0); ++r) {
       if (has_scaled()) {
@@ -1654,17 +1933,21 @@ class matrix_ref {
 
   // Finds out from the scales' shape what each of them is for.
   void read_scales(const tensor_ref& t) {
-    const std::vector<std::size_t> one = {1}, all = {1, 1}, blocks = {fp8_blocks(out_), fp8_blocks(in_)};
+    using shape = std::vector<std::size_t>;
+    const bool for_matrix = t.shape == shape{1} || t.shape == shape{1, 1};
+    const bool for_rows = t.shape == shape{out_} || t.shape == shape{out_, 1};
+    const shape blocks = {fp8_blocks(out_), fp8_blocks(in_)};
     scaled_.tile_rows = 1;
     scaled_.tile_columns = std::max(in_, std::size_t{1});
-    if (t.shape == one || t.shape == all) {
+    if (for_matrix) {
       scaled_.tile_rows = std::max(out_, std::size_t{1});
     } else if (layout_ == matrix_layout::fp8 && t.shape == blocks) {
       scaled_.tile_rows = scaled_.tile_columns = fp8_block;
-    } else if (layout_ == matrix_layout::fp8) {
-      if (t.shape != std::vector<std::size_t>{out_, 1})
-        t.fail("expected shape " + shape_text(blocks) + ", got " + shape_text(t.shape));
-    } else {
+    } else if (!for_rows) {
+      if (layout_ == matrix_layout::fp8) {
+        t.fail("expected a scale for the matrix, for each row or for each block, " + shape_text(blocks) +
+               ", got shape " + shape_text(t.shape));
+      }
       if (t.shape.size() != 2 || t.shape[0] != out_ || t.shape[1] == 0 || in_ % t.shape[1] != 0) {
         t.fail("expected a scale for each group of a row, got shape " + shape_text(t.shape));
       }
@@ -1677,7 +1960,7 @@ class matrix_ref {
   std::size_t scale_columns() const { return (in_ + scaled_.tile_columns - 1) / scaled_.tile_columns; }
 
   void read_int8_zeros(const tensor_ref& t) {
-    if (t.dtype != dtype::i8 || t.size() != scale_.size()) t.fail("expected I8, one for each scale");
+    if (t.dtype != dtype::i8) t.fail("expected I8");
     zero_ = buffer<std::int8_t>(t.size());
     for (std::size_t i = 0; i < zero_.size(); ++i) zero_[i] = detail::element<std::int8_t>(t, i);
     scaled_.zero = zero_.as(scale_rows(), scale_columns());
@@ -1825,7 +2108,6 @@ MOTE_END_NAMESPACE
 #include <array>
 #include <cstdio>
 #include <type_traits>
-#include <variant>
 
 // ---- mote/io/gguf/metadata.hpp
 // The metadata of a GGUF file: named values of thirteen types.
@@ -2543,12 +2825,7 @@ class part_file {
   // Opens PATH.part, which may hold what an earlier writer left. Throws format_error when it cannot be written or another
   // process is writing it.
   part_file(std::string path, unfinished policy) : path_(std::move(path)), part_(path_ + ".part"), policy_(policy) {
-    const int descriptor = ::open(part_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (descriptor < 0) fail();
-    if (::flock(descriptor, LOCK_EX | LOCK_NB) != 0) {
-      ::close(descriptor);
-      raise<format_error>(part_ + ": is being written by another process");
-    }
+    const int descriptor = open_locked();
     file_ = ::fdopen(descriptor, "r+b");
     if (file_ == nullptr) {
       ::close(descriptor);
@@ -2591,12 +2868,33 @@ class part_file {
     flush();
     if (::fsync(fileno(file_)) != 0) fail();
     const bool named = std::rename(part_.c_str(), path_.c_str()) == 0;
-    if (!named) std::remove(part_.c_str());
+    if (!named && policy_ == unfinished::removed) std::remove(part_.c_str());
     std::fclose(std::exchange(file_, nullptr));
     if (!named) fail();
   }
 
  private:
+  // Another writer may finish or remove PATH.part after it was opened here and before it is locked: what is locked then has
+  // another name or none, and PATH.part is opened anew.
+  int open_locked() const {
+    constexpr int most_writers = 100;
+    for (int i = 0; i < most_writers; ++i) {
+      const int descriptor = ::open(part_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+      if (descriptor < 0) fail();
+      const bool locked = ::flock(descriptor, LOCK_EX | LOCK_NB) == 0;
+      if (locked && is_part(descriptor)) return descriptor;
+      ::close(descriptor);
+      if (!locked) break;
+    }
+    raise<format_error>(part_ + ": is being written by another process");
+  }
+  bool is_part(int descriptor) const {
+    struct stat opened {};
+    struct stat named {};
+    return ::fstat(descriptor, &opened) == 0 && ::stat(part_.c_str(), &named) == 0 && opened.st_dev == named.st_dev &&
+           opened.st_ino == named.st_ino;
+  }
+
   std::string path_, part_;
   unfinished policy_;
   std::FILE* file_ = nullptr;
@@ -2879,6 +3177,7 @@ MOTE_END_NAMESPACE
 
 MOTE_BEGIN_NAMESPACE
 
+// find() may be called by several threads at once.
 class pattern {
  public:
   // Throws format_error, naming `where`, for an expression that is malformed or uses what is not supported.
@@ -2895,28 +3194,21 @@ class pattern {
       raise<format_error>(where_ + ": malformed pattern: " + reinterpret_cast<const char*>(message));
     }
     pcre2_jit_compile(code_.get(), PCRE2_JIT_COMPLETE);  // optional: matching works without
-    match_.reset(pcre2_match_data_create_from_pattern(code_.get(), nullptr));
-    context_.reset(pcre2_match_context_create(nullptr));
-    stack_.reset(pcre2_jit_stack_create(std::size_t{32} << 10, std::size_t{8} << 20, nullptr));
-    if (!match_ || !context_ || !stack_) raise<format_error>(where_ + ": not enough memory for the pattern");
-    pcre2_jit_stack_assign(context_.get(), nullptr, stack_.get());
-    pcre2_set_match_limit(context_.get(), 20'000'000);
-    pcre2_set_depth_limit(context_.get(), 100'000);
-    pcre2_set_heap_limit(context_.get(), 64 << 10);  // KiB
   }
 
   // The first match in well-formed UTF-8 at or after `from`, as [begin, end). Throws format_error when the pattern takes
   // more steps than any sensible one would.
   std::optional<std::pair<std::size_t, std::size_t>> find(std::string_view text, std::size_t from) const {
+    const workspace& space = workspace::of_this_thread();
     const int found = pcre2_match(code_.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), from,
-                                  PCRE2_NO_UTF_CHECK, match_.get(), context_.get());
+                                  PCRE2_NO_UTF_CHECK, space.match.get(), space.context.get());
     if (found == PCRE2_ERROR_NOMATCH) return std::nullopt;
     if (found < 0) {
       PCRE2_UCHAR message[256] = {};
       pcre2_get_error_message(found, message, sizeof message);
       raise<format_error>(where_ + ": pattern failed: " + reinterpret_cast<const char*>(message));
     }
-    const PCRE2_SIZE* range = pcre2_get_ovector_pointer(match_.get());
+    const PCRE2_SIZE* range = pcre2_get_ovector_pointer(space.match.get());
     if (range[0] < from || range[1] < range[0]) raise<format_error>(where_ + ": \\K is not supported");
     return std::pair{static_cast<std::size_t>(range[0]), static_cast<std::size_t>(range[1])};
   }
@@ -2995,11 +3287,30 @@ class pattern {
     void operator()(pcre2_jit_stack* p) const { pcre2_jit_stack_free(p); }
   };
 
+  template <class T>
+  using owned = std::unique_ptr<T, free_pcre2>;
+
+  // What a match writes to. All patterns of a thread share one: nothing in it outlives a match but its result.
+  struct workspace {
+    workspace() {
+      if (!match || !context || !stack) raise<format_error>("not enough memory for patterns");
+      pcre2_jit_stack_assign(context.get(), nullptr, stack.get());
+      pcre2_set_match_limit(context.get(), 20'000'000);
+      pcre2_set_depth_limit(context.get(), 100'000);
+      pcre2_set_heap_limit(context.get(), 64 << 10);  // KiB
+    }
+    static const workspace& of_this_thread() {
+      thread_local const workspace space;
+      return space;
+    }
+
+    owned<pcre2_match_data> match{pcre2_match_data_create(1, nullptr)};  // the whole match, no groups
+    owned<pcre2_match_context> context{pcre2_match_context_create(nullptr)};
+    owned<pcre2_jit_stack> stack{pcre2_jit_stack_create(std::size_t{32} << 10, std::size_t{8} << 20, nullptr)};
+  };
+
   std::string where_;
-  std::unique_ptr<pcre2_code, free_pcre2> code_;
-  std::unique_ptr<pcre2_match_data, free_pcre2> match_;
-  std::unique_ptr<pcre2_match_context, free_pcre2> context_;
-  std::unique_ptr<pcre2_jit_stack, free_pcre2> stack_;
+  owned<pcre2_code> code_;
 };
 
 MOTE_END_NAMESPACE
@@ -4503,10 +4814,6 @@ bool with_stored_form(std::string_view name, Function&& f, std::index_sequence<I
   (consider.template operator()<stored_form<std::variant_alternative_t<I, weight>>>(), ...);
   return found;
 }
-
-}  // namespace detail
-
-namespace detail {
 
 inline bool begins_as_weight_file(std::span<const std::byte> bytes) {
   return bytes.size() >= weight_file_magic.size() &&
