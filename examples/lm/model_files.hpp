@@ -59,6 +59,11 @@ class model_files {
     return place && gguf().contains(place->name);
   }
 
+  // The same of the matrix NAME.weight, which is NAME.weight_packed where a checkpoint has packed codes.
+  bool contains_matrix(const std::string& name) const {
+    return contains(name) || (std::holds_alternative<mote::checkpoint>(files_) && contains(name + "_packed"));
+  }
+
   // A copy, in memory alone: the pages of the file are given back.
   mote::buffer<float> read(const std::string& name, const std::vector<std::size_t>& shape) const {
     const auto copy = [](const auto& tensor) {

@@ -72,7 +72,8 @@ class weight_loader {
     for (std::size_t i = 0; i < c_.num_hidden_layers; ++i) out_.layers.push_back(layer(i));
     out_.norm = vector("model.norm.weight", c_.hidden_size);
     out_.lm_head = c_.tie_word_embeddings ? out_.embed_tokens : matrix("lm_head.weight", c_.vocab_size, c_.hidden_size);
-    if (c_.num_nextn_predict_layers > 0 && out_.files.contains(prefix(c_.num_hidden_layers) + "eh_proj.weight")) {
+    if (c_.num_nextn_predict_layers > 0 &&
+        out_.files.contains_matrix(prefix(c_.num_hidden_layers) + "eh_proj.weight")) {
       out_.mtp = mtp();
     }
   }
@@ -108,7 +109,7 @@ class weight_loader {
     w.kv_a_proj = matrix(p + "kv_a_proj_with_mqa.weight", a.cache_width(), c_.hidden_size);
     w.kv_a_bias = bias(p + "kv_a_proj_with_mqa.bias", a.cache_width());
     w.kv_a_layernorm = vector(p + "kv_a_layernorm.weight", a.kv_lora_rank);
-    if (out_.files.contains(p + "k_b_proj.weight")) {
+    if (out_.files.contains_matrix(p + "k_b_proj.weight")) {
       join_kv_b(p, w);
     } else {
       split_kv_b(p + "kv_b_proj.weight", w);
@@ -202,14 +203,14 @@ class weight_loader {
   mote::mtp_weights mtp() {
     const std::string p = prefix(c_.num_hidden_layers);
     mote::mtp_weights w;
-    w.embed_tokens =
-        out_.files.contains(p + "embed_tokens.weight") ? embedding(p + "embed_tokens.weight") : out_.embed_tokens;
+    w.embed_tokens = out_.files.contains_matrix(p + "embed_tokens.weight") ? embedding(p + "embed_tokens.weight")
+                                                                           : out_.embed_tokens;
     w.enorm = vector(p + "enorm.weight", c_.hidden_size);
     w.hnorm = vector(p + "hnorm.weight", c_.hidden_size);
     w.eh_proj = matrix(p + "eh_proj.weight", c_.hidden_size, 2 * c_.hidden_size);
     w.layer = layer(c_.num_hidden_layers);
     w.shared_head_norm = vector(p + "shared_head.norm.weight", c_.hidden_size);
-    w.shared_head = out_.files.contains(p + "shared_head.head.weight")
+    w.shared_head = out_.files.contains_matrix(p + "shared_head.head.weight")
                         ? matrix(p + "shared_head.head.weight", c_.vocab_size, c_.hidden_size)
                         : out_.lm_head;
     return w;
