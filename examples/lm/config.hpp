@@ -45,21 +45,21 @@ inline std::optional<mote::yarn_scaling> read_rope_scaling(const mote::json_obje
   if (type != "yarn") scaling.fail("rope_type", "expected \"default\" or \"yarn\", got \"" + type + "\"");
   mote::yarn_scaling yarn;
   const auto positive = [&](const char* field, double fallback) {
-    const double value = scaling.number_or(field, fallback);
+    const double value = scaling.float_number_or(field, fallback);
     if (!(value > 0.0)) scaling.fail(field, "expected a number above 0");
     return value;
   };
-  yarn.factor = scaling.number("factor");
+  yarn.factor = scaling.float_number("factor");
   if (!(yarn.factor >= 1.0)) scaling.fail("factor", "expected a number of at least 1");
-  yarn.original_max_position_embeddings = scaling.number("original_max_position_embeddings");
+  yarn.original_max_position_embeddings = scaling.float_number("original_max_position_embeddings");
   if (!(yarn.original_max_position_embeddings >= 1.0)) {
     scaling.fail("original_max_position_embeddings", "expected a number of at least 1");
   }
   yarn.beta_fast = positive("beta_fast", 32.0);
   yarn.beta_slow = positive("beta_slow", 1.0);
-  yarn.mscale = scaling.number_or("mscale", 0.0);
-  yarn.mscale_all_dim = scaling.number_or("mscale_all_dim", 0.0);
-  if (scaling.has_value("attention_factor")) yarn.attention_factor = scaling.number("attention_factor");
+  yarn.mscale = scaling.float_number_or("mscale", 0.0);
+  yarn.mscale_all_dim = scaling.float_number_or("mscale_all_dim", 0.0);
+  if (scaling.has_value("attention_factor")) yarn.attention_factor = scaling.float_number("attention_factor");
   yarn.truncate = scaling.boolean_or("truncate", true);
   return yarn;
 }
@@ -70,16 +70,19 @@ inline void read_rope(const mote::json_object& json, model_config& c) {
   std::optional<mote::yarn_scaling> yarn;
   if (json.has_value("rope_parameters")) {
     const mote::json_object parameters = json.object("rope_parameters");
-    theta = parameters.number_or("rope_theta", theta);
+    theta = parameters.float_number_or("rope_theta", theta);
     yarn = read_rope_scaling(parameters);
   }
-  theta = json.number_or("rope_theta", theta);
+  theta = json.float_number_or("rope_theta", theta);
   if (json.has_value("rope_scaling")) yarn = read_rope_scaling(json.object("rope_scaling"));
   if (!(theta > 1.0)) json.fail("rope_theta", "expected a number above 1");
 
   mote::mla_config& a = c.decoder.attention;
   c.rope = mote::make_rope_frequencies(a.qk_rope_head_dim, theta, yarn);
   a.softmax_scale = c.rope.softmax_multiplier / std::sqrt(static_cast<float>(a.qk_head_dim()));
+  if (!std::isfinite(a.softmax_scale) || !std::isfinite(c.rope.attention_factor)) {
+    json.fail("mscale", "the scale of attention is not finite");
+  }
 }
 
 inline void read_router(const mote::json_object& json, model_config& c) {
@@ -105,7 +108,7 @@ inline void read_router(const mote::json_object& json, model_config& c) {
   }
   r.num_experts_per_tok = json.integer("num_experts_per_tok", 1, c.n_routed_experts);
   r.norm_topk_prob = json.boolean_or("norm_topk_prob", v3);
-  r.routed_scaling_factor = static_cast<float>(json.number_or("routed_scaling_factor", v3 ? 2.5 : 1.0));
+  r.routed_scaling_factor = static_cast<float>(json.float_number_or("routed_scaling_factor", v3 ? 2.5 : 1.0));
   if (r.method == mote::topk_method::greedy) return;
   r.n_group = json.integer_or("n_group", v3 ? 8 : 1, 1, c.n_routed_experts);
   if (c.n_routed_experts % r.n_group != 0) {
@@ -152,7 +155,7 @@ inline model_config parse_config(const mote::json_object& json) {
   a.pairing =
       json.boolean_or("rope_interleave", true) ? mote::rope_pairing::interleaved : mote::rope_pairing::half_split;
   if (json.has_value("q_lora_rank")) c.q_lora_rank = json.integer("q_lora_rank", 1, largest);
-  c.decoder.rms_norm_eps = static_cast<float>(json.number_or("rms_norm_eps", 1e-6));
+  c.decoder.rms_norm_eps = static_cast<float>(json.float_number_or("rms_norm_eps", 1e-6));
   if (!(c.decoder.rms_norm_eps >= 0.0f)) json.fail("rms_norm_eps", "expected a number of at least 0");
 
   if (json.has_value("n_routed_experts")) c.n_routed_experts = json.integer("n_routed_experts", 1, 65536);

@@ -336,6 +336,7 @@ TEST_CASE("gguf model: bad files are refused by key or tensor") {
   refuses(key("expert_gating_func", u32(3)), "deepseek2.expert_gating_func");
   refuses(key("expert_used_count", u32(0)), "deepseek2.expert_used_count");
   refuses(key("expert_count", u32(1u << 20)), "deepseek2.expert_count");
+  refuses(key("attention.layer_norm_rms_epsilon", 1e300), "rms_norm_eps: expected a number in the range of float32");
   refuses(key("attention.temperature_scale", 1.0f), "deepseek2.attention.temperature_scale");
   refuses(
       [](metadata& m, sources&) {

@@ -280,6 +280,25 @@ TEST_CASE("memory limit: on the reference back end too, and never without the fi
   CHECK(e->experts()->cache().statistics().misses > 0);
 }
 
+TEST_CASE("config.json: numbers that float32 cannot hold are refused by field") {
+  const nlohmann::json good = mote::json_file(test::golden_model("deepseek_v3_mtp") + "/config.json").value();
+  const auto refuses = [&](const std::string& pointer, double value, const std::string& why) {
+    nlohmann::json config = good;
+    config[nlohmann::json::json_pointer(pointer)] = value;
+    test::check_refused("config.json", config.dump(), why,
+                        [](const std::string& path) { return lm::parse_config(mote::json_file(path).root()); });
+  };
+  for (const std::string field : {"rms_norm_eps", "rope_theta", "routed_scaling_factor", "rope_scaling/factor",
+                                  "rope_scaling/original_max_position_embeddings", "rope_scaling/beta_fast",
+                                  "rope_scaling/mscale", "rope_scaling/attention_factor"}) {
+    const std::string name = field.substr(field.find('/') + 1);
+    for (const double value : {1e300, -1e300, 1e-300}) {
+      refuses("/" + field, value, name + ": expected a number in the range of float32");
+    }
+  }
+  refuses("/rope_scaling/mscale_all_dim", 1e30, "the scale of attention is not finite");
+}
+
 TEST_CASE("expert profile: bad files are refused by name") {
   const test::temporary_directory directory;
   const auto refuses = [](const std::string& text, const std::string& why) {
