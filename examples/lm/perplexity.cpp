@@ -44,13 +44,19 @@ double negative_log_likelihood(std::span<const float> logits, std::int32_t token
   return maximum + std::log(total) - static_cast<double>(logits[static_cast<std::size_t>(token)]);
 }
 
+[[noreturn]] void not_finite(const perplexity_options& o, std::size_t sequence, std::size_t token) {
+  mote::raise<mote::format_error>(o.engine.model + ": the loss of token " + std::to_string(token) + " of sequence " +
+                                  std::to_string(sequence) + " of " + o.tokens + " is not a finite number");
+}
+
 void run(const perplexity_options& o) {
   const auto sequences = read_sequences(o.tokens);
   const auto engine = make_engine(o.engine);
   const std::size_t vocab = engine->config().vocab_size;
   double nll = 0.0;
   std::size_t scored = 0;
-  for (const auto& sequence : sequences) {
+  for (std::size_t s = 0; s < sequences.size(); ++s) {
+    const auto& sequence = sequences[s];
     for (const std::int32_t id : sequence) {
       mote::check(id >= 0 && static_cast<std::size_t>(id) < vocab, o.tokens,
                   "token id " + std::to_string(id) + " is outside [0, " + std::to_string(vocab) + ")");
@@ -63,7 +69,9 @@ void run(const perplexity_options& o) {
         const std::size_t count = std::min(engine->chunk(), end - done);
         const auto logits = engine->forward(std::span(sequence).subspan(done, count), count);
         for (std::size_t t = 0; t < count; ++t) {
-          nll += negative_log_likelihood({logits.row(t), vocab}, sequence[done + t + 1]);
+          const double loss = negative_log_likelihood({logits.row(t), vocab}, sequence[done + t + 1]);
+          if (!std::isfinite(loss)) not_finite(o, s + 1, done + t + 2);
+          nll += loss;
         }
         done += count;
       }
