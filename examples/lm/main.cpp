@@ -1,6 +1,7 @@
 // mote-lm: runs DeepSeek V2 and V3 language models.
 //
-// Exit codes: 0 success, 2 wrong usage or bad input (one line on standard error says what and where).
+// Exit codes: 0 success, 2 wrong usage, bad input or output that cannot be written (one line on standard error says what and
+// where).
 #include <cstdio>
 #include <exception>
 #include <new>
@@ -8,6 +9,7 @@
 
 #include <CLI/CLI.hpp>
 #include <mote/core/config.hpp>
+#include <mote/core/error.hpp>
 
 #include "commands.hpp"
 
@@ -19,6 +21,30 @@ std::string one_line(std::string text) {
     if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) c = '?';
   }
   return text;
+}
+
+// CLI11 would say of another word than a command only that one is required.
+void check_command(const CLI::App& program, const std::string& given) {
+  std::string names;
+  for (const CLI::App* command : program.get_subcommands({})) {
+    if (given == command->get_name()) return;
+    names += (names.empty() ? "" : ", ") + command->get_name();
+  }
+  mote::raise<mote::format_error>("unknown command " + given + ": expected one of " + names);
+}
+
+constexpr const char* unwritable = "standard output cannot be written";
+
+// A command that prints what does not arrive has failed.
+void run(CLI::App& program, int argc, char** argv) {
+  if (argc > 1 && argv[1][0] != '-') check_command(program, argv[1]);
+  try {
+    program.parse(argc, argv);
+  } catch (const CLI::Success& e) {  // --help and --version
+    program.exit(e);
+  }
+  std::fflush(stdout);
+  if (std::ferror(stdout) != 0) mote::raise<mote::format_error>(unwritable);
 }
 
 }  // namespace
@@ -35,16 +61,16 @@ int main(int argc, char** argv) {
   lm::add_inspect(program);
   lm::add_speed(program);
   try {
-    program.parse(argc, argv);
+    run(program, argc, argv);
   } catch (const CLI::ParseError& e) {
-    if (e.get_exit_code() == 0) return program.exit(e);
     std::fprintf(stderr, "mote-lm: %s (see mote-lm --help)\n", e.what());
     return 2;
   } catch (const std::bad_alloc&) {
     std::fprintf(stderr, "mote-lm: not enough memory: try a smaller --context or --chunk\n");
     return 2;
   } catch (const std::exception& e) {
-    std::fprintf(stderr, "mote-lm: %s\n", one_line(e.what()).c_str());
+    const std::string what = std::ferror(stdout) != 0 ? unwritable : one_line(e.what());
+    std::fprintf(stderr, "mote-lm: %s\n", what.c_str());
     return 2;
   }
   return 0;
