@@ -12,19 +12,14 @@
 #include "commands.hpp"
 #include "config.hpp"
 #include "model_files.hpp"
+#include "parameters.hpp"
 
 namespace lm {
 namespace {
 
-struct parameter_count {
-  std::size_t total = 0;   // of the main model
-  std::size_t active = 0;  // read for one token
-  std::size_t mtp = 0;     // of the multi-token-prediction module, its copies of embedding and head included
-};
-
 struct listed_tensor {
   std::string name, type;
-  std::size_t size, bytes;  // elements, and what they take
+  std::size_t bytes;
   std::vector<std::size_t> shape;
 };
 
@@ -32,46 +27,20 @@ std::vector<listed_tensor> list(const model_files& model) {
   std::vector<listed_tensor> all;
   if (const auto* published = std::get_if<mote::checkpoint>(&model.files())) {
     for (const mote::tensor_ref& t : published->tensors()) {
-      all.push_back({t.name, std::string(mote::dtype_name(t.dtype)), t.size(), t.bytes.size(), t.shape});
+      all.push_back({t.name, std::string(mote::dtype_name(t.dtype)), t.bytes.size(), t.shape});
     }
   } else {
     for (const mote::gguf_tensor& t : std::get<mote::gguf_checkpoint>(model.files()).tensors()) {
-      all.push_back({t.name, std::string(mote::ggml_type_name(t.type)), t.size(), t.bytes.size(), t.shape});
+      all.push_back({t.name, std::string(mote::ggml_type_name(t.type)), t.bytes.size(), t.shape});
     }
   }
   return all;
 }
 
-// Whether `name` is a routed expert's tensor, or that of a layer's routed experts.
-bool is_routed(const std::string& name) {
-  return name.find(".mlp.experts.") != std::string::npos || name.ends_with("_exps.weight");
-}
-
-parameter_count count_parameters(const std::vector<listed_tensor>& tensors, const model_config& c, bool gguf) {
-  const std::string mtp = (gguf ? "blk." : "model.layers.") + std::to_string(c.num_hidden_layers) + ".";
-  parameter_count count;
-  std::size_t routed = 0;
-  for (const listed_tensor& tensor : tensors) {
-    const std::size_t n = tensor.size;
-    if (tensor.name.ends_with("_scale_inv")) continue;
-    if (c.num_nextn_predict_layers > 0 && tensor.name.starts_with(mtp)) {
-      count.mtp += n;
-      continue;
-    }
-    count.total += n;
-    if (is_routed(tensor.name)) {
-      routed += n;
-    } else {
-      count.active += n;
-    }
-  }
-  if (c.n_routed_experts > 0) count.active += routed / c.n_routed_experts * c.decoder.router.num_experts_per_tok;
-  return count;
-}
-
 void run(const std::string& model) {
   const model_config c = load_config(model);
-  const std::vector<listed_tensor> tensors = list(model_files(model));
+  const model_files files(model);
+  const std::vector<listed_tensor> tensors = list(files);
   std::size_t stored = 0;
   std::size_t width = 6;
   for (const listed_tensor& tensor : tensors) width = std::max(width, tensor.name.size());
@@ -81,7 +50,7 @@ void run(const std::string& model) {
                fmt::join(tensor.shape, ", "));
     stored += tensor.bytes;
   }
-  const parameter_count parameters = count_parameters(tensors, c, is_gguf(model));
+  const parameter_count parameters = count_parameters(files, c);
   const mote::mla_config& a = c.decoder.attention;
   const std::size_t full = a.num_attention_heads * (a.qk_head_dim() + a.v_head_dim);
   fmt::print("\nstored                    {} bytes\n", stored);

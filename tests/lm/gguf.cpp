@@ -2,6 +2,7 @@
 #include <lm/engine.hpp>
 #include <lm/gguf_names.hpp>
 #include <lm/model_files.hpp>
+#include <lm/parameters.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -278,6 +279,9 @@ TEST_CASE("gguf model: matrices may have scales beside them, one each or one an 
   write_gguf(MOTE_MODEL_DIR, plain, {.matrices = mote::ggml_type::q8_0});
   write_gguf(MOTE_MODEL_DIR, scaled, {.matrices = mote::ggml_type::q8_0, .spoil = scale});
   CHECK(logits_of(scaled, lm::weight_format::f32) == logits_of(plain, lm::weight_format::f32));
+  const lm::model_config config = lm::load_config(plain);
+  CHECK(lm::count_parameters(lm::model_files(scaled), config).total ==
+        lm::count_parameters(lm::model_files(plain), config).total);
 
   // NVFP4 stays as it is, which rounds activations to int8: some token's router may choose other experts.
   write_gguf(MOTE_MODEL_DIR, scaled, {.matrices = mote::ggml_type::nvfp4, .spoil = scale});

@@ -1,5 +1,6 @@
 // Checkpoints whose matrices are packed codes, as mote-quantize writes them.
 #include <lm/engine.hpp>
+#include <lm/parameters.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -123,4 +124,29 @@ TEST_CASE("packed checkpoints: the multi-token-prediction module, its embedding 
     write_models(how, packed.path(), plain.path());
     CHECK(draft_of(packed.path()) == draft_of(plain.path()));
   }
+}
+
+TEST_CASE("parameters: a matrix counts as it is, neither its words nor its scales") {
+  for (const pack how : {pack_int4, pack_nvfp4}) {
+    const test::temporary_directory packed, plain;
+    write_models(how, packed.path(), plain.path());
+    const lm::model_config c = lm::read_config(plain.path());
+    const auto want = lm::count_parameters(lm::model_files(plain.path()), c);
+    const auto got = lm::count_parameters(lm::model_files(packed.path()), c);
+    CHECK(got.total == want.total);
+    CHECK(got.active == want.active);
+    CHECK(got.mtp == want.mtp);
+  }
+  CHECK(lm::count_parameters(lm::model_files(MOTE_MODEL_DIR), lm::read_config(MOTE_MODEL_DIR)).total == 6070544);
+
+  // Twelve columns leave half of a row's last word empty.
+  const test::temporary_directory directory;
+  test::random_source random(6);
+  tensors one;
+  pack_int4(one, "x", 3, 12, random);
+  write_tensors(one, directory.path());
+  CHECK(lm::count_parameters(lm::model_files(directory.path()), {}).total == 3 * 12);
+  one.at("x.weight_shape").bytes[8] = 9 * 8;
+  write_tensors(one, directory.path());
+  CHECK_THROWS_WITH(lm::count_parameters(lm::model_files(directory.path()), {}), contains("tensor x.weight_shape"));
 }
