@@ -4,6 +4,8 @@
 #include <chrono>
 #include <string>
 
+#include "option_values.hpp"
+
 namespace lm {
 namespace {
 
@@ -16,13 +18,15 @@ double seconds_since(clock::time_point start) { return std::chrono::duration<dou
 void add_generation_options(CLI::App& command, generation_options& o) {
   command.add_option("--max-tokens", o.max_tokens, "Most tokens to generate (default: 160)")
       ->check(CLI::Range(std::size_t{1}, std::size_t{1} << 24));
-  command.add_option("--temperature", o.sampling.temperature, "0 is greedy (default: 0.7)");
-  command.add_option("--top-k", o.sampling.top_k, "Sample from the k most probable tokens; 0: all (default)");
+  command.add_option("--temperature", o.sampling.temperature, "0 is greedy (default: 0.7)")->check(number_from_zero());
+  command.add_option("--top-k", o.sampling.top_k, "Sample from the k most probable tokens; 0: all (default)")
+      ->check(whole_number());
   command.add_option("--top-p", o.sampling.top_p,
                      "Sample from the most probable tokens whose sum is p (default: 0.95)");
   command.add_option("--min-p", o.sampling.min_p, "Leave out tokens below this share of the largest probability");
-  command.add_option("--repetition-penalty", o.sampling.repetition_penalty, "Above 1 makes repeats less likely");
-  command.add_option("--seed", o.sampling.seed, "Seed of the draws (default: 0)");
+  command.add_option("--repetition-penalty", o.sampling.repetition_penalty, "Above 1 makes repeats less likely")
+      ->check(positive_number());
+  command.add_option("--seed", o.sampling.seed, "Seed of the draws (default: 0)")->check(whole_number());
   command.add_flag("--ignore-eos", o.ignore_eos, "Do not stop at the end-of-sentence token");
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
 #include <cstdlib>
 #include <map>
@@ -12,16 +13,20 @@
 
 namespace lm {
 
+// The names, as they are listed to people.
+template <class Value>
+std::string names_of(const std::map<std::string, Value>& values) {
+  std::string names;
+  for (const auto& [name, value] : values) names += (names.empty() ? "" : ", ") + name;
+  return names;
+}
+
 // One of the names; an option of an enumeration type receives the value.
 template <class Value>
 CLI::Validator one_of(const std::map<std::string, Value>& values) {
   return {[values](std::string& given) {
             const auto found = values.find(given);
-            if (found == values.end()) {
-              std::string names;
-              for (const auto& [name, value] : values) names += (names.empty() ? "" : ", ") + name;
-              return "expected one of " + names + ", got " + given;
-            }
+            if (found == values.end()) return "expected one of " + names_of(values) + ", got " + given;
             if constexpr (std::is_enum_v<Value>) {
               given = std::to_string(static_cast<std::underlying_type_t<Value>>(found->second));
             }
@@ -46,14 +51,39 @@ inline CLI::Validator size_in_bytes() {
           ""};
 }
 
-// Above zero, finite.
+namespace detail {
+
+// A number, finite in float32, that `accepts` takes there; `expected` says which those are.
+template <class Accepts>
+CLI::Validator float_number(const std::string& expected, Accepts accepts) {
+  return {[=](std::string& given) {
+            char* end = nullptr;
+            const float value = std::strtof(given.c_str(), &end);
+            const bool whole = end == given.c_str() + given.size() && !given.empty();
+            return whole && std::isfinite(value) && accepts(value) ? std::string()
+                                                                   : "expected " + expected + ", got " + given;
+          },
+          ""};
+}
+
+}  // namespace detail
+
 inline CLI::Validator positive_number() {
+  return detail::float_number("a number above 0 and at most 3.4e38", [](float value) { return value > 0.0f; });
+}
+inline CLI::Validator number_from_zero() {
+  return detail::float_number("a number from 0 to 3.4e38", [](float value) { return value >= 0.0f; });
+}
+
+// Any that 64 bits hold. CLI11 itself takes -1 for the largest, and what is larger still for that, too.
+inline CLI::Validator whole_number() {
   return {[](std::string& given) {
             char* end = nullptr;
-            const double value = std::strtod(given.c_str(), &end);
-            const bool whole = end == given.c_str() + given.size() && !given.empty();
-            return whole && value > 0.0 && std::isfinite(value) ? std::string()
-                                                                : "expected a number above zero, got " + given;
+            errno = 0;
+            std::strtoull(given.c_str(), &end, 0);
+            const bool digits = !given.empty() && given.front() >= '0' && given.front() <= '9';
+            return digits && *end == '\0' && errno == 0 ? std::string()
+                                                        : "expected a whole number of 64 bits, got " + given;
           },
           ""};
 }

@@ -2,10 +2,7 @@
 
 #include <charconv>
 #include <fstream>
-#include <iterator>
-#include <limits>
 #include <map>
-#include <sstream>
 
 #include <fmt/core.h>
 #include <mote/core/executors/thread_pool.hpp>
@@ -14,16 +11,6 @@
 #include "option_values.hpp"
 
 namespace lm {
-
-namespace {
-
-std::string names_of_block_formats() {
-  std::string names;
-  mote::for_each_format([&]<class F>() { names += (names.empty() ? "" : ", ") + std::string(F::name); });
-  return names;
-}
-
-}  // namespace
 
 void add_engine_options(CLI::App& command, engine_options& options) {
   static const std::map<std::string, weight_format> formats = weight_format_names();
@@ -41,9 +28,9 @@ void add_engine_options(CLI::App& command, engine_options& options) {
   command.add_option("--model", options.model, "Directory with config.json and the checkpoint, or GGUF file")
       ->required();
   command
-      .add_option("--weights", options.weights,
-                  "Format of the matrices in memory: f32, bf16, int8, " + names_of_block_formats() +
-                      " (default: exactly what the checkpoint stores)")
+      .add_option(
+          "--weights", options.weights,
+          "Format of the matrices in memory: " + names_of(formats) + " (default: exactly what the checkpoint stores)")
       ->transform(one_of(formats))
       ->type_name("FORMAT");
   command
@@ -131,10 +118,12 @@ std::vector<std::int32_t> parse_ids(const std::string& text, const std::string& 
 
 std::string read_file(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  if (file) text << file.rdbuf();
-  if (!file || !text) mote::raise<mote::format_error>(path + ": cannot be read");
-  return text.str();
+  std::string text;
+  for (char part[4096]; file; text.append(part, static_cast<std::size_t>(file.gcount()))) {
+    file.read(part, sizeof(part));
+  }
+  if (file.bad() || !file.eof()) mote::raise<mote::format_error>(path + ": cannot be read");
+  return text;
 }
 
 }  // namespace lm
