@@ -107,7 +107,12 @@ std::unique_ptr<mote::mapped_experts> limit_memory(Backend& be, const model_conf
 
   std::error_code none;
   if (!profile.empty() && std::filesystem::exists(profile, none)) {
-    experts->begin_with(be, read_expert_profile(profile));
+    const expert_uses uses = read_expert_profile(profile);
+    try {
+      experts->begin_with(be, uses);
+    } catch (const mote::shape_error& e) {
+      mote::raise<mote::format_error>(profile + ": is of another model: " + e.what());
+    }
   }
   return experts;
 }

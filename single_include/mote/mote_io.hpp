@@ -1381,6 +1381,18 @@ class json_object {
     return has_value(field) ? number(field) : fallback;
   }
 
+  // A number that float32 does not turn into infinity or into a zero that it is not.
+  double float_number(const std::string& field) const {
+    const double n = number(field);
+    const auto narrow = static_cast<float>(n);
+    if (!std::isfinite(narrow) || (narrow == 0.0f && n != 0.0))
+      fail(field, "expected a number in the range of float32, got " + at(field).dump());
+    return n;
+  }
+  double float_number_or(const std::string& field, double fallback) const {
+    return has_value(field) ? float_number(field) : fallback;
+  }
+
   bool boolean(const std::string& field) const {
     const nlohmann::json& v = at(field);
     if (!v.is_boolean()) fail(field, std::string("expected true or false, got ") + v.type_name());
