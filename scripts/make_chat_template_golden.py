@@ -87,6 +87,9 @@ none
     "strings_and_brackets": """{{ {'a': {'b': 1}}.a.b }}{{ {'a': {'b': {}}} | tojson }}{% if {'}}': {'%}': 1}}['}}']['%}'] == 1 %}yes{% endif %}
 {{ ' a b  c '.split() | tojson }} {{ ' a b  c '.split(none, 1) | tojson }} {{ ''.split() | tojson }} {{ 'a,b,c'.split(',', 1) | tojson }}
 {{ 'äbc'[0] }}{{ 'abö'[-1] }}{{ 'abc'[7] }} {{ 'äbc' | first }}{{ 'abö' | last }}{{ '' | first }} {{ 'äöü'[::-1] }} {{ 'äöü'[1:] }} {{ 'äöü' | list | tojson }} {{ 'aaa'.replace('a', 'b', 2) }}""",
+    "arguments": """{{ {'a': [1, {'b': 'ü', 'c': []}], 'd': {}} | tojson(indent=4) }} {{ [[], 1] | tojson(ensure_ascii=false, indent=1) }}
+{{ '' | default(boolean=true, default_value='x') }}{{ missing | default(none) }}{{ 'a,b,c'.split(sep=',', maxsplit=1) | tojson }} {{ [1, 2] | join(d='-') }}
+{{ 'あいあ'.strip('あ') }}{{ 'あい'.strip('、') }}<{{ '\u3000\u00a0x\u2003' | trim }}> {{ 'a\u3000b c'.split() | tojson }} {{ 'é'.lstrip('è') }}""",
 }
 CONVERSATIONS = [
     [{"role": "user", "content": "Hello!"}],
@@ -99,7 +102,8 @@ CONVERSATIONS = [
 
 def main():
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.filters["tojson"] = lambda x: json.dumps(x, ensure_ascii=False)
+    environment.filters["tojson"] = lambda x, ensure_ascii=False, indent=None: json.dumps(
+        x, ensure_ascii=ensure_ascii, indent=indent)
 
     def refuse(message):
         raise ValueError(message)

@@ -72,7 +72,12 @@ class model_files {
       return values;
     };
     if (const auto* published = std::get_if<mote::checkpoint>(&files_)) return copy(published->tensor(name, shape));
-    return copy(gguf().tensor(place_of(name).name, shape));
+    const gguf_place place = place_of(name);
+    const mote::gguf_tensor& tensor = gguf().tensor(place.name, shape);
+    mote::buffer<float> values = copy(tensor);
+    const float scale = scale_of(place, tensor);
+    for (float& v : values) v *= scale;
+    return values;
   }
 
   // The matrix NAME.weight [rows, columns].
@@ -102,7 +107,9 @@ class model_files {
 
   // One for the tensor, or for each expert.
   float scale_of(const gguf_place& place, const mote::gguf_tensor& tensor) const {
-    const std::string name = place.name.substr(0, place.name.size() - std::string_view("weight").size()) + "scale";
+    constexpr std::string_view ending = ".weight";
+    if (!place.name.ends_with(ending)) return 1.0f;
+    const std::string name = place.name.substr(0, place.name.size() - ending.size()) + ".scale";
     if (!gguf().contains(name)) return 1.0f;
     const mote::gguf_tensor& scale = gguf().tensor(name, std::vector<std::size_t>{place.expert ? tensor.shape[0] : 1});
     const float value = mote::read_float(scale)[place.expert.value_or(0)];

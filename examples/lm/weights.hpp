@@ -318,7 +318,8 @@ class weight_loader {
     const mote::gguf_tensor& stored = matrix.tensor;
     const bool keep = format == weight_format::stored;
     if (matrix.scale != 1.0f) {
-      if (!keep || stored.type != mote::ggml_type::nvfp4 || slice % matrix_store::panel_rows != 0) return std::nullopt;
+      const bool blocks = stored.type == mote::ggml_type::nvfp4 && slice % matrix_store::panel_rows == 0;
+      if (!blocks || !(keep || format == format_of<mote::nvfp4>())) return std::nullopt;
       return out_.matrices.packed(be_, mote::mapped_view<mote::nvfp4>(stored), matrix.scale);
     }
     if (stored.type == mote::ggml_type::bf16 && (keep || format == weight_format::bf16)) {

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include <nlohmann/json.hpp>
@@ -19,12 +20,12 @@ namespace quantize {
 // DIR.partial/progress.jsonl: first what is being done, then a line for each tensor that is complete.
 class journal {
  public:
-  journal(const std::string& directory, const nlohmann::ordered_json& task) : path_(directory + "/progress.jsonl") {
-    namespace fs = std::filesystem;
-    if (!fs::exists(path_) && !fs::is_empty(directory)) {
-      mote::raise<mote::format_error>(directory +
-                                      ": was left by something else: remove it, or choose another --output_dir");
-    }
+  static bool is_in(const std::string& directory) {
+    std::error_code none;
+    return std::filesystem::exists(directory + file_name, none);
+  }
+
+  journal(const std::string& directory, const nlohmann::ordered_json& task) : path_(directory + file_name) {
     std::vector<std::string> lines;
     std::uintmax_t whole = 0;  // bytes; the last line may be cut off
     {
@@ -42,7 +43,7 @@ class journal {
     }
     file_.open(path_, std::ios::app);
     std::error_code problem;
-    fs::resize_file(path_, whole, problem);
+    std::filesystem::resize_file(path_, whole, problem);
     if (lines.empty()) file_ << task.dump() << std::endl;
     if (!file_ || problem) mote::raise<mote::format_error>(path_ + ": cannot be written");
   }
@@ -63,6 +64,8 @@ class journal {
   }
 
  private:
+  static constexpr const char* file_name = "/progress.jsonl";
+
   std::string path_;
   std::ofstream file_;
   std::vector<squared_error> done_;

@@ -35,10 +35,13 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Of every file that a run reads numbers or shapes from.
+// Of every file that the result depends on.
 std::uint64_t fingerprint(const std::string& model, const mote::checkpoint& files) {
   std::uint64_t hash = mote::fingerprint(model + "/config.json");
   for (const mote::safetensors_file& file : files.files()) hash = mote::fingerprint(file.path(), hash);
+  for (const char* name : {"/tokenizer.json", "/tokenizer_config.json", "/chat_template.jinja"}) {
+    if (fs::exists(model + name)) hash = mote::fingerprint(model + name, hash);
+  }
   return hash;
 }
 
@@ -68,8 +71,8 @@ nlohmann::ordered_json task_of(const options& o, const mote::checkpoint& files, 
 
 // The directory to make, which is not there yet.
 std::string output_name(const options& o) {
-  const fs::path output = fs::path(o.output_dir + "/").lexically_normal().parent_path();
-  if (o.output_dir.empty() || output.empty()) {
+  const fs::path output = o.output_dir.ends_with('/') ? fs::path(o.output_dir).parent_path() : fs::path(o.output_dir);
+  if (const fs::path name = output.filename(); name.empty() || name == "." || name == "..") {
     mote::raise<mote::format_error>("--output_dir: expected the name of a directory to make, got \"" + o.output_dir +
                                     "\"");
   }
@@ -82,6 +85,14 @@ std::string output_name(const options& o) {
   return output.string();
 }
 
+// What lies under the temporary name must be a run's.
+void check_partial(const std::string& path) {
+  std::error_code none;
+  if (fs::exists(path, none) && !journal::is_in(path) && !fs::is_empty(path, none)) {
+    mote::raise<mote::format_error>(path + ": was left by something else: remove it, or choose another --output_dir");
+  }
+}
+
 void make_directory(const std::string& path) {
   std::error_code problem;
   fs::create_directories(path, problem);
@@ -92,6 +103,7 @@ void make_directory(const std::string& path) {
 
 void run(const options& o) {
   const std::string output = output_name(o), partial = output + ".partial";
+  if (!o.dry_run) check_partial(partial);
   const mote::json_file config(o.model + "/config.json");
   const mote::json_object entries = config.root();
   const mote::checkpoint files(o.model);
@@ -183,7 +195,10 @@ void run(const options& o) {
   progress.remove();
   std::error_code problem;
   fs::rename(partial, output, problem);
-  if (problem) mote::raise<mote::format_error>(output + ": " + partial + " cannot get this name: " + problem.message());
+  if (problem) {
+    mote::raise<mote::format_error>(output + ": " + problem.message() + "; " + partial +
+                                    " is complete but for its name");
+  }
 
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);

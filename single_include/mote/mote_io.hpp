@@ -20,8 +20,8 @@
 // Text, {{ expressions }}, {# comments #}, {% if / elif / else %}, {% for x in list if … %} with `loop`, {% set %} with
 // namespaces, whitespace control (trim_blocks and lstrip_blocks as transformers sets them); literals, operators,
 // conditional expressions, subscripts and slices, the tests, filters, methods and functions listed in the code. Anything
-// else is refused with the template's line, never passed over. Work, memory, nesting and output are bounded, since
-// templates come with models and may be hostile.
+// else is refused with the template's line, never passed over; but letters beyond ASCII keep their case. Work, memory,
+// nesting and output are bounded, since templates come with models and may be hostile.
 // Source: Jinja2's template designer documentation; the chat templates of transformers.
 
 #include <algorithm>
@@ -631,7 +631,7 @@ class jinja_template {
       } else if (take_op(".")) {
         std::string name = expect_name();
         if (at(token::kind::op, "(")) {
-          suffixes.push_back([this, name = std::move(name), a = parse_arguments()](context& x, const object& v) {
+          suffixes.push_back([this, name, a = in_order(parse_arguments(), name)](context& x, const object& v) {
             return method(x, v, name, evaluate(a, x));
           });
         } else {
@@ -651,7 +651,7 @@ class jinja_template {
         std::string name = expect_name();
         arguments a;
         if (at(token::kind::op, "(")) a = parse_arguments();
-        suffixes.push_back([this, name = std::move(name), a = std::move(a)](context& x, const object& v) {
+        suffixes.push_back([this, name, a = in_order(std::move(a), name)](context& x, const object& v) {
           return filter(x, v, name, evaluate(a, x));
         });
       } else if (take_name("is")) {
@@ -708,26 +708,76 @@ class jinja_template {
     return a;
   }
 
+  // The arguments of the function, method or filter `of` in the order of its parameters. A name that is not known is refused
+  // in use, if it comes to that.
+  std::vector<expression> in_order(arguments a, const std::string& of) const {
+    static const std::map<std::string_view, std::vector<std::string_view>> parameters = {
+        {"range", {"", "", ""}},  // which have no names
+        {"raise_exception", {"message"}},
+        {"get", {"", ""}},
+        {"items", {}},
+        {"keys", {}},
+        {"values", {}},
+        {"strip", {""}},
+        {"lstrip", {""}},
+        {"rstrip", {""}},
+        {"startswith", {""}},
+        {"endswith", {""}},
+        {"upper", {}},
+        {"lower", {}},
+        {"replace", {"old", "new", "count"}},
+        {"split", {"sep", "maxsplit"}},
+        {"default", {"default_value", "boolean"}},
+        {"d", {"default_value", "boolean"}},
+        {"trim", {"chars"}},
+        {"string", {}},
+        {"tojson", {"ensure_ascii", "indent"}},
+        {"safe", {}},
+        {"length", {}},
+        {"count", {}},
+        {"list", {}},
+        {"first", {}},
+        {"last", {}},
+        {"join", {"d"}},
+        {"selectattr", {"", "", ""}},
+        {"rejectattr", {"", "", ""}}};
+    const auto found = parameters.find(of);
+    if (found == parameters.end()) return {};
+    const std::vector<std::string_view>& names = found->second;
+    std::vector<expression> ordered = std::move(a.positional);
+    if (ordered.size() > names.size()) fail(of + " with so many arguments is not supported");
+    for (auto& [name, e] : a.named) {
+      const auto i = static_cast<std::size_t>(std::find(names.begin(), names.end(), name) - names.begin());
+      if (i == names.size() || (i < ordered.size() && ordered[i])) {
+        fail("the argument \"" + name + "\" of " + of + " is not supported");
+      }
+      ordered.resize(std::max(ordered.size(), i + 1));
+      ordered[i] = std::move(e);
+    }
+    return ordered;
+  }
+
   expression parse_function(const std::string& name) {
-    arguments a = parse_arguments();
+    arguments written = parse_arguments();
     if (name == "namespace") {
-      if (!a.positional.empty()) fail("namespace takes names with values only");
-      return [this, a = std::move(a)](context& x) {
+      if (!written.positional.empty()) fail("namespace takes names with values only");
+      return [this, a = std::move(written)](context& x) {
         const auto made = std::make_shared<space>();
         for (const auto& [key, e] : a.named) check_member(x, made->attributes[key] = e(x));
         return object{made};
       };
     }
+    std::vector<expression> in_use = in_order(std::move(written), name);
     if (name == "raise_exception") {
-      return [this, a = std::move(a)](context& x) -> object {
+      return [this, a = std::move(in_use)](context& x) -> object {
         const auto v = evaluate(a, x);
         fail(x, v.empty() ? "the template refuses these messages" : to_text(x, v[0]));
       };
     }
     if (name == "range") {
-      return [this, a = std::move(a)](context& x) {
+      return [this, a = std::move(in_use)](context& x) {
         const auto v = evaluate(a, x);
-        if (v.empty() || v.size() > 3) fail(x, "range takes 1 to 3 numbers");
+        if (v.empty()) fail(x, "range takes 1 to 3 numbers");
         const std::int64_t begin = v.size() > 1 ? whole(x, v[0]) : 0, end = whole(x, v[v.size() > 1 ? 1 : 0]);
         const std::int64_t step = v.size() > 2 ? whole(x, v[2]) : 1;
         if (step == 0) fail(x, "range with a step of 0");
@@ -811,11 +861,10 @@ class jinja_template {
     return {};
   }
 
-  // Positional arguments' values, named ones behind them in the order given.
-  static std::vector<object> evaluate(const arguments& a, context& x) {
+  // Arguments' values, undefined those left out before others.
+  static std::vector<object> evaluate(const std::vector<expression>& in_use, context& x) {
     std::vector<object> values;
-    for (const expression& e : a.positional) values.push_back(e(x));
-    for (const auto& [name, e] : a.named) values.push_back(e(x));
+    for (const expression& e : in_use) values.push_back(e ? e(x) : object{});
     return values;
   }
 
@@ -893,7 +942,7 @@ class jinja_template {
     if (!a.is_number() || !b.is_number()) fail(x, "\"" + op + "\" needs numbers");
     constexpr double exact = 9007199254740992.0;  // 2^53: beyond it neither form is exact
     const double p = number(a), q = number(b);
-    if (std::abs(p) > exact || std::abs(q) > exact) fail(x, "a number is too large");
+    if (std::abs(p) >= exact || std::abs(q) >= exact) fail(x, "a number is too large");
     if ((op == "/" || op == "//" || op == "%") && q == 0.0) fail(x, "division by zero");
     const double r = op == "+"    ? p + q
                      : op == "-"  ? p - q
@@ -901,7 +950,7 @@ class jinja_template {
                      : op == "/"  ? p / q
                      : op == "//" ? std::floor(p / q)
                                   : p - q * std::floor(p / q);
-    if (std::abs(r) > exact) fail(x, "a number is too large");
+    if (std::abs(r) >= exact) fail(x, "a number is too large");
     if (op != "/" && a.is<std::int64_t>() && b.is<std::int64_t>()) return {static_cast<std::int64_t>(r)};
     return {r};
   }
@@ -1040,11 +1089,32 @@ class jinja_template {
     fail(x, "the test \"" + name + "\" is not supported");
   }
 
-  static std::string strip(const std::string& s, std::string_view characters, bool left, bool right) {
-    std::size_t begin = 0, end = s.size();
-    while (left && begin < end && characters.find(s[begin]) != std::string::npos) ++begin;
-    while (right && end > begin && characters.find(s[end - 1]) != std::string::npos) --end;
-    return s.substr(begin, end - begin);
+  // Where the character at i ends.
+  static std::size_t character_end(std::string_view s, std::size_t i) {
+    do ++i;
+    while (i < s.size() && continues(s[i]));
+    return i;
+  }
+
+  static std::string strip(std::string_view s, std::string_view characters, bool left, bool right) {
+    const auto goes = [&](std::string_view character) { return characters.find(character) != std::string::npos; };
+    while (left && !s.empty() && goes(s.substr(0, character_end(s, 0)))) s.remove_prefix(character_end(s, 0));
+    while (right && !s.empty()) {
+      std::size_t last = s.size() - 1;
+      while (last > 0 && continues(s[last])) --last;
+      if (!goes(s.substr(last))) break;
+      s = s.substr(0, last);
+    }
+    return std::string(s);
+  }
+
+  // The first character from `i` on that is white space, or that is none.
+  static std::size_t find_white(std::string_view s, std::size_t i, bool is_white) {
+    for (std::size_t end; i < s.size(); i = end) {
+      end = character_end(s, i);
+      if ((white.find(s.substr(i, end - i)) != std::string::npos) == is_white) return i;
+    }
+    return std::string::npos;
   }
 
   static std::string mapped(std::string s, int (*f)(int)) {
@@ -1075,17 +1145,21 @@ class jinja_template {
     spend_search(x, s, separator);
     const bool blank = separator.empty();
     std::vector<object> parts;
-    std::size_t done = blank ? s.find_first_not_of(white) : 0;
+    std::size_t done = blank ? find_white(s, 0, false) : 0;
     for (std::size_t i; left != 0 && done != std::string::npos; --left) {
-      i = blank ? s.find_first_of(white, done) : s.find(separator, done);
+      i = blank ? find_white(s, done, true) : s.find(separator, done);
       if (i == std::string::npos) break;
       push(x, parts, text(x, s.substr(done, i - done)));
-      done = blank ? s.find_first_not_of(white, i) : i + separator.size();
+      done = blank ? find_white(s, i, false) : i + separator.size();
     }
     if (done != std::string::npos) push(x, parts, text(x, s.substr(done)));
     return made(x, {std::move(parts)});
   }
 
+  // Whether there is an argument, and it is not none.
+  static bool given(const std::vector<object>& a, std::size_t i) {
+    return i < a.size() && !a[i].is<undefined>() && !a[i].is<std::nullptr_t>();
+  }
   const std::string& text_argument(context& x, const std::vector<object>& a, std::size_t i) const {
     if (i >= a.size() || a[i].text() == nullptr) fail(x, "expected a string as argument");
     return *a[i].text();
@@ -1117,7 +1191,7 @@ class jinja_template {
   object text_method(context& x, const std::string& s, const std::string& name, const std::vector<object>& a) const {
     spend(x, s.size());
     if (name == "strip" || name == "lstrip" || name == "rstrip") {
-      const std::string_view characters = a.empty() ? white : std::string_view(text_argument(x, a, 0));
+      const std::string_view characters = given(a, 0) ? std::string_view(text_argument(x, a, 0)) : white;
       spend(x, s.size() * (characters.size() / 32));
       return text(x, strip(s, characters, name != "rstrip", name != "lstrip"));
     }
@@ -1129,9 +1203,9 @@ class jinja_template {
       return replaced(x, s, text_argument(x, a, 0), text_argument(x, a, 1), a.size() > 2 ? whole(x, a[2]) : -1);
     }
     if (name == "split") {
-      const bool blank = a.empty() || a[0].is<std::nullptr_t>();
-      if (!blank && text_argument(x, a, 0).empty()) fail(x, "split at an empty string");
-      return split(x, s, blank ? "" : text_argument(x, a, 0), a.size() > 1 ? whole(x, a[1]) : -1);
+      const std::string separator = given(a, 0) ? text_argument(x, a, 0) : "";
+      if (given(a, 0) && separator.empty()) fail(x, "split at an empty string");
+      return split(x, s, separator, a.size() > 1 ? whole(x, a[1]) : -1);
     }
     fail(x, "the method \"" + name + "\" is not supported here");
   }
@@ -1139,15 +1213,18 @@ class jinja_template {
   object filter(context& x, const object& v, const std::string& name, const std::vector<object>& a) const {
     if (name == "default" || name == "d") {
       const bool missing = v.is<undefined>() || (a.size() > 1 && truth(a[1]) && !truth(v));
-      return !missing ? v : a.empty() ? text(x, "") : a[0];
+      return !missing ? v : a.empty() || a[0].is<undefined>() ? text(x, "") : a[0];
     }
     if (name == "trim") return text_method(x, to_text(x, v), "strip", a);
     if (name == "upper" || name == "lower" || name == "replace") return text_method(x, to_text(x, v), name, a);
     if (name == "string") return text(x, to_text(x, v));
     if (name == "items") return method(x, v, name, a);
     if (name == "tojson") {
+      if (given(a, 0) && truth(a[0])) fail(x, "tojson with ensure_ascii is not supported");
+      const std::int64_t indent = given(a, 1) ? whole(x, a[1]) : -1;
+      if (indent > 16) fail(x, "tojson with an indent of more than 16 is not supported");
       std::string out;
-      write_json(x, out, v);
+      write_json(x, out, v, static_cast<int>(indent), 0);
       return text(x, std::move(out));
     }
     if (name == "safe") return v;
@@ -1163,6 +1240,7 @@ class jinja_template {
       for (const object& item : list->items) {
         if (&item != list->items.data() && !a.empty()) append(x, out, text_argument(x, a, 0));
         append(x, out, to_text(x, item));
+        spend(x, token_work);
       }
       return text(x, std::move(out));
     }
@@ -1180,7 +1258,8 @@ class jinja_template {
   // Whether selectattr keeps an item: its arguments are the attribute's name, a test, and what the test compares with.
   bool chosen(context& x, const object& item, const std::vector<object>& a) const {
     spend(x, token_work);
-    text_argument(x, a, 0);
+    if (text_argument(x, a, 0).find('.') != std::string::npos)
+      fail(x, "attributes of attributes are not supported here");
     const object attribute = member(x, item, a[0]);
     if (a.size() == 1) return truth(attribute);
     const std::string& how = text_argument(x, a, 1);
@@ -1189,8 +1268,8 @@ class jinja_template {
     return equal(x, attribute, a[2]);
   }
 
-  // As Python's json.dumps writes it: ", " and ": " between items.
-  void write_json(context& x, std::string& out, const object& v) const {
+  // As Python's json.dumps writes it: ", " and ": " between items, or a line for each, `indent` spaces a level.
+  void write_json(context& x, std::string& out, const object& v, int indent, int level) const {
     const auto quoted = [&](const std::string& s) {
       spend(x, s.size());
       append(x, out, value(s).dump(-1, ' ', false, value::error_handler_t::replace));
@@ -1202,19 +1281,28 @@ class jinja_template {
     if (v.is<bool>()) return append(x, out, truth(v) ? "true" : "false");
     const auto* c = v.at<const container>();
     if (c == nullptr) return append(x, out, to_text(x, v));
+    const auto new_line = [&](int deep) {
+      if (indent >= 0) append(x, out, "\n" + std::string(static_cast<std::size_t>(indent * deep), ' '));
+    };
     append(x, out, c->mapping ? "{" : "[");
     for (std::size_t i = 0; i < c->items.size(); ++i) {
-      if (i > 0) append(x, out, ", ");
+      if (i > 0) append(x, out, indent < 0 ? ", " : ",");
+      new_line(level + 1);
       if (c->mapping) {
         quoted(c->keys[i]);
         append(x, out, ": ");
       }
-      write_json(x, out, c->items[i]);
+      write_json(x, out, c->items[i], indent, level + 1);
     }
+    if (!c->items.empty()) new_line(level);
     append(x, out, c->mapping ? "}" : "]");
   }
 
-  static constexpr std::string_view white = " \t\r\n\v\f";
+  // As Python has it.
+  static constexpr std::string_view white =
+      " \t\r\n\v\f\x1C\x1D\x1E\x1F\u0085\u00A0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200A"
+      "\u2028\u2029"
+      "\u202F\u205F\u3000";
 
   std::string source_, where_;
   std::vector<chunk> chunks_;

@@ -93,7 +93,15 @@ TEST_CASE("chat template: malformed or unsupported parts are refused by line") {
                              "{% set d = {} %}{% set d.x = 1 %}",
                              "{{ namespace({}) }}",
                              "{{ messages | first.role }}",
-                             "{{ 'abc'[::2] }}"}) {
+                             "{{ 'abc'[::2] }}",
+                             "{{ 1 | tojson(sort_keys=true) }}",
+                             "{{ 1 | tojson(ensure_ascii=true) }}",
+                             "{{ 1 | tojson(indent=100) }}",
+                             "{{ 'abc'.startswith('b', 1) }}",
+                             "{{ [1] | join(',', attribute='x') }}",
+                             "{{ [{'a': 1}] | selectattr('a.b') | list }}",
+                             "{{ 'a' | default('b', default_value='c') }}",
+                             "{{ 9007199254740993 + 1 }}"}) {
     CAPTURE(source);
     CHECK_THROWS_AS(render(std::string("\n") + source), mote::format_error);
     CHECK_THROWS_WITH(render(std::string("\n") + source), contains("template: line 2"));
@@ -142,6 +150,9 @@ TEST_CASE("chat template: a hostile template ends with an error") {
   CHECK_THROWS_WITH(render(grown(0, "{% set ns.a = ns %}")), contains("namespace"));
   CHECK_THROWS_WITH(render(grown(0, "{% set ns.a = [ns] %}")), contains("namespace"));
   CHECK_THROWS_WITH(render("{% for i in range(500000) %}" + repeated("{% set x = 1 %}", 10000) + "{% endfor %}"),
+                    contains("too long"));
+  CHECK_THROWS_WITH(render("{% set ns = namespace(a=['']) %}{% for i in range(19) %}{% set ns.a = ns.a + ns.a %}"
+                           "{% endfor %}{% for i in range(1000) %}{{ ns.a | join }}{% endfor %}"),
                     contains("too long"));
   // Long expressions are not deep ones.
   CHECK(render("{{ 1" + repeated(" + 1", 100000) + " }}") == "100001");
