@@ -145,7 +145,7 @@ void write_gguf(const std::string& directory, const std::string& path, const ggu
       const std::vector<mote::bf16> narrow(s.values.begin(), s.values.end());
       writer.write(name, mote::view<const mote::bf16, 2>(narrow.data(), rows, columns));
     } else {
-      const auto write_as = [&]<class F>() {
+      const auto write_as = [&, &name = name, &s = s]<class F>() {
         std::vector<F> blocks(s.values.size() / F::block_size);
         const mote::view<F, 2> to(blocks.data(), rows, columns / F::block_size);
         mote::quantize<F>(be, values, to);
