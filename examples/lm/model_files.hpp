@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <optional>
 #include <span>
 #include <string>
@@ -15,6 +16,7 @@
 #include <mote/core/buffer.hpp>
 #include <mote/io/chat_template.hpp>
 #include <mote/io/compressed_tensors.hpp>
+#include <mote/io/fingerprint.hpp>
 #include <mote/io/gguf.hpp>
 #include <mote/io/gguf/tokenizer.hpp>
 #include <mote/io/resident.hpp>
@@ -41,6 +43,13 @@ using stored_matrix = std::variant<mote::matrix_ref, gguf_matrix>;
 inline std::span<const std::byte> bytes_of(const stored_matrix& stored) {
   if (const auto* matrix = std::get_if<gguf_matrix>(&stored)) return matrix->tensor.bytes;
   return std::get<mote::matrix_ref>(stored).weight().bytes;
+}
+
+// Of every file of a checkpoint that holds weights or shapes.
+inline std::uint64_t fingerprint(const mote::checkpoint& files) {
+  std::uint64_t hash = mote::fingerprint(files.directory() + "/config.json");
+  for (const mote::safetensors_file& file : files.files()) hash = mote::fingerprint(file.path(), hash);
+  return hash;
 }
 
 // Tensors by the names of published checkpoints, whichever files they lie in. What is missing or has another shape throws
@@ -83,8 +92,7 @@ class model_files {
   // The matrix NAME.weight [rows, columns].
   stored_matrix matrix(const std::string& name, std::size_t rows, std::size_t columns) const {
     if (const auto* published = std::get_if<mote::checkpoint>(&files_)) {
-      return mote::matrix_ref(*published, name.substr(0, name.size() - std::string_view(".weight").size()), rows,
-                              columns);
+      return mote::matrix_ref(*published, stem(name), rows, columns);
     }
     const gguf_place place = place_of(name);
     const mote::gguf_tensor& tensor = gguf().tensor(place.name);
@@ -105,11 +113,14 @@ class model_files {
     mote::raise<mote::format_error>(gguf().path() + ": a GGUF file has no tensor " + name);
   }
 
+  static constexpr std::string_view ending = ".weight";
+  // NAME of NAME.weight.
+  static std::string stem(const std::string& name) { return name.substr(0, name.size() - ending.size()); }
+
   // One for the tensor, or for each expert.
   float scale_of(const gguf_place& place, const mote::gguf_tensor& tensor) const {
-    constexpr std::string_view ending = ".weight";
     if (!place.name.ends_with(ending)) return 1.0f;
-    const std::string name = place.name.substr(0, place.name.size() - ending.size()) + ".scale";
+    const std::string name = stem(place.name) + ".scale";
     if (!gguf().contains(name)) return 1.0f;
     const mote::gguf_tensor& scale = gguf().tensor(name, std::vector<std::size_t>{place.expert ? tensor.shape[0] : 1});
     const float value = mote::read_float(scale)[place.expert.value_or(0)];

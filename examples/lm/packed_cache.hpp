@@ -7,7 +7,6 @@
 #include <exception>
 #include <filesystem>
 #include <functional>
-#include <set>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -55,13 +54,10 @@ std::string packing_name() {
 // What packed weights depend on: format, order, packing, and a fingerprint of every file of the model that holds weights or
 // shapes.
 template <class Backend>
-std::string packed_cache_key(const std::string& model, const model_files& files, weight_format format) {
+std::string packed_cache_key(const model_files& files, weight_format format) {
   std::uint64_t hash = mote::fnv1a_start;
   if (const auto* published = std::get_if<mote::checkpoint>(&files.files())) {
-    std::set<std::string> shards;
-    for (const mote::tensor_ref& t : published->tensors()) shards.insert(*t.file);
-    hash = mote::fingerprint(model + "/config.json", hash);
-    for (const std::string& shard : shards) hash = mote::fingerprint(shard, hash);
+    hash = fingerprint(*published);
   } else {
     for (const mote::gguf_file& file : std::get<mote::gguf_checkpoint>(files.files()).files()) {
       hash = mote::fingerprint(file.path(), hash);
@@ -79,7 +75,7 @@ mote::weight_file open_packed_cache(Backend& be, const model_config& config, wei
                                     const std::string& model, const std::string& path,
                                     const std::function<void(const std::string&)>& note) {
   model_files files(model);
-  const std::string key = packed_cache_key<Backend>(model, files, format);
+  const std::string key = packed_cache_key<Backend>(files, format);
   std::error_code none;
   if (std::filesystem::exists(path, none)) {
     if (!mote::is_weight_file(path)) {

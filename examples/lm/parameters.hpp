@@ -39,10 +39,7 @@ inline std::size_t int4_columns(const mote::checkpoint& files, const mote::tenso
   constexpr std::string_view ending = "_packed";
   const mote::tensor_ref& shape =
       files.tensor(packed.name.substr(0, packed.name.size() - ending.size()) + "_shape", std::vector<std::size_t>{2});
-  const bool wide = shape.dtype == mote::dtype::i64;
-  if (!wide && shape.dtype != mote::dtype::i32) shape.fail("expected I64 or I32");
-  const auto columns = static_cast<std::size_t>(wide ? mote::detail::element<std::int64_t>(shape, 1)
-                                                     : mote::detail::element<std::int32_t>(shape, 1));
+  const auto columns = static_cast<std::size_t>(mote::detail::whole_element(shape, 1));
   const std::size_t words = packed.shape.back();
   if (columns > 8 * words || 8 * words - columns > 7) shape.fail("does not fit " + packed.name);
   return columns;

@@ -24,6 +24,7 @@
 #include "encode.hpp"
 #include "gguf.hpp"
 #include "journal.hpp"
+#include "lm/model_files.hpp"
 #include "model.hpp"
 #include "output.hpp"
 #include "planner.hpp"
@@ -37,8 +38,7 @@ namespace fs = std::filesystem;
 
 // Of every file that the result depends on.
 std::uint64_t fingerprint(const std::string& model, const mote::checkpoint& files) {
-  std::uint64_t hash = mote::fingerprint(model + "/config.json");
-  for (const mote::safetensors_file& file : files.files()) hash = mote::fingerprint(file.path(), hash);
+  std::uint64_t hash = lm::fingerprint(files);
   for (const char* name : {"/tokenizer.json", "/tokenizer_config.json", "/chat_template.jinja"}) {
     if (fs::exists(model + name)) hash = mote::fingerprint(model + name, hash);
   }
@@ -58,13 +58,6 @@ nlohmann::ordered_json task_of(const options& o, const mote::checkpoint& files, 
   }
   task["format"] = o.kind == container::gguf ? "gguf" : "safetensors";
   task["max_shard_size"] = o.max_shard_size;
-  std::size_t bytes = 0, tensors = 0;
-  for (const mote::tensor_ref& t : files.tensors()) {
-    bytes += t.bytes.size();
-    ++tensors;
-  }
-  task["tensors"] = tensors;
-  task["bytes"] = bytes;
   for (const auto& [name, layer] : plan) task["precision"][name] = layer.precision;
   return task;
 }

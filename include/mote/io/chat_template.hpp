@@ -27,25 +27,19 @@ class chat_template {
   // The model's template as it is written: the file DIR/chat_template.jinja, or the `chat_template` of
   // DIR/tokenizer_config.json (a string, or a list of which the one named "default" counts); nothing where it has none.
   static std::optional<template_source> read_source(const std::string& directory) {
-    const std::string file_path = directory + "/chat_template.jinja";
-    std::error_code ignored;
-    if (std::filesystem::exists(file_path, ignored)) {
-      const mapped_file file(file_path);
-      return template_source{{reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()}, file_path};
-    }
-    const auto file = read_config(directory);
-    if (!file || !file->root().has_value("chat_template")) return std::nullopt;
-    const json_object config = file->root();
-    return template_source{read_source(config), config.where() + ": chat_template"};
+    auto found = read_file(directory);
+    return found ? std::move(found) : read_source(read_config(directory));
   }
 
   // The template of read_source, ready for use. Throws format_error for one that is malformed or uses what is not
   // supported.
   static std::optional<chat_template> load(const std::string& directory) {
-    auto found = read_source(directory);
+    const auto file = read_config(directory);
+    auto found = read_file(directory);
+    if (!found) found = read_source(file);
     if (!found) return std::nullopt;
     jinja_template::value variables = jinja_template::value::object();
-    if (const auto file = read_config(directory)) {
+    if (file) {
       const json_object config = file->root();
       for (const char* name : {"bos_token", "eos_token", "unk_token", "pad_token"}) {
         if (!config.has_value(name)) continue;
@@ -70,6 +64,14 @@ class chat_template {
   }
 
  private:
+  static std::optional<template_source> read_file(const std::string& directory) {
+    const std::string path = directory + "/chat_template.jinja";
+    std::error_code ignored;
+    if (!std::filesystem::exists(path, ignored)) return std::nullopt;
+    const mapped_file file(path);
+    return template_source{{reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()}, path};
+  }
+
   static std::optional<json_file> read_config(const std::string& directory) {
     const std::string path = directory + "/tokenizer_config.json";
     std::error_code ignored;
@@ -77,7 +79,12 @@ class chat_template {
     return json_file(path);
   }
 
-  static std::string read_source(const json_object& config) {
+  static std::optional<template_source> read_source(const std::optional<json_file>& file) {
+    if (!file || !file->root().has_value("chat_template")) return std::nullopt;
+    const json_object config = file->root();
+    return template_source{text_of(config), config.where() + ": chat_template"};
+  }
+  static std::string text_of(const json_object& config) {
     const nlohmann::json& entry = config.at("chat_template");
     if (!entry.is_array()) return config.string("chat_template");
     for (const nlohmann::json& choice : entry) {

@@ -51,6 +51,13 @@ T element(const tensor_ref& t, std::size_t i) {
   return value;
 }
 
+// Element i of a tensor of whole numbers, such as NAME.weight_shape. Throws format_error.
+inline std::int64_t whole_element(const tensor_ref& t, std::size_t i) {
+  if (t.dtype == dtype::i64) return element<std::int64_t>(t, i);
+  if (t.dtype != dtype::i32) t.fail("expected I64 or I32");
+  return element<std::int32_t>(t, i);
+}
+
 }  // namespace detail
 
 // A matrix [out, in] in a checkpoint, which must outlive it.
@@ -216,11 +223,8 @@ class matrix_ref {
   void find_int4(const checkpoint& files, const std::string& name) {
     layout_ = matrix_layout::int4;
     const tensor_ref& stated = files.tensor(name + ".weight_shape", std::vector<std::size_t>{2});
-    if (stated.dtype != dtype::i64 && stated.dtype != dtype::i32) stated.fail("expected I64 or I32");
     for (std::size_t d = 0; d < 2; ++d) {
-      const std::int64_t extent = stated.dtype == dtype::i64 ? detail::element<std::int64_t>(stated, d)
-                                                             : detail::element<std::int32_t>(stated, d);
-      if (extent != static_cast<std::int64_t>(d == 0 ? out_ : in_)) {
+      if (detail::whole_element(stated, d) != static_cast<std::int64_t>(d == 0 ? out_ : in_)) {
         stated.fail("expected " + shape_text(std::vector<std::size_t>{out_, in_}));
       }
     }

@@ -448,7 +448,7 @@ struct jinja_runtime {
     if (a.size() == 1) return truth(attribute);
     const std::string& how = text_argument(x, a, 1);
     if (a.size() == 2) return test(x, attribute, how);
-    if (a.size() > 3 || (how != "equalto" && how != "==")) fail(x, "the test \"" + how + "\" is not supported here");
+    if (how != "equalto" && how != "==") fail(x, "the test \"" + how + "\" is not supported here");
     return equal(x, attribute, a[2]);
   }
 
