@@ -11,6 +11,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -73,7 +74,8 @@ TEMPLATE_TEST_CASE("executor: parallel_for covers every index once, in whole gra
                    MOTE_EXECUTORS MOTE_OPENMP_EXECUTOR MOTE_TBB_EXECUTOR) {
   for (const std::size_t n : {1u, 2u, 3u, 5u}) {
     for (const std::size_t count : {0u, 1u, 2u, 7u, 64u, 1000u}) {
-      for (const std::size_t grain : {0u, 1u, 3u, 64u, 5000u}) {
+      for (const std::size_t grain :
+           {std::size_t{0}, std::size_t{1}, std::size_t{3}, std::size_t{64}, std::size_t{5000}, ~std::size_t{0}}) {
         std::vector<std::atomic<int>> hits(count);
         std::atomic<int> misaligned{0};
         harness<TestType>::run(n, [&](auto& e) {
@@ -198,4 +200,19 @@ TEST_CASE("team: a member's index lies below the team's size") {
   mote::team team(2);
   CHECK_NOTHROW(mote::team_member(team, 1));
   CHECK_THROWS_AS(mote::team_member(team, 2), mote::shape_error);
+}
+
+TEST_CASE("team: what single() throws reaches every member") {
+  std::atomic<int> caught{0};
+  harness<mote::team_member>::run(3, [&](auto& e) {
+    for (int i = 0; i < 2; ++i) {
+      try {
+        e.single([]() -> int { throw std::bad_alloc(); });
+      } catch (const std::bad_alloc&) {
+        caught.fetch_add(1);
+      }
+    }
+    if (e.single([] { return 7; }) != 7) caught.store(100);
+  });
+  CHECK(caught.load() == 6);
 }

@@ -15,6 +15,8 @@ TEST_CASE("kv_cache: sequences share the pool and give pages back") {
 
   SECTION("a full pool refuses and changes nothing") {
     CHECK_THROWS_AS(cache.resize(b, 4), mote::shape_error);
+    CHECK_THROWS_AS(cache.resize(b, ~std::size_t{0}), mote::shape_error);
+    CHECK_THROWS_WITH(cache.rows<float>(b, 2), "kv_cache: layer: outside the cache");
     CHECK(b.length == 3);
     CHECK(b.block_table.size() == 1);
     cache.resize(a, 9);  // the last page has room

@@ -75,3 +75,20 @@ TEST_CASE("batched_matmul: wrong shapes name the argument") {
     CHECK_THROWS_AS(mote::batched_matmul(be, in(0, 1, 4), w.get(), to(0, 1, 1)), mote::shape_error);
   });
 }
+
+TEST_CASE("batched_matmul: packed weights that no entry can be cut from are refused, on any number of threads") {
+  using packed = mote::packed_matrix<mote::bf16>;
+  std::vector<float> x(4 * 16), y(4 * 16);
+  std::vector<mote::bf16> values(64 * 16);
+  std::vector<std::uint8_t> bytes(packed::size(64, 16));
+  mote::simd<> be{mote::threads{3}};
+  const mote::weight w = mote::pack(be, mote::view<const mote::bf16, 2>(values.data(), 64, 16),
+                                    mote::view<std::uint8_t, 1>(bytes.data(), bytes.size()));
+  const auto run = [&](std::size_t batch) {
+    mote::batched_matmul(be, mote::view<const float, 3>(x.data(), batch, 1, 16), w,
+                         mote::view<float, 3>(y.data(), batch, 1, 64 / batch));
+  };
+  CHECK_THROWS_WITH(run(4), contains("batched_matmul: w: is packed, expected a multiple of 32 rows"));
+  CHECK_NOTHROW(run(1));
+  CHECK_NOTHROW(run(2));
+}

@@ -1,7 +1,9 @@
+#include <mote/core/executors/team.hpp>
 #include <mote/ops/grouped_ffn/grouped_ffn.hpp>
 
 #include <algorithm>
 #include <memory>
+#include <thread>
 
 #include "support/backends.hpp"
 #include "support/matrices.hpp"
@@ -164,4 +166,34 @@ TEST_CASE("grouped_ffn: wrong shapes and experts name the argument") {
     CHECK_THROWS_AS(mote::grouped_ffn(be, x, indices, weights, c.experts, to), mote::shape_error);
     c.indices[5] = kept;
   });
+}
+
+TEST_CASE("grouped_ffn: the members of a team ask for each group of experts once") {
+  struct counting : mote::expert_residency {
+    std::size_t calls = 0;
+    std::size_t require(mote::view<const std::int32_t, 1>, std::size_t first) override {
+      ++calls;
+      return first + 1;
+    }
+  };
+  const routed_case c({7, 5, 2, 33, 20}, {weight_format::f32}, 9);
+  const std::size_t k = c.shape.top_k, h = c.shape.hidden, tokens = c.shape.tokens;
+  mote::simd<> alone;
+  const auto want = c.run(alone, 0, tokens);
+  std::vector<float> y(want.size());
+  counting residency;
+  mote::team team(3);
+  std::vector<std::thread> members;
+  for (std::size_t i = 0; i < team.size(); ++i) {
+    members.emplace_back([&, i] {
+      mote::simd<mote::default_arch, mote::team_member> be{mote::team_member{team, i}};
+      mote::grouped_ffn(be, mote::view<const float, 2>(c.x.data(), tokens, h),
+                        mote::view<const std::int32_t, 2>(c.indices.data(), tokens, k),
+                        mote::view<const float, 2>(c.weights.data(), tokens, k), c.experts,
+                        mote::view<float, 2>(y.data(), tokens, h), mote::output::overwrite, &residency);
+    });
+  }
+  for (std::thread& member : members) member.join();
+  CHECK(residency.calls == c.shape.experts);
+  CHECK(test::same_bits(y, want));
 }

@@ -86,6 +86,8 @@ TEST_CASE("paged_store and paged_load: rows of other formats hold what these mak
       mote::paged_rows<T> one = cached;
       one.length = 1;
       const std::string name(format.name);
+      const mote::view<const float, 2> strided(x.data(), {1, block}, {block, 2});
+      CHECK_THROWS_WITH(mote::paged_store(be, strided, cached, 0, 0), contains("paged_store: x"));
       CHECK_THROWS_WITH(mote::paged_store(be, part, cached, 0, 0), contains("paged_store: x: expected whole blocks"));
       CHECK_THROWS_WITH(mote::paged_store(be, whole, cached, 0, 1), contains("paged_store: column: expected whole"));
       CHECK_THROWS_WITH(mote::paged_load(be, one, 0, part), contains(name + ", got " + std::to_string(block - 1)));

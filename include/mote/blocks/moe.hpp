@@ -2,8 +2,9 @@
 //
 //   z = x W_gateᵀ;   (indices, weights) = route(z, bias);   y = Σ_k weights_k · FFN_{indices_k}(x) + FFN_shared(x)
 //
-// x: [tokens, hidden]; y: [tokens, hidden], set or added to. The router's logits are float32 whatever the experts' format.
-// `observe` is called once with the logits and routes, for statistics and for showing where tokens go.
+// x: [tokens, hidden]; y: [tokens, hidden], set or added to, which must not overlap x. The router's logits are float32
+// whatever the experts' format. `observe` is called with the logits and routes, for statistics and for showing where tokens
+// go: once, by each member of a team.
 // Throws shape_error when shapes differ or the router's configuration does not fit.
 // Source: Dai et al., "DeepSeekMoE" (2024); DeepSeek-V3 technical report (2024).
 #pragma once

@@ -31,6 +31,11 @@ class host_backend {
     executor_.parallel_for(count, grain, std::forward<F>(f));
   }
 
+  template <class F>
+  auto single(F&& f) {
+    return executor_.single(std::forward<F>(f));
+  }
+
   // Scratch memory, returned at the end of the scope.
   workspace_scope<Executor> scope() { return {executor_, arena()}; }
 

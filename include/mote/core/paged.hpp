@@ -32,7 +32,8 @@ struct paged_rows {
   operator paged_rows<const U>() const { return {pages, block_table, length}; }
 };
 
-// Throws shape_error "op: argument: …" unless the block table covers the length.
+// Throws shape_error "op: argument: …" unless the block table covers the length. That its entries are pages of the pool is for
+// the caller to see to.
 template <class T>
 void check_pages(std::string_view op, std::string_view argument, const paged_rows<T>& rows) {
   if (rows.length != 0 && (rows.page_size() == 0 || (rows.length - 1) / rows.page_size() >= rows.block_table.size())) {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <limits>
+#include <new>
 #include <vector>
 
 #include "buffer.hpp"
@@ -60,7 +61,7 @@ class workspace {
     if (m.block == 0 && m.used == 0 && blocks_.size() > 1) {
       const std::size_t total = capacity();
       blocks_.clear();
-      blocks_.emplace_back(total);
+      grow(total);
     }
   }
 
@@ -72,6 +73,18 @@ class workspace {
   }
 
  private:
+  // Without memory the next allocation takes a block of its own.
+  void grow(std::size_t bytes) noexcept {
+#if MOTE_EXCEPTIONS
+    try {
+      blocks_.emplace_back(bytes);
+    } catch (const std::bad_alloc&) {
+    }
+#else
+    blocks_.emplace_back(bytes);
+#endif
+  }
+
   static constexpr std::size_t minimum_block = std::size_t{1} << 16;
 
   std::size_t largest_step_ = minimum_block;

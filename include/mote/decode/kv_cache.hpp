@@ -29,7 +29,7 @@ class kv_cache {
 
   // Throws shape_error when a size is zero, memory would overflow or the width is no whole blocks of the format.
   kv_cache(std::size_t layers, std::size_t pages, std::size_t page_size, std::size_t width, row_format format = {})
-      : pages_(pages), page_size_(page_size), format_(format), row_bytes_(format.row_bytes(width)) {
+      : layers_(layers), pages_(pages), page_size_(page_size), format_(format), row_bytes_(format.row_bytes(width)) {
     check(layers > 0 && pages > 0 && page_size > 0 && width > 0, "kv_cache", "sizes: must be positive");
     const std::size_t limit = static_cast<std::size_t>(1) << 46;
     check(pages <= std::size_t{0x7FFFFFFF}, "kv_cache", "pages: too many to number");
@@ -56,7 +56,7 @@ class kv_cache {
   // Makes the sequence `length` rows long: takes pages as it grows, gives them back as it shrinks.
   // Throws shape_error, changing nothing, when the pool has too few pages.
   void resize(sequence& s, std::size_t length) {
-    const std::size_t needed = (length + page_size_ - 1) / page_size_;
+    const std::size_t needed = length / page_size_ + (length % page_size_ != 0);
     if (needed > s.block_table.size() && needed - s.block_table.size() > free_.size()) {
       raise<shape_error>("kv_cache: length: " + std::to_string(length) + " rows need " +
                          std::to_string(needed - s.block_table.size()) + " more pages, " +
@@ -73,15 +73,17 @@ class kv_cache {
     s.length = length;
   }
 
-  // The rows of one layer that belong to the sequence. Throws shape_error unless T is the cache's format.
+  // The rows of one layer that belong to the sequence. Throws shape_error unless T is the cache's format and the cache has
+  // that layer.
   template <row_element T>
   paged_rows<T> rows(const sequence& s, std::size_t layer) {
     check(row_format::of<T>() == format_, "kv_cache", "rows: not of this format");
+    check(layer < layers_, "kv_cache", "layer: outside the cache");
     T* first = reinterpret_cast<T*>(storage_.data() + layer * pages_ * page_size_ * row_bytes_);
     return {view<T, 3>(first, pages_, page_size_, row_bytes_ / sizeof(T)), s.block_table, s.length};
   }
 
-  // The same in whatever form of row_elements they are. Throws shape_error if in none.
+  // The same in whatever form of row_elements they are. Throws shape_error also if in none.
   cache_rows rows(const sequence& s, std::size_t layer) {
     cache_rows result;
     bool known = false;
@@ -97,7 +99,7 @@ class kv_cache {
   }
 
  private:
-  std::size_t pages_, page_size_;
+  std::size_t layers_, pages_, page_size_;
   row_format format_;
   std::size_t row_bytes_;
   buffer<std::byte> storage_;

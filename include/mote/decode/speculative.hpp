@@ -28,6 +28,7 @@ inline verification verify_draft(std::span<const std::int32_t> draft, view<const
                                  view<const float, 2> target_probs, std::span<const float> uniforms,
                                  std::span<const float> residual_uniforms) {
   const std::size_t n = draft.size(), vocab = target_probs.extent(1);
+  check(vocab > 0, "verify_draft", "target_probs: expected a vocabulary");
   check_shape("verify_draft", "draft_probs", draft_probs.extents(), {n, vocab});
   check_shape("verify_draft", "target_probs", target_probs.extents(), {n + 1, vocab});
   check(uniforms.size() == n && residual_uniforms.size() == n + 1, "verify_draft", "uniforms: expected n and n + 1");
@@ -42,12 +43,21 @@ inline verification verify_draft(std::span<const std::int32_t> draft, view<const
     ++result.accepted;
   }
   const std::size_t row = result.accepted;
+  bool subtract = row < n;
   const auto residual = [&](std::size_t v) {
     const double p = static_cast<double>(target_probs(row, v));
-    return row == n ? p : std::max(p - static_cast<double>(draft_probs(row, v)), 0.0);
+    return subtract ? std::max(p - static_cast<double>(draft_probs(row, v)), 0.0) : p;
   };
-  double total = 0.0;
-  for (std::size_t v = 0; v < vocab; ++v) total += residual(v);
+  const auto sum = [&] {
+    double total = 0.0;
+    for (std::size_t v = 0; v < vocab; ++v) total += residual(v);
+    return total;
+  };
+  double total = sum();
+  if (!(total > 0.0)) {  // p and q differ by rounding alone
+    subtract = false;
+    total = sum();
+  }
   const double u = static_cast<double>(residual_uniforms[row]);
   double cumulative = 0.0;
   std::size_t chosen = 0;
@@ -63,7 +73,8 @@ inline verification verify_draft(std::span<const std::int32_t> draft, view<const
 
 // The greedy rule on target logits or probabilities [n + 1, vocab]; ties to the lower token.
 inline verification verify_draft_greedy(std::span<const std::int32_t> draft, view<const float, 2> target) {
-  check_shape("verify_draft_greedy", "target", target.extents(), {draft.size() + 1, target.extent(1)});
+  check_view("verify_draft_greedy", "target", target, {draft.size() + 1, target.extent(1)});
+  check(target.extent(1) > 0, "verify_draft_greedy", "target: expected a vocabulary");
   verification result;
   for (;; ++result.accepted) {
     const float* row = target.row(result.accepted);

@@ -18,7 +18,7 @@ class openmp {
   template <class F>
   void parallel_for(std::size_t count, std::size_t grain, F&& f) {
     if (grain == 0) grain = 1;
-    const std::size_t pieces = (count + grain - 1) / grain;
+    const std::size_t pieces = count / grain + (count % grain != 0);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(static_cast <int>(threads_)) if (pieces > 1)
     for (std::size_t i = 0; i < pieces; ++i) {
       const std::size_t begin = i * grain;

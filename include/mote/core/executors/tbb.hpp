@@ -22,7 +22,7 @@ class onetbb {
   template <class F>
   void parallel_for(std::size_t count, std::size_t grain, F&& f) {
     if (grain == 0) grain = 1;
-    const std::size_t pieces = (count + grain - 1) / grain;
+    const std::size_t pieces = count / grain + (count % grain != 0);
     arena_.execute([&] {
       oneapi::tbb::parallel_for(std::size_t{0}, pieces, [&](std::size_t i) {
         const std::size_t begin = i * grain;

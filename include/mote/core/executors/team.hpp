@@ -11,6 +11,7 @@
 #include <barrier>
 #include <cstddef>
 #include <cstring>
+#include <exception>
 #include <type_traits>
 
 #include "../workspace.hpp"
@@ -26,6 +27,8 @@ class team {
   void wait() { barrier_.arrive_and_wait(); }
   workspace& shared_workspace() { return workspace_; }
   std::byte* slot() { return slot_; }
+  // What the last single() threw, or null.
+  std::exception_ptr& failure() { return failure_; }
 
   static constexpr std::size_t slot_size = 64;
 
@@ -34,6 +37,7 @@ class team {
   std::barrier<> barrier_;
   workspace workspace_;
   alignas(64) std::byte slot_[slot_size] = {};
+  std::exception_ptr failure_;
 };
 
 class team_member {
@@ -48,24 +52,36 @@ class team_member {
   template <class F>
   void parallel_for(std::size_t count, std::size_t grain, F&& f) {
     if (grain == 0) grain = 1;
-    const std::size_t pieces = (count + grain - 1) / grain, n = team_->size();
+    const std::size_t pieces = count / grain + (count % grain != 0), n = team_->size();
     const std::size_t first = pieces * index_ / n * grain, last = pieces * (index_ + 1) / n * grain;
     if (first < last) f(first, last < count ? last : count);
     team_->wait();
   }
 
+  // What f throws reaches every member.
   template <class F>
   auto single(F&& f) {
     using result = decltype(f());
     static_assert(std::is_trivially_copyable_v<result> && sizeof(result) <= team::slot_size);
     result r{};
     if (index_ == 0) {
+#if MOTE_EXCEPTIONS
+      team_->failure() = nullptr;
+      try {
+        r = f();
+      } catch (...) {
+        team_->failure() = std::current_exception();
+      }
+#else
       r = f();
+#endif
       std::memcpy(team_->slot(), &r, sizeof r);
     }
     team_->wait();
     std::memcpy(static_cast<void*>(&r), team_->slot(), sizeof r);
+    const std::exception_ptr failure = team_->failure();
     team_->wait();
+    if (failure) std::rethrow_exception(failure);
     return r;
   }
 

@@ -23,7 +23,7 @@ inline void grouped_ffn_impl(reference& be, view<const float, 2> x, view<const f
   const auto apply = [&](view<const float, 2> in, const weight& w, view<float, 2> out) {
     matmul_impl(be, in, w, out, output::overwrite);
   };
-  detail::for_each_expert_group(residency, offsets, [&](std::size_t first, std::size_t last) {
+  detail::for_each_expert_group(be, residency, offsets, [&](std::size_t first, std::size_t last) {
     for (std::size_t e = first; e < last; ++e) {
       for (std::int32_t i = offsets(e); i < offsets(e + 1); ++i) {
         const std::size_t slot = static_cast<std::size_t>(slots(static_cast<std::size_t>(i)));

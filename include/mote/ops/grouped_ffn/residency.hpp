@@ -20,12 +20,15 @@ class expert_residency {
 
 namespace detail {
 
-// f(first, last) for the groups of experts that are in memory together, all in one where `residency` is null.
-template <class Function>
-void for_each_expert_group(expert_residency* residency, view<const std::int32_t, 1> offsets, Function&& f) {
+// f(first, last) for the groups of experts that are in memory together, all in one where `residency` is null. Members of a
+// team ask for each once, together.
+template <class Backend, class Function>
+void for_each_expert_group(Backend& be, expert_residency* residency, view<const std::int32_t, 1> offsets,
+                           Function&& f) {
   const std::size_t experts = offsets.size() - 1;
   for (std::size_t first = 0; first < experts;) {
-    const std::size_t last = residency != nullptr ? residency->require(offsets, first) : experts;
+    const std::size_t last =
+        residency != nullptr ? be.single([&] { return residency->require(offsets, first); }) : experts;
     f(first, last);
     first = last;
   }

@@ -102,7 +102,7 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
     });
   };
 
-  detail::for_each_expert_group(residency, offsets, [&](std::size_t begin, std::size_t end) {
+  detail::for_each_expert_group(be, residency, offsets, [&](std::size_t begin, std::size_t end) {
     const std::size_t first = offset(begin), last = offset(end);
     choose(begin, end);
     for_each_unit(intermediate, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, std::size_t place,

@@ -124,7 +124,7 @@ float quantize_activations(const float* x, std::size_t n, std::int8_t* codes, st
   const std::size_t steps = n / step * step;
   const auto larger = [](const vector& values, const vector& most) __attribute__((always_inline)) {
     const vector magnitude = xsimd::abs(values);
-    return xsimd::select(magnitude > most, magnitude, most);  // not max, which may keep a NaN
+    return xsimd::select(magnitude > most, magnitude, most);  // not max, which may keep a NaN: that is found below
   };
   vector largest[at_once];  // so that no maximum waits for the one before
   for (auto& l : largest) l = vector(0.0f);
@@ -144,10 +144,15 @@ float quantize_activations(const float* x, std::size_t n, std::int8_t* codes, st
   // vector's for NEON.
   const vector inverse(1.0f / scale);
   const bool divides = !(scale > 0x1p-100f && scale < 0x1p100f);
+  bool finite = std::isfinite(amax);
   const auto divided = [&](const vector& values) {
     float quotients[vector::size];
     values.store_unaligned(quotients);
-    for (float& q : quotients) q = std::min(std::max(-127.0f, q / scale), 127.0f);  // NaN: -127
+    for (float& q : quotients) {
+      q /= scale;
+      finite = finite && !std::isnan(q);
+      q = std::min(std::max(-127.0f, q), 127.0f);
+    }
     return vector::load_unaligned(quotients);
   };
   const auto is_sure = [](const vector& q) {
@@ -171,6 +176,10 @@ float quantize_activations(const float* x, std::size_t n, std::int8_t* codes, st
     std::copy_n(last, some, codes + i);
   }
   sum = 0;
+  if (!finite) {
+    std::fill_n(codes, n, std::int8_t{0});
+    return std::numeric_limits<float>::quiet_NaN();
+  }
   std::size_t i = 0;
   for (; i + 16 <= n; i += 16) sum += sum_of_codes(codes + i);
   for (; i < n; ++i) sum += codes[i];

@@ -19,6 +19,7 @@ template <backend Backend, row_element T>
 void paged_store(Backend& be, view<const float, 2> x, const paged_rows<T>& cache, std::size_t position,
                  std::size_t column) {
   constexpr row_format format = row_format::of<T>();
+  check_view("paged_store", "x", x, {x.extent(0), x.extent(1)});
   check_pages("paged_store", "cache", cache);
   check(position <= cache.length && x.extent(0) <= cache.length - position, "paged_store",
         "cache: too few rows for position + tokens");
