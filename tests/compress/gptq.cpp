@@ -7,6 +7,7 @@
 
 #include "compress/support.hpp"
 #include "support/formats.hpp"
+#include "support/golden.hpp"
 
 namespace {
 
@@ -299,4 +300,56 @@ TEST_CASE("gptq: what does not fit is refused") {
   CHECK_THROWS_WITH(mote::inverse_hessian(test::statistics_of(x, 64), {.damping = 0.0f}), contains("damping"));
   const auto beyond = test::statistics_of(x, 64).divided_by(std::vector<float>(64, 1e-30f));
   CHECK_THROWS_WITH(mote::inverse_hessian(beyond), contains("the second moment is not finite"));
+}
+
+TEST_CASE("gptq: codes and scales of a published implementation") {
+  const test::golden golden("integer");
+  const std::size_t out = golden.extent("w", 0), in = golden.extent("w", 1), group = golden.setting("group");
+  const matrix w(out, in, golden.floats("w")), x(golden.extent("gptq.x", 0), in, golden.floats("gptq.x"));
+  std::vector<std::uint8_t> packed(out * in / 2);
+  std::vector<float> scale(out * in / group);
+  mote::int4_grid grid(group, {packed.data(), out, in / 2}, {scale.data(), out, in / group},
+                       mote::range_method::min_max);
+  matrix decoded(out, in);
+  mote::simd<> be;
+  mote::gptq(be, w.view(), mote::inverse_hessian(test::statistics_of(x, in)), grid, decoded.view());
+  test::check_close(scale, golden.floats("gptq.scale"), 0.0f, 1e-5f);
+  const auto codes = golden.bytes("gptq.codes");
+  std::size_t different = 0;
+  for (std::size_t i = 0; i < codes.size(); ++i) {
+    const int nibble = packed[i / 2] >> (i % 2 * 4) & 15, code = (nibble ^ 8) - 8;
+    different += code != static_cast<std::int8_t>(codes[i]);
+  }
+  CHECK(different == 0);
+}
+
+namespace {
+
+// Five numbers from -1 to 1 a byte, in base 3.
+struct ternary {
+  static constexpr std::string_view name = "ternary";
+  static constexpr std::size_t block_size = 32, group_size = 32;
+  static constexpr int code_bits = 2;
+  static constexpr std::array<std::int8_t, 16> code_values = {-1, 0, 1, 1};
+  using scale_type = mote::f16;
+  mote::f16 d;
+  std::uint8_t q[7];
+
+  std::uint8_t code(std::size_t i) const {
+    int rest = q[i / 5];
+    for (std::size_t k = 0; k < i % 5; ++k) rest /= 3;
+    return static_cast<std::uint8_t>(rest % 3);
+  }
+  mote::f16 scale(std::size_t) const { return d; }
+  static ternary encode(const float*) { return {}; }
+  void decode(float* y) const { mote::decode_codes(*this, y); }
+};
+static_assert(mote::integer_format<ternary>);
+
+}  // namespace
+
+TEST_CASE("block_grid: codes that share bits are refused") {
+  std::vector<ternary> blocks(2);
+  const mote::view<ternary, 2> view(blocks.data(), 2, 1);
+  CHECK_THROWS_WITH(mote::block_grid(view), contains("ternary: its codes are not bits of their own"));
 }

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <tuple>
 
 #include "compress/support.hpp"
 
@@ -150,6 +151,20 @@ TEST_CASE("range: of nothing, zeros, constants and one-sided values") {
   }
   CHECK_THROWS_WITH(mote::estimate_range(std::vector<float>{1.0f}, {.bits = 9}), contains("bits: expected 2 to 8"));
   CHECK_THROWS_WITH(mote::estimate_range(std::vector<float>{1.0f}, {.percentile = 20.0}), contains("percentile"));
+}
+
+TEST_CASE("range: a percentile clips as many values as it says") {
+  for (const auto& [count, percentile, clipped] : {std::tuple<std::size_t, double, std::size_t>{50000, 99.9, 50},
+                                                   {10000, 99.99, 1},
+                                                   {1000, 99.9, 1},
+                                                   {999, 99.9, 0}}) {
+    CAPTURE(count, percentile);
+    std::vector<float> x(count);
+    std::iota(x.begin(), x.end(), 1.0f);
+    const auto r = mote::estimate_range(
+        x, {.method = mote::range_method::percentile, .bits = 8, .symmetric = true, .percentile = percentile});
+    CHECK(r.high == static_cast<float>(count - clipped));
+  }
 }
 
 TEST_CASE("range: tiles of a matrix") {

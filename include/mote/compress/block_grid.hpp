@@ -1,7 +1,8 @@
 // The rounding grid of a block format: view<F, 2> of shape [out, in / F::block_size].
 //
 // Integer formats keep their scales while single codes change, so second-order rounding goes column by column; others are
-// encoded a block at a time.
+// encoded a block at a time. Every bit of an integer format's codes has a place of its own in the block: shape_error says
+// where it has not.
 #pragma once
 
 #include <algorithm>
@@ -10,6 +11,8 @@
 #include <cstddef>
 #include <cstring>
 #include <limits>
+#include <string>
+#include <string_view>
 
 #include "../core/error.hpp"
 #include "../core/view.hpp"
@@ -40,6 +43,15 @@ class code_layout {
     }
     base_ = read(zero, 0);
     lowest_ += base_;
+    for (std::size_t i = 0; i < F::block_size; ++i) {
+      for (const int pattern : {0, 0x55, 0xAA, 0xFF}) {
+        const int code = lowest_ + (pattern & ((1 << bits) - 1));
+        F block{};
+        set(block, i, code);
+        check(block.code(i) == code, "block_grid",
+              std::string(std::string_view(F::name)) + ": its codes are not bits of their own");
+      }
+    }
   }
 
   // Codes are lowest() … lowest() + 2^code_bits - 1.

@@ -156,7 +156,7 @@ inline assignment assign_within_error(std::span<const std::vector<layer_option>>
   }
   detail::sum_up(layers, a);
   detail::improve(layers, a, [&](const layer_option& from, const layer_option& to) {
-    const bool fits = a.error - from.error + to.error <= budget;
+    const bool fits = (a.error - from.error + to.error) * (1.0 + 1e-12) <= budget;  // however the sum is rounded
     return fits && to.bytes < from.bytes ? static_cast<double>(from.bytes - to.bytes) : 0.0;
   });
   return a;

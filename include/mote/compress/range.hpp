@@ -224,7 +224,7 @@ inline range estimate_range(std::span<const float> values, const range_config& c
     }
     std::sort(sorted.begin(), sorted.end());
     const auto clipped =
-        static_cast<std::size_t>(static_cast<double>(sorted.size()) * (1.0 - config.percentile / 100.0));
+        static_cast<std::size_t>(static_cast<double>(sorted.size()) * (100.0 - config.percentile) / 100.0 + 1e-6);
     const float high = std::max(sorted[sorted.size() - 1 - clipped], 0.0f);
     return {config.symmetric ? -high : std::min(sorted[clipped], 0.0f), high};
   }

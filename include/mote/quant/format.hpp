@@ -10,7 +10,8 @@
 //     void decode(float* y) const;               // y[block_size]
 //   };
 //
-// From that alone every op works; docs/formats.md shows it with a made-up format.
+// From that alone matmul, caches and quantization work, and from its place in the list of formats.hpp every op; docs/formats.md
+// shows it with a made-up format.
 #pragma once
 
 #include <array>
@@ -64,6 +65,7 @@ template <class F>
 concept integer_format = block_format<F> &&
     (detail::table_codes<F> || detail::signed_codes<F>)&&requires(const F block, std::size_t group) {
   { F::group_size } -> std::convertible_to<std::size_t>;
+  requires(F::group_size == 16 || F::group_size == 32);
   requires(F::block_size % F::group_size == 0);
   { block.scale(group) } -> std::same_as<typename F::scale_type>;
   static_cast<float>(block.scale(group));
@@ -76,7 +78,7 @@ concept format_with_min = integer_format<F> && requires(const F block, std::size
 };
 
 // Integer formats whose scales are integers themselves: scale(g) = super_scale() · sub_scale(g), and with a minimum
-// min(g) = super_min() · sub_min(g).
+// min(g) = super_min() · sub_min(g). Sub-scales and sub-minimums are from -128 to 127.
 template <class F>
 concept two_level_format = integer_format<F> && requires(const F block, std::size_t group) {
   { block.super_scale() } -> std::same_as<f16>;

@@ -4,9 +4,11 @@
 //   asymmetric  s = (max - min) / 255 over a range that holds 0,  z = round(-min / s),
 //               q = clamp(round(x / s) + z, 0, 255)                                         x ≈ s (q - z)
 //
-// Ties go to even; a zero row uses s = 1.
+// Ties go to even; a zero row uses s = 1. A symmetric row that is not all finite has codes 0 and the scale NaN, which no product
+// with it can hide.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -20,16 +22,25 @@ MOTE_BEGIN_NAMESPACE
 // Quantizes one row of n values; returns the scale.
 inline float quantize_int8_row(const float* x, std::size_t n, std::int8_t* codes) {
   float amax = 0.0f;
-  for (std::size_t i = 0; i < n; ++i) amax = std::fmax(amax, std::fabs(x[i]));
+  bool finite = true;
+  for (std::size_t i = 0; i < n; ++i) {
+    amax = std::fmax(amax, std::fabs(x[i]));
+    finite = finite && std::isfinite(x[i]);
+  }
+  if (!finite) {
+    std::fill_n(codes, n, std::int8_t{0});
+    return std::numeric_limits<float>::quiet_NaN();
+  }
   const float scale = amax / 127.0f > 0.0f ? amax / 127.0f : 1.0f;  // the quotient, which may vanish
   for (std::size_t i = 0; i < n; ++i) {
-    codes[i] = static_cast<std::int8_t>(std::fmin(std::fmax(std::nearbyint(x[i] / scale), -127.0f), 127.0f));
+    codes[i] = static_cast<std::int8_t>(std::clamp(std::nearbyint(x[i] / scale), -127.0f, 127.0f));
   }
   return scale;
 }
 
 // w [out, in] to codes [out, in] and scale [out]. Throws shape_error when the shapes differ.
 inline void quantize_int8(view<const float, 2> w, view<std::int8_t, 2> codes, view<float, 1> scale) {
+  check_view("quantize_int8", "w", w, {w.extent(0), w.extent(1)});
   check_view("quantize_int8", "codes", codes, {w.extent(0), w.extent(1)});
   check_view("quantize_int8", "scale", scale, {w.extent(0)});
   for (std::size_t n = 0; n < w.extent(0); ++n) scale(n) = quantize_int8_row(w.row(n), w.extent(1), codes.row(n));

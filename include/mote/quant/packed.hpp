@@ -109,8 +109,6 @@ struct packed_layout {
 
   static constexpr std::size_t tensor_scales(std::size_t in) { return in / F::block_size * block_bytes; }
   static constexpr std::size_t panel_bytes(std::size_t in) { return tensor_scales(in) + tensor_scale_bytes; }
-
-  static_assert(F::group_size == 16 || F::group_size == 32, "integer formats have groups of 16 or 32");
 };
 
 // Elements of type T, `scale_bytes` a row behind them.

@@ -159,6 +159,7 @@ packed_matrix<F> slice_rows(const packed_matrix<F>& w, std::size_t begin, std::s
     raise<shape_error>("slice_rows: packed matrices are cut at multiples of " + std::to_string(rows) + ", got " +
                        std::to_string(begin));
   }
+  check(begin <= w.out_features() && count <= w.out_features() - begin, "slice_rows", "rows: outside the matrix");
   const auto bytes = w.bytes().slice(0, begin / rows * w.panel_bytes(in), packed_matrix<F>::size(count, in));
   return {bytes, count, in, w.order()};
 }

@@ -32,22 +32,29 @@ struct nvfp4 {
   }
   f16 scale(std::size_t g) const { return f16(half_e4m3(scales[g])); }
 
+  // The scale code of a group.
+  static std::uint8_t fit(const float* x) {
+    const int nearest = f8_e4m3(std::min(detail::largest_magnitude(x, group_size) / 6.0f, 448.0f)).bits;
+    float best = -1.0f;
+    std::uint8_t scale = 0;
+    for (int code = std::max(nearest - 4, 0); code <= std::min(nearest + 4, 0x7E); ++code) {
+      const float unit = half_e4m3(static_cast<std::uint8_t>(code));
+      const detail::table_round<15> round{detail::e2m1_numbers, detail::finite_inverse(unit)};
+      const float error = detail::error_of<group_size>(x, unit, 0.0f, round).error;
+      if (best >= 0.0f && error >= best) continue;
+      best = error;
+      scale = static_cast<std::uint8_t>(code);
+    }
+    return scale;
+  }
+
   static nvfp4 encode(const float* values) {
-    constexpr float limit = 6.0f * 448.0f;
+    constexpr float limit = 1e15f;  // whose squared errors float32 holds
     nvfp4 block{};
     for (std::size_t g = 0; g < 4; ++g) {
       float x[group_size];
       for (std::size_t i = 0; i < group_size; ++i) x[i] = std::clamp(values[g * group_size + i], -limit, limit);
-      const int nearest = f8_e4m3(detail::largest_magnitude(x, group_size) / 6.0f).bits;
-      float best = -1.0f;
-      for (int code = std::max(nearest - 4, 0); code <= std::min(nearest + 4, 0x7E); ++code) {
-        const float unit = half_e4m3(static_cast<std::uint8_t>(code));
-        const detail::table_round<15> round{detail::e2m1_numbers, detail::finite_inverse(unit)};
-        const float error = detail::error_of<group_size>(x, unit, 0.0f, round).error;
-        if (best >= 0.0f && error >= best) continue;
-        best = error;
-        block.scales[g] = static_cast<std::uint8_t>(code);
-      }
+      block.scales[g] = fit(x);
       std::uint8_t codes[group_size];
       detail::nearest_e2m1(x, group_scale(block, g), codes);
       for (std::size_t i = 0; i < 8; ++i) block.q[g * 8 + i] = static_cast<std::uint8_t>(codes[i] | codes[i + 8] << 4);
