@@ -514,13 +514,13 @@ MOTE_END_NAMESPACE
 
 #include <algorithm>
 #include <limits>
+#include <new>
 #include <vector>
 
 // ---- mote/core/buffer.hpp
 // `buffer<T>`: owned, 64-byte aligned memory for users who want it; kernels take views.
 
 #include <cstring>
-#include <new>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -661,7 +661,7 @@ class workspace {
     if (m.block == 0 && m.used == 0 && blocks_.size() > 1) {
       const std::size_t total = capacity();
       blocks_.clear();
-      blocks_.emplace_back(total);
+      grow(total);
     }
   }
 
@@ -673,6 +673,18 @@ class workspace {
   }
 
  private:
+  // Without memory the next allocation takes a block of its own.
+  void grow(std::size_t bytes) noexcept {
+#if MOTE_EXCEPTIONS
+    try {
+      blocks_.emplace_back(bytes);
+    } catch (const std::bad_alloc&) {
+    }
+#else
+    blocks_.emplace_back(bytes);
+#endif
+  }
+
   static constexpr std::size_t minimum_block = std::size_t{1} << 16;
 
   std::size_t largest_step_ = minimum_block;
@@ -730,6 +742,11 @@ class host_backend {
   template <class F>
   void parallel_for(std::size_t count, std::size_t grain, F&& f) {
     executor_.parallel_for(count, grain, std::forward<F>(f));
+  }
+
+  template <class F>
+  auto single(F&& f) {
+    return executor_.single(std::forward<F>(f));
   }
 
   // Scratch memory, returned at the end of the scope.
@@ -1544,7 +1561,8 @@ MOTE_END_NAMESPACE
 //     void decode(float* y) const;               // y[block_size]
 //   };
 //
-// From that alone every op works; docs/formats.md shows it with a made-up format.
+// From that alone matmul, caches and quantization work, and from its place in the list of formats.hpp every op; docs/formats.md
+// shows it with a made-up format.
 
 MOTE_BEGIN_NAMESPACE
 
@@ -1587,6 +1605,7 @@ template <class F>
 concept integer_format = block_format<F> &&
     (detail::table_codes<F> || detail::signed_codes<F>)&&requires(const F block, std::size_t group) {
   { F::group_size } -> std::convertible_to<std::size_t>;
+  requires(F::group_size == 16 || F::group_size == 32);
   requires(F::block_size % F::group_size == 0);
   { block.scale(group) } -> std::same_as<typename F::scale_type>;
   static_cast<float>(block.scale(group));
@@ -1599,7 +1618,7 @@ concept format_with_min = integer_format<F> && requires(const F block, std::size
 };
 
 // Integer formats whose scales are integers themselves: scale(g) = super_scale() · sub_scale(g), and with a minimum
-// min(g) = super_min() · sub_min(g).
+// min(g) = super_min() · sub_min(g). Sub-scales and sub-minimums are from -128 to 127.
 template <class F>
 concept two_level_format = integer_format<F> && requires(const F block, std::size_t group) {
   { block.super_scale() } -> std::same_as<f16>;
@@ -2016,22 +2035,29 @@ struct nvfp4 {
   }
   f16 scale(std::size_t g) const { return f16(half_e4m3(scales[g])); }
 
+  // The scale code of a group.
+  static std::uint8_t fit(const float* x) {
+    const int nearest = f8_e4m3(std::min(detail::largest_magnitude(x, group_size) / 6.0f, 448.0f)).bits;
+    float best = -1.0f;
+    std::uint8_t scale = 0;
+    for (int code = std::max(nearest - 4, 0); code <= std::min(nearest + 4, 0x7E); ++code) {
+      const float unit = half_e4m3(static_cast<std::uint8_t>(code));
+      const detail::table_round<15> round{detail::e2m1_numbers, detail::finite_inverse(unit)};
+      const float error = detail::error_of<group_size>(x, unit, 0.0f, round).error;
+      if (best >= 0.0f && error >= best) continue;
+      best = error;
+      scale = static_cast<std::uint8_t>(code);
+    }
+    return scale;
+  }
+
   static nvfp4 encode(const float* values) {
-    constexpr float limit = 6.0f * 448.0f;
+    constexpr float limit = 1e15f;  // whose squared errors float32 holds
     nvfp4 block{};
     for (std::size_t g = 0; g < 4; ++g) {
       float x[group_size];
       for (std::size_t i = 0; i < group_size; ++i) x[i] = std::clamp(values[g * group_size + i], -limit, limit);
-      const int nearest = f8_e4m3(detail::largest_magnitude(x, group_size) / 6.0f).bits;
-      float best = -1.0f;
-      for (int code = std::max(nearest - 4, 0); code <= std::min(nearest + 4, 0x7E); ++code) {
-        const float unit = half_e4m3(static_cast<std::uint8_t>(code));
-        const detail::table_round<15> round{detail::e2m1_numbers, detail::finite_inverse(unit)};
-        const float error = detail::error_of<group_size>(x, unit, 0.0f, round).error;
-        if (best >= 0.0f && error >= best) continue;
-        best = error;
-        block.scales[g] = static_cast<std::uint8_t>(code);
-      }
+      block.scales[g] = fit(x);
       std::uint8_t codes[group_size];
       detail::nearest_e2m1(x, group_scale(block, g), codes);
       for (std::size_t i = 0; i < 8; ++i) block.q[g * 8 + i] = static_cast<std::uint8_t>(codes[i] | codes[i + 8] << 4);
@@ -3148,8 +3174,6 @@ struct packed_layout {
 
   static constexpr std::size_t tensor_scales(std::size_t in) { return in / F::block_size * block_bytes; }
   static constexpr std::size_t panel_bytes(std::size_t in) { return tensor_scales(in) + tensor_scale_bytes; }
-
-  static_assert(F::group_size == 16 || F::group_size == 32, "integer formats have groups of 16 or 32");
 };
 
 // Elements of type T, `scale_bytes` a row behind them.
@@ -3695,6 +3719,7 @@ packed_matrix<F> slice_rows(const packed_matrix<F>& w, std::size_t begin, std::s
     raise<shape_error>("slice_rows: packed matrices are cut at multiples of " + std::to_string(rows) + ", got " +
                        std::to_string(begin));
   }
+  check(begin <= w.out_features() && count <= w.out_features() - begin, "slice_rows", "rows: outside the matrix");
   const auto bytes = w.bytes().slice(0, begin / rows * w.panel_bytes(in), packed_matrix<F>::size(count, in));
   return {bytes, count, in, w.order()};
 }
@@ -3848,23 +3873,33 @@ MOTE_END_NAMESPACE
 //   asymmetric  s = (max - min) / 255 over a range that holds 0,  z = round(-min / s),
 //               q = clamp(round(x / s) + z, 0, 255)                                         x ≈ s (q - z)
 //
-// Ties go to even; a zero row uses s = 1.
+// Ties go to even; a zero row uses s = 1. A symmetric row that is not all finite has codes 0 and the scale NaN, which no product
+// with it can hide.
 
 MOTE_BEGIN_NAMESPACE
 
 // Quantizes one row of n values; returns the scale.
 inline float quantize_int8_row(const float* x, std::size_t n, std::int8_t* codes) {
   float amax = 0.0f;
-  for (std::size_t i = 0; i < n; ++i) amax = std::fmax(amax, std::fabs(x[i]));
+  bool finite = true;
+  for (std::size_t i = 0; i < n; ++i) {
+    amax = std::fmax(amax, std::fabs(x[i]));
+    finite = finite && std::isfinite(x[i]);
+  }
+  if (!finite) {
+    std::fill_n(codes, n, std::int8_t{0});
+    return std::numeric_limits<float>::quiet_NaN();
+  }
   const float scale = amax / 127.0f > 0.0f ? amax / 127.0f : 1.0f;  // the quotient, which may vanish
   for (std::size_t i = 0; i < n; ++i) {
-    codes[i] = static_cast<std::int8_t>(std::fmin(std::fmax(std::nearbyint(x[i] / scale), -127.0f), 127.0f));
+    codes[i] = static_cast<std::int8_t>(std::clamp(std::nearbyint(x[i] / scale), -127.0f, 127.0f));
   }
   return scale;
 }
 
 // w [out, in] to codes [out, in] and scale [out]. Throws shape_error when the shapes differ.
 inline void quantize_int8(view<const float, 2> w, view<std::int8_t, 2> codes, view<float, 1> scale) {
+  check_view("quantize_int8", "w", w, {w.extent(0), w.extent(1)});
   check_view("quantize_int8", "codes", codes, {w.extent(0), w.extent(1)});
   check_view("quantize_int8", "scale", scale, {w.extent(0)});
   for (std::size_t n = 0; n < w.extent(0); ++n) scale(n) = quantize_int8_row(w.row(n), w.extent(1), codes.row(n));
@@ -5377,7 +5412,7 @@ float quantize_activations(const float* x, std::size_t n, std::int8_t* codes, st
   const std::size_t steps = n / step * step;
   const auto larger = [](const vector& values, const vector& most) __attribute__((always_inline)) {
     const vector magnitude = xsimd::abs(values);
-    return xsimd::select(magnitude > most, magnitude, most);  // not max, which may keep a NaN
+    return xsimd::select(magnitude > most, magnitude, most);  // not max, which may keep a NaN: that is found below
   };
   vector largest[at_once];  // so that no maximum waits for the one before
   for (auto& l : largest) l = vector(0.0f);
@@ -5397,10 +5432,15 @@ float quantize_activations(const float* x, std::size_t n, std::int8_t* codes, st
   // vector's for NEON.
   const vector inverse(1.0f / scale);
   const bool divides = !(scale > 0x1p-100f && scale < 0x1p100f);
+  bool finite = std::isfinite(amax);
   const auto divided = [&](const vector& values) {
     float quotients[vector::size];
     values.store_unaligned(quotients);
-    for (float& q : quotients) q = std::min(std::max(-127.0f, q / scale), 127.0f);  // NaN: -127
+    for (float& q : quotients) {
+      q /= scale;
+      finite = finite && !std::isnan(q);
+      q = std::min(std::max(-127.0f, q), 127.0f);
+    }
     return vector::load_unaligned(quotients);
   };
   const auto is_sure = [](const vector& q) {
@@ -5424,6 +5464,10 @@ float quantize_activations(const float* x, std::size_t n, std::int8_t* codes, st
     std::copy_n(last, some, codes + i);
   }
   sum = 0;
+  if (!finite) {
+    std::fill_n(codes, n, std::int8_t{0});
+    return std::numeric_limits<float>::quiet_NaN();
+  }
   std::size_t i = 0;
   for (; i + 16 <= n; i += 16) sum += sum_of_codes(codes + i);
   for (; i < n; ++i) sum += codes[i];
@@ -6819,7 +6863,8 @@ struct paged_rows {
   operator paged_rows<const U>() const { return {pages, block_table, length}; }
 };
 
-// Throws shape_error "op: argument: …" unless the block table covers the length.
+// Throws shape_error "op: argument: …" unless the block table covers the length. That its entries are pages of the pool is for
+// the caller to see to.
 template <class T>
 void check_pages(std::string_view op, std::string_view argument, const paged_rows<T>& rows) {
   if (rows.length != 0 && (rows.page_size() == 0 || (rows.length - 1) / rows.page_size() >= rows.block_table.size())) {
@@ -6897,7 +6942,8 @@ MOTE_END_NAMESPACE
 //   y[b, t, n] = Σ_k x[b, t, k] · W[b · out + n, k]
 //
 // x: [batch, tokens, in], y: [batch, tokens, out], both with any strides but a contiguous last dimension;
-// W: [batch · out, in] in any weight format. Numbers as in matmul. Throws shape_error when the shapes differ.
+// W: [batch · out, in] in any weight format; where it is packed and the batch is more than 1, `out` is a multiple of its
+// panels' rows. Numbers as in matmul. Throws shape_error when the shapes differ.
 
 // ---- mote/ops/batched_matmul/reference.hpp
 MOTE_BEGIN_NAMESPACE
@@ -6940,12 +6986,31 @@ MOTE_END_NAMESPACE
 // ---- mote/ops/batched_matmul/batched_matmul.hpp
 MOTE_BEGIN_NAMESPACE
 
+namespace detail {
+
+// Throws shape_error unless w is cut at multiples of `rows` (slice_rows).
+inline void check_cut(std::string_view op, std::string_view argument, const weight& w, std::size_t rows) {
+  std::visit(
+      [&]<class Matrix>(const Matrix&) {
+        if constexpr (requires { Matrix::panel_rows; }) {
+          if (rows % Matrix::panel_rows == 0) return;
+          raise<shape_error>(concatenate({op, ": ", argument, ": is packed, expected a multiple of ",
+                                          std::to_string(Matrix::panel_rows), " rows for each entry of the batch, got ",
+                                          std::to_string(rows)}));
+        }
+      },
+      w);
+}
+
+}  // namespace detail
+
 template <backend Backend>
 void batched_matmul(Backend& be, view<const float, 3> x, const weight& w, view<float, 3> y) {
   check_view("batched_matmul", "x", x, {x.extent(0), x.extent(1), in_features(w)});
   check_rows("batched_matmul", "w", w);
   check(x.extent(0) != 0 && out_features(w) % x.extent(0) == 0, "batched_matmul",
         "w: its rows must be a multiple of the batch");
+  if (x.extent(0) > 1) detail::check_cut("batched_matmul", "w", w, out_features(w) / x.extent(0));
   check_view("batched_matmul", "y", y, {x.extent(0), x.extent(1), out_features(w) / x.extent(0)});
   batched_matmul_impl(be, x, w, y);
 }
@@ -8583,6 +8648,7 @@ template <backend Backend, row_element T>
 void paged_store(Backend& be, view<const float, 2> x, const paged_rows<T>& cache, std::size_t position,
                  std::size_t column) {
   constexpr row_format format = row_format::of<T>();
+  check_view("paged_store", "x", x, {x.extent(0), x.extent(1)});
   check_pages("paged_store", "cache", cache);
   check(position <= cache.length && x.extent(0) <= cache.length - position, "paged_store",
         "cache: too few rows for position + tokens");
@@ -8989,8 +9055,9 @@ MOTE_END_NAMESPACE
 //
 //   z = x W_gateᵀ;   (indices, weights) = route(z, bias);   y = Σ_k weights_k · FFN_{indices_k}(x) + FFN_shared(x)
 //
-// x: [tokens, hidden]; y: [tokens, hidden], set or added to. The router's logits are float32 whatever the experts' format.
-// `observe` is called once with the logits and routes, for statistics and for showing where tokens go.
+// x: [tokens, hidden]; y: [tokens, hidden], set or added to, which must not overlap x. The router's logits are float32
+// whatever the experts' format. `observe` is called with the logits and routes, for statistics and for showing where tokens
+// go: once, by each member of a team.
 // Throws shape_error when shapes differ or the router's configuration does not fit.
 // Source: Dai et al., "DeepSeekMoE" (2024); DeepSeek-V3 technical report (2024).
 
@@ -9093,12 +9160,15 @@ class expert_residency {
 
 namespace detail {
 
-// f(first, last) for the groups of experts that are in memory together, all in one where `residency` is null.
-template <class Function>
-void for_each_expert_group(expert_residency* residency, view<const std::int32_t, 1> offsets, Function&& f) {
+// f(first, last) for the groups of experts that are in memory together, all in one where `residency` is null. Members of a
+// team ask for each once, together.
+template <class Backend, class Function>
+void for_each_expert_group(Backend& be, expert_residency* residency, view<const std::int32_t, 1> offsets,
+                           Function&& f) {
   const std::size_t experts = offsets.size() - 1;
   for (std::size_t first = 0; first < experts;) {
-    const std::size_t last = residency != nullptr ? residency->require(offsets, first) : experts;
+    const std::size_t last =
+        residency != nullptr ? be.single([&] { return residency->require(offsets, first); }) : experts;
     f(first, last);
     first = last;
   }
@@ -9124,7 +9194,7 @@ inline void grouped_ffn_impl(reference& be, view<const float, 2> x, view<const f
   const auto apply = [&](view<const float, 2> in, const weight& w, view<float, 2> out) {
     matmul_impl(be, in, w, out, output::overwrite);
   };
-  detail::for_each_expert_group(residency, offsets, [&](std::size_t first, std::size_t last) {
+  detail::for_each_expert_group(be, residency, offsets, [&](std::size_t first, std::size_t last) {
     for (std::size_t e = first; e < last; ++e) {
       for (std::int32_t i = offsets(e); i < offsets(e + 1); ++i) {
         const std::size_t slot = static_cast<std::size_t>(slots(static_cast<std::size_t>(i)));
@@ -9242,7 +9312,7 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
     });
   };
 
-  detail::for_each_expert_group(residency, offsets, [&](std::size_t begin, std::size_t end) {
+  detail::for_each_expert_group(be, residency, offsets, [&](std::size_t begin, std::size_t end) {
     const std::size_t first = offset(begin), last = offset(end);
     choose(begin, end);
     for_each_unit(intermediate, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, std::size_t place,
@@ -9973,7 +10043,7 @@ class openmp {
   template <class F>
   void parallel_for(std::size_t count, std::size_t grain, F&& f) {
     if (grain == 0) grain = 1;
-    const std::size_t pieces = (count + grain - 1) / grain;
+    const std::size_t pieces = count / grain + (count % grain != 0);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(static_cast <int>(threads_)) if (pieces > 1)
     for (std::size_t i = 0; i < pieces; ++i) {
       const std::size_t begin = i * grain;
@@ -10018,6 +10088,8 @@ class team {
   void wait() { barrier_.arrive_and_wait(); }
   workspace& shared_workspace() { return workspace_; }
   std::byte* slot() { return slot_; }
+  // What the last single() threw, or null.
+  std::exception_ptr& failure() { return failure_; }
 
   static constexpr std::size_t slot_size = 64;
 
@@ -10026,6 +10098,7 @@ class team {
   std::barrier<> barrier_;
   workspace workspace_;
   alignas(64) std::byte slot_[slot_size] = {};
+  std::exception_ptr failure_;
 };
 
 class team_member {
@@ -10040,24 +10113,36 @@ class team_member {
   template <class F>
   void parallel_for(std::size_t count, std::size_t grain, F&& f) {
     if (grain == 0) grain = 1;
-    const std::size_t pieces = (count + grain - 1) / grain, n = team_->size();
+    const std::size_t pieces = count / grain + (count % grain != 0), n = team_->size();
     const std::size_t first = pieces * index_ / n * grain, last = pieces * (index_ + 1) / n * grain;
     if (first < last) f(first, last < count ? last : count);
     team_->wait();
   }
 
+  // What f throws reaches every member.
   template <class F>
   auto single(F&& f) {
     using result = decltype(f());
     static_assert(std::is_trivially_copyable_v<result> && sizeof(result) <= team::slot_size);
     result r{};
     if (index_ == 0) {
+#if MOTE_EXCEPTIONS
+      team_->failure() = nullptr;
+      try {
+        r = f();
+      } catch (...) {
+        team_->failure() = std::current_exception();
+      }
+#else
       r = f();
+#endif
       std::memcpy(team_->slot(), &r, sizeof r);
     }
     team_->wait();
     std::memcpy(static_cast<void*>(&r), team_->slot(), sizeof r);
+    const std::exception_ptr failure = team_->failure();
     team_->wait();
+    if (failure) std::rethrow_exception(failure);
     return r;
   }
 
@@ -10286,7 +10371,7 @@ class kv_cache {
 
   // Throws shape_error when a size is zero, memory would overflow or the width is no whole blocks of the format.
   kv_cache(std::size_t layers, std::size_t pages, std::size_t page_size, std::size_t width, row_format format = {})
-      : pages_(pages), page_size_(page_size), format_(format), row_bytes_(format.row_bytes(width)) {
+      : layers_(layers), pages_(pages), page_size_(page_size), format_(format), row_bytes_(format.row_bytes(width)) {
     check(layers > 0 && pages > 0 && page_size > 0 && width > 0, "kv_cache", "sizes: must be positive");
     const std::size_t limit = static_cast<std::size_t>(1) << 46;
     check(pages <= std::size_t{0x7FFFFFFF}, "kv_cache", "pages: too many to number");
@@ -10313,7 +10398,7 @@ class kv_cache {
   // Makes the sequence `length` rows long: takes pages as it grows, gives them back as it shrinks.
   // Throws shape_error, changing nothing, when the pool has too few pages.
   void resize(sequence& s, std::size_t length) {
-    const std::size_t needed = (length + page_size_ - 1) / page_size_;
+    const std::size_t needed = length / page_size_ + (length % page_size_ != 0);
     if (needed > s.block_table.size() && needed - s.block_table.size() > free_.size()) {
       raise<shape_error>("kv_cache: length: " + std::to_string(length) + " rows need " +
                          std::to_string(needed - s.block_table.size()) + " more pages, " +
@@ -10330,15 +10415,17 @@ class kv_cache {
     s.length = length;
   }
 
-  // The rows of one layer that belong to the sequence. Throws shape_error unless T is the cache's format.
+  // The rows of one layer that belong to the sequence. Throws shape_error unless T is the cache's format and the cache has
+  // that layer.
   template <row_element T>
   paged_rows<T> rows(const sequence& s, std::size_t layer) {
     check(row_format::of<T>() == format_, "kv_cache", "rows: not of this format");
+    check(layer < layers_, "kv_cache", "layer: outside the cache");
     T* first = reinterpret_cast<T*>(storage_.data() + layer * pages_ * page_size_ * row_bytes_);
     return {view<T, 3>(first, pages_, page_size_, row_bytes_ / sizeof(T)), s.block_table, s.length};
   }
 
-  // The same in whatever form of row_elements they are. Throws shape_error if in none.
+  // The same in whatever form of row_elements they are. Throws shape_error also if in none.
   cache_rows rows(const sequence& s, std::size_t layer) {
     cache_rows result;
     bool known = false;
@@ -10354,7 +10441,7 @@ class kv_cache {
   }
 
  private:
-  std::size_t pages_, page_size_;
+  std::size_t layers_, pages_, page_size_;
   row_format format_;
   std::size_t row_bytes_;
   buffer<std::byte> storage_;
@@ -10539,6 +10626,7 @@ inline verification verify_draft(std::span<const std::int32_t> draft, view<const
                                  view<const float, 2> target_probs, std::span<const float> uniforms,
                                  std::span<const float> residual_uniforms) {
   const std::size_t n = draft.size(), vocab = target_probs.extent(1);
+  check(vocab > 0, "verify_draft", "target_probs: expected a vocabulary");
   check_shape("verify_draft", "draft_probs", draft_probs.extents(), {n, vocab});
   check_shape("verify_draft", "target_probs", target_probs.extents(), {n + 1, vocab});
   check(uniforms.size() == n && residual_uniforms.size() == n + 1, "verify_draft", "uniforms: expected n and n + 1");
@@ -10553,12 +10641,21 @@ inline verification verify_draft(std::span<const std::int32_t> draft, view<const
     ++result.accepted;
   }
   const std::size_t row = result.accepted;
+  bool subtract = row < n;
   const auto residual = [&](std::size_t v) {
     const double p = static_cast<double>(target_probs(row, v));
-    return row == n ? p : std::max(p - static_cast<double>(draft_probs(row, v)), 0.0);
+    return subtract ? std::max(p - static_cast<double>(draft_probs(row, v)), 0.0) : p;
   };
-  double total = 0.0;
-  for (std::size_t v = 0; v < vocab; ++v) total += residual(v);
+  const auto sum = [&] {
+    double total = 0.0;
+    for (std::size_t v = 0; v < vocab; ++v) total += residual(v);
+    return total;
+  };
+  double total = sum();
+  if (!(total > 0.0)) {  // p and q differ by rounding alone
+    subtract = false;
+    total = sum();
+  }
   const double u = static_cast<double>(residual_uniforms[row]);
   double cumulative = 0.0;
   std::size_t chosen = 0;
@@ -10574,7 +10671,8 @@ inline verification verify_draft(std::span<const std::int32_t> draft, view<const
 
 // The greedy rule on target logits or probabilities [n + 1, vocab]; ties to the lower token.
 inline verification verify_draft_greedy(std::span<const std::int32_t> draft, view<const float, 2> target) {
-  check_shape("verify_draft_greedy", "target", target.extents(), {draft.size() + 1, target.extent(1)});
+  check_view("verify_draft_greedy", "target", target, {draft.size() + 1, target.extent(1)});
+  check(target.extent(1) > 0, "verify_draft_greedy", "target: expected a vocabulary");
   verification result;
   for (;; ++result.accepted) {
     const float* row = target.row(result.accepted);

@@ -423,10 +423,12 @@ MOTE_END_NAMESPACE
 // The rounding grid of a block format: view<F, 2> of shape [out, in / F::block_size].
 //
 // Integer formats keep their scales while single codes change, so second-order rounding goes column by column; others are
-// encoded a block at a time.
+// encoded a block at a time. Every bit of an integer format's codes has a place of its own in the block: shape_error says
+// where it has not.
 
 #include <array>
 #include <cstring>
+#include <string_view>
 
 MOTE_BEGIN_NAMESPACE
 
@@ -452,6 +454,15 @@ class code_layout {
     }
     base_ = read(zero, 0);
     lowest_ += base_;
+    for (std::size_t i = 0; i < F::block_size; ++i) {
+      for (const int pattern : {0, 0x55, 0xAA, 0xFF}) {
+        const int code = lowest_ + (pattern & ((1 << bits) - 1));
+        F block{};
+        set(block, i, code);
+        check(block.code(i) == code, "block_grid",
+              std::string(std::string_view(F::name)) + ": its codes are not bits of their own");
+      }
+    }
   }
 
   // Codes are lowest() … lowest() + 2^code_bits - 1.
@@ -566,7 +577,6 @@ MOTE_END_NAMESPACE
 
 #include <functional>
 #include <map>
-#include <string_view>
 
 MOTE_BEGIN_NAMESPACE
 
@@ -1109,7 +1119,7 @@ inline range estimate_range(std::span<const float> values, const range_config& c
     }
     std::sort(sorted.begin(), sorted.end());
     const auto clipped =
-        static_cast<std::size_t>(static_cast<double>(sorted.size()) * (1.0 - config.percentile / 100.0));
+        static_cast<std::size_t>(static_cast<double>(sorted.size()) * (100.0 - config.percentile) / 100.0 + 1e-6);
     const float high = std::max(sorted[sorted.size() - 1 - clipped], 0.0f);
     return {config.symmetric ? -high : std::min(sorted[clipped], 0.0f), high};
   }
@@ -1417,7 +1427,7 @@ inline assignment assign_within_error(std::span<const std::vector<layer_option>>
   }
   detail::sum_up(layers, a);
   detail::improve(layers, a, [&](const layer_option& from, const layer_option& to) {
-    const bool fits = a.error - from.error + to.error <= budget;
+    const bool fits = (a.error - from.error + to.error) * (1.0 + 1e-12) <= budget;  // however the sum is rounded
     return fits && to.bytes < from.bytes ? static_cast<double>(from.bytes - to.bytes) : 0.0;
   });
   return a;

@@ -294,13 +294,17 @@ struct quantize_tokens_kernel {
   MOTE_DEVICE void operator()(const Context& ctx, shared_memory& memory) const {
     const float* in = x.row(ctx.block());
     float largest = 0.0f;
-    for (std::size_t i = ctx.thread(); i < x.extent(1); i += threads) largest = std::fmax(largest, std::fabs(in[i]));
+    for (std::size_t i = ctx.thread(); i < x.extent(1); i += threads) {
+      largest = std::isfinite(in[i]) ? std::fmax(largest, std::fabs(in[i])) : INFINITY;
+    }
     largest = block_reduce(ctx, largest, memory.largest, take_larger{});
-    const float s = largest / 127.0f > 0.0f ? largest / 127.0f : 1.0f;
+    const bool finite = std::isfinite(largest);
+    const float s = !finite ? NAN : largest / 127.0f > 0.0f ? largest / 127.0f : 1.0f;
     if (ctx.thread() == 0) scale(ctx.block()) = s;
     for (std::size_t i = ctx.thread(); i < x.extent(1); i += threads) {
       codes(ctx.block(), i) =
-          static_cast<std::int8_t>(std::fmin(std::fmax(std::nearbyint(in[i] / s), -127.0f), 127.0f));
+          finite ? static_cast<std::int8_t>(std::fmin(std::fmax(std::nearbyint(in[i] / s), -127.0f), 127.0f))
+                 : std::int8_t{0};
     }
   }
 };

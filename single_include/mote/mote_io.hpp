@@ -1584,11 +1584,17 @@ inline nlohmann::json parse_json(std::string_view text, const std::string& where
     }
     return true;
   };
+#if MOTE_EXCEPTIONS
   try {
     return nlohmann::json::parse(text.begin(), text.end(), check_structure);
   } catch (const nlohmann::json::exception& e) {
     raise<format_error>(where + ": malformed JSON: " + e.what());
   }
+#else
+  nlohmann::json parsed = nlohmann::json::parse(text.begin(), text.end(), check_structure, false);
+  if (parsed.is_discarded()) raise<format_error>(where + ": malformed JSON");
+  return parsed;
+#endif
 }
 
 // A JSON object and the place it came from. Getters throw format_error "file: field: expected …" for a missing field, a
@@ -3081,7 +3087,8 @@ MOTE_END_NAMESPACE
 // gets its name only when it is complete.
 
 // ---- mote/io/part_file.hpp
-// A file that gets its name only when it is complete: until then it is PATH.part (POSIX).
+// A file that gets its name only when it is complete: until then it is PATH.part (POSIX). Where PATH is a symbolic link, what
+// it points to is written.
 
 #include <sys/file.h>
 
@@ -3095,11 +3102,33 @@ enum class unfinished {
 
 namespace detail {
 
+// What `path` stands for when it is a symbolic link to a file or to nothing; anything else stays.
+inline std::string behind_links(std::string path) {
+  namespace fs = std::filesystem;
+  constexpr int most_links = 40;
+  for (int i = 0; i < most_links; ++i) {
+    std::error_code problem;
+    const fs::file_status status = fs::status(path, problem);
+    if (fs::exists(status) && !fs::is_regular_file(status)) break;
+    const fs::path target = fs::read_symlink(path, problem);
+    if (problem) break;
+    path = (fs::path(path).parent_path() / target).string();
+  }
+  return path;
+}
+
+// "PATH: cannot be written: No space left on device", for what errno says.
+[[noreturn]] inline void raise_unwritable(const std::string& path) {
+  const int reason = errno;
+  raise<format_error>(path + ": cannot be written" + (reason != 0 ? std::string(": ") + std::strerror(reason) : ""));
+}
+
 class part_file {
  public:
   // Opens PATH.part, which may hold what an earlier writer left. Throws format_error when it cannot be written or another
   // process is writing it.
-  part_file(std::string path, unfinished policy) : path_(std::move(path)), part_(path_ + ".part"), policy_(policy) {
+  part_file(const std::string& path, unfinished policy)
+      : path_(behind_links(path)), part_(path_ + ".part"), policy_(policy) {
     const int descriptor = open_locked();
     file_ = ::fdopen(descriptor, "r+b");
     if (file_ == nullptr) {
@@ -3119,7 +3148,13 @@ class part_file {
   const std::string& part() const { return part_; }
   std::FILE* file() { return file_; }
 
-  [[noreturn]] void fail() const { raise<format_error>(path_ + ": cannot be written"); }
+  [[noreturn]] void fail() const { raise_unwritable(path_); }
+
+  // PATH.part will stay as it is; gives its name.
+  const std::string& keep() {
+    policy_ = unfinished::kept;
+    return part_;
+  }
 
   // Cuts the file to its first `size` bytes and goes on behind them.
   void truncate(std::size_t size) {
@@ -3143,8 +3178,10 @@ class part_file {
     flush();
     if (::fsync(fileno(file_)) != 0) fail();
     const bool named = std::rename(part_.c_str(), path_.c_str()) == 0;
+    const int reason = errno;
     if (!named && policy_ == unfinished::removed) std::remove(part_.c_str());
     std::fclose(std::exchange(file_, nullptr));
+    errno = reason;
     if (!named) fail();
   }
 
@@ -3154,7 +3191,7 @@ class part_file {
   int open_locked() const {
     constexpr int most_writers = 100;
     for (int i = 0; i < most_writers; ++i) {
-      const int descriptor = ::open(part_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+      const int descriptor = ::open(part_.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);
       if (descriptor < 0) fail();
       const bool locked = ::flock(descriptor, LOCK_EX | LOCK_NB) == 0;
       if (locked && is_part(descriptor)) return descriptor;
@@ -3216,7 +3253,7 @@ class tensor_stream {
     std::string found(header.size(), '\0');
     std::rewind(file_.file());
     if (std::fread(found.data(), 1, found.size(), file_.file()) != found.size() || found != header) {
-      raise<format_error>(file_.part() + ": is not the beginning of this file");
+      raise<format_error>(file_.part() + ": is not the beginning of this file: remove it to begin anew");
     }
     std::uintmax_t end = header.size();
     for (; current_ < count; ++current_) end += tensors_[current_].size + tensors_[current_].padding;
@@ -4655,13 +4692,13 @@ MOTE_BEGIN_NAMESPACE
 class npy_writer {
  public:
   // Throws format_error naming the file when it cannot be created.
-  npy_writer(std::string path, std::size_t rows, std::size_t columns)
-      : path_(std::move(path)), part_(path_), left_(rows), columns_(columns) {
+  npy_writer(const std::string& path, std::size_t rows, std::size_t columns)
+      : path_(detail::behind_links(path)), part_(path_), left_(rows), columns_(columns) {
     std::error_code ignored;
     const auto status = std::filesystem::status(path_, ignored);
     if (!std::filesystem::exists(status) || std::filesystem::is_regular_file(status)) part_ += ".part";
     file_ = std::fopen(part_.c_str(), "wb");
-    if (file_ == nullptr) raise<format_error>(path_ + ": cannot be written");
+    if (file_ == nullptr) detail::raise_unwritable(path_);
     std::string header = "{'descr': '<f4', 'fortran_order': False, 'shape': (" + std::to_string(rows) + ", " +
                          std::to_string(columns) + "), }";
     constexpr std::size_t preamble = 10;  // magic, version, length; the data starts at a multiple of 64
@@ -4703,14 +4740,16 @@ class npy_writer {
     std::error_code problem;
     if (closed && part_ != path_) std::filesystem::rename(part_, path_, problem);
     if (!closed || problem) {
+      const int reason = problem ? problem.value() : errno;
       if (part_ != path_) std::remove(part_.c_str());
-      raise<format_error>(path_ + ": cannot be written");
+      errno = reason;
+      detail::raise_unwritable(path_);
     }
   }
 
  private:
   void write(const void* data, std::size_t size) {
-    if (std::fwrite(data, 1, size, file_) != size) raise<format_error>(path_ + ": cannot be written");
+    if (std::fwrite(data, 1, size, file_) != size) detail::raise_unwritable(path_);
   }
 
   std::string path_, part_;  // part_: what is written, path_ itself for a device
@@ -4839,8 +4878,8 @@ inline std::pair<std::size_t, std::size_t> extents(const json_object& json, cons
 }
 
 struct weight_file_header {
-  std::array<char, 8> magic;
-  std::uint64_t version, table_offset, table_size, table_checksum;
+  std::array<char, 8> magic{};
+  std::uint64_t version = 0, table_offset = 0, table_size = 0, table_checksum = 0;
 };
 
 // How a form of matrix is kept: its name, what its entry of the table says besides (`describe`), its bytes for a shape
@@ -5028,12 +5067,14 @@ inline bool is_weight_file(const std::string& path) { return detail::begins_as_w
 // The file has the name PATH.part until finish() gives it its own; without finish() nothing is left.
 class weight_file_writer {
  public:
-  // `key`: what the weights were made from and for, any text. Throws format_error when the file cannot be written.
+  // `key`: what the weights were made from and for, any text. Throws format_error when the file cannot be written, or
+  // PATH.part is there and does not begin as such a file.
   weight_file_writer(std::string path, const std::string& key) : file_(std::move(path), unfinished::removed) {
+    check_part();
     file_.truncate(0);
     table_ = {{"key", key}, {"weights", nlohmann::json::object()}};
-    const detail::weight_file_header unknown{};
-    put(std::as_bytes(std::span(&unknown, 1)));
+    const detail::weight_file_header begun{.magic = magic(), .version = 0};  // a version that is never read
+    put(std::as_bytes(std::span(&begun, 1)));
   }
 
   // The weights that follow, up to the next call, may be brought into memory and given back by themselves: they begin where
@@ -5060,12 +5101,11 @@ class weight_file_writer {
   // Throws format_error when the file cannot be written.
   void finish() {
     const std::string table = table_.dump();
-    detail::weight_file_header header{};
-    std::copy_n(detail::weight_file_magic.data(), header.magic.size(), header.magic.data());
-    header.version = 1;
-    header.table_offset = size_;
-    header.table_size = table.size();
-    header.table_checksum = fnv1a(std::as_bytes(std::span(table)));
+    const detail::weight_file_header header{.magic = magic(),
+                                            .version = 1,
+                                            .table_offset = size_,
+                                            .table_size = table.size(),
+                                            .table_checksum = fnv1a(std::as_bytes(std::span(table)))};
     put(std::as_bytes(std::span(table)));
     if (std::fseek(file_.file(), 0, SEEK_SET) != 0) file_.fail();
     file_.put(&header, sizeof header);
@@ -5073,6 +5113,19 @@ class weight_file_writer {
   }
 
  private:
+  static std::array<char, 8> magic() {
+    std::array<char, 8> text{};
+    std::copy_n(detail::weight_file_magic.data(), text.size(), text.data());
+    return text;
+  }
+  // What lies under the temporary name is empty or an earlier writer's.
+  void check_part() {
+    std::array<std::byte, 8> found{};
+    const std::size_t size = std::fread(found.data(), 1, found.size(), file_.file());
+    if (size > 0 && !detail::begins_as_weight_file(std::span(found).first(size))) {
+      raise<format_error>(file_.keep() + ": was left by something else and is not overwritten");
+    }
+  }
   void put(std::span<const std::byte> bytes) {
     file_.put(bytes.data(), bytes.size());
     size_ += bytes.size();

@@ -63,3 +63,24 @@ TEST_CASE("part_file: what cannot get its name is kept or removed as was asked")
     CHECK(std::filesystem::exists(path + ".part") == (policy == mote::unfinished::kept));
   }
 }
+
+TEST_CASE("part_file: of a symbolic link the target is written; one in the place of PATH.part is refused") {
+  const test::temporary_directory directory;
+  namespace fs = std::filesystem;
+  const std::string link = directory.path() + "/link", text = "whole";
+  fs::create_directory(directory.path() + "/elsewhere");
+  fs::create_symlink("elsewhere/file", link);
+  for (int i = 0; i < 2; ++i) {  // of a target that is not there yet, too
+    mote::detail::part_file file(link, mote::unfinished::removed);
+    file.truncate(0);
+    file.put(text.data(), text.size());
+    file.finish();
+    CHECK(fs::is_symlink(link));
+    CHECK(test::read_bytes(directory.path() + "/elsewhere/file") == text);
+  }
+  const std::string path = directory.path() + "/other", precious = directory.path() + "/precious";
+  directory.write("precious", text);
+  fs::create_symlink(precious, path + ".part");
+  CHECK_THROWS_WITH(mote::detail::part_file(path, mote::unfinished::removed), contains(path + ": cannot be written"));
+  CHECK(test::read_bytes(precious) == text);
+}

@@ -192,6 +192,16 @@ TEST_CASE("weight_file_writer: without finish() nothing is left, and two do not 
   CHECK_THROWS_WITH(writer.write("none", mote::weight()), contains("none: is empty"));
 }
 
+TEST_CASE("weight_file_writer: PATH.part of another kind is left alone, a killed writer's is not") {
+  const test::temporary_directory directory;
+  const std::string path = directory.path() + "/weights.mote";
+  directory.write("weights.mote.part", "precious");
+  CHECK_THROWS_WITH(mote::weight_file_writer(path, ""), contains(path + ".part: was left by something else"));
+  CHECK(test::read_bytes(path + ".part") == "precious");
+  directory.write("weights.mote.part", with_table("{}", 0));
+  CHECK_NOTHROW(mote::weight_file_writer(path, ""));
+}
+
 TEST_CASE("weight_file: what breaks the format is refused by name") {
   const auto refuses = [](const std::string& bytes, const std::string& why) {
     test::check_refused("bad.mote", bytes, why, [](const std::string& path) { return mote::weight_file(path); });

@@ -34,11 +34,17 @@ inline nlohmann::json parse_json(std::string_view text, const std::string& where
     }
     return true;
   };
+#if MOTE_EXCEPTIONS
   try {
     return nlohmann::json::parse(text.begin(), text.end(), check_structure);
   } catch (const nlohmann::json::exception& e) {
     raise<format_error>(where + ": malformed JSON: " + e.what());
   }
+#else
+  nlohmann::json parsed = nlohmann::json::parse(text.begin(), text.end(), check_structure, false);
+  if (parsed.is_discarded()) raise<format_error>(where + ": malformed JSON");
+  return parsed;
+#endif
 }
 
 // A JSON object and the place it came from. Getters throw format_error "file: field: expected …" for a missing field, a

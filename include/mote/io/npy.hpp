@@ -1,6 +1,7 @@
 // Writing NumPy's .npy files, format 1.0.
 #pragma once
 
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -11,6 +12,7 @@
 
 #include "../core/error.hpp"
 #include "../core/view.hpp"
+#include "part_file.hpp"
 
 MOTE_BEGIN_NAMESPACE
 
@@ -19,13 +21,13 @@ MOTE_BEGIN_NAMESPACE
 class npy_writer {
  public:
   // Throws format_error naming the file when it cannot be created.
-  npy_writer(std::string path, std::size_t rows, std::size_t columns)
-      : path_(std::move(path)), part_(path_), left_(rows), columns_(columns) {
+  npy_writer(const std::string& path, std::size_t rows, std::size_t columns)
+      : path_(detail::behind_links(path)), part_(path_), left_(rows), columns_(columns) {
     std::error_code ignored;
     const auto status = std::filesystem::status(path_, ignored);
     if (!std::filesystem::exists(status) || std::filesystem::is_regular_file(status)) part_ += ".part";
     file_ = std::fopen(part_.c_str(), "wb");
-    if (file_ == nullptr) raise<format_error>(path_ + ": cannot be written");
+    if (file_ == nullptr) detail::raise_unwritable(path_);
     std::string header = "{'descr': '<f4', 'fortran_order': False, 'shape': (" + std::to_string(rows) + ", " +
                          std::to_string(columns) + "), }";
     constexpr std::size_t preamble = 10;  // magic, version, length; the data starts at a multiple of 64
@@ -67,14 +69,16 @@ class npy_writer {
     std::error_code problem;
     if (closed && part_ != path_) std::filesystem::rename(part_, path_, problem);
     if (!closed || problem) {
+      const int reason = problem ? problem.value() : errno;
       if (part_ != path_) std::remove(part_.c_str());
-      raise<format_error>(path_ + ": cannot be written");
+      errno = reason;
+      detail::raise_unwritable(path_);
     }
   }
 
  private:
   void write(const void* data, std::size_t size) {
-    if (std::fwrite(data, 1, size, file_) != size) raise<format_error>(path_ + ": cannot be written");
+    if (std::fwrite(data, 1, size, file_) != size) detail::raise_unwritable(path_);
   }
 
   std::string path_, part_;  // part_: what is written, path_ itself for a device

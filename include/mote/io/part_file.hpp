@@ -1,4 +1,5 @@
-// A file that gets its name only when it is complete: until then it is PATH.part (POSIX).
+// A file that gets its name only when it is complete: until then it is PATH.part (POSIX). Where PATH is a symbolic link, what
+// it points to is written.
 #pragma once
 
 #include <fcntl.h>
@@ -6,9 +7,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstddef>
 #include <cstdio>
+#include <cstring>
+#include <filesystem>
 #include <string>
+#include <system_error>
 #include <utility>
 
 #include "../core/error.hpp"
@@ -23,11 +28,33 @@ enum class unfinished {
 
 namespace detail {
 
+// What `path` stands for when it is a symbolic link to a file or to nothing; anything else stays.
+inline std::string behind_links(std::string path) {
+  namespace fs = std::filesystem;
+  constexpr int most_links = 40;
+  for (int i = 0; i < most_links; ++i) {
+    std::error_code problem;
+    const fs::file_status status = fs::status(path, problem);
+    if (fs::exists(status) && !fs::is_regular_file(status)) break;
+    const fs::path target = fs::read_symlink(path, problem);
+    if (problem) break;
+    path = (fs::path(path).parent_path() / target).string();
+  }
+  return path;
+}
+
+// "PATH: cannot be written: No space left on device", for what errno says.
+[[noreturn]] inline void raise_unwritable(const std::string& path) {
+  const int reason = errno;
+  raise<format_error>(path + ": cannot be written" + (reason != 0 ? std::string(": ") + std::strerror(reason) : ""));
+}
+
 class part_file {
  public:
   // Opens PATH.part, which may hold what an earlier writer left. Throws format_error when it cannot be written or another
   // process is writing it.
-  part_file(std::string path, unfinished policy) : path_(std::move(path)), part_(path_ + ".part"), policy_(policy) {
+  part_file(const std::string& path, unfinished policy)
+      : path_(behind_links(path)), part_(path_ + ".part"), policy_(policy) {
     const int descriptor = open_locked();
     file_ = ::fdopen(descriptor, "r+b");
     if (file_ == nullptr) {
@@ -47,7 +74,13 @@ class part_file {
   const std::string& part() const { return part_; }
   std::FILE* file() { return file_; }
 
-  [[noreturn]] void fail() const { raise<format_error>(path_ + ": cannot be written"); }
+  [[noreturn]] void fail() const { raise_unwritable(path_); }
+
+  // PATH.part will stay as it is; gives its name.
+  const std::string& keep() {
+    policy_ = unfinished::kept;
+    return part_;
+  }
 
   // Cuts the file to its first `size` bytes and goes on behind them.
   void truncate(std::size_t size) {
@@ -71,8 +104,10 @@ class part_file {
     flush();
     if (::fsync(fileno(file_)) != 0) fail();
     const bool named = std::rename(part_.c_str(), path_.c_str()) == 0;
+    const int reason = errno;
     if (!named && policy_ == unfinished::removed) std::remove(part_.c_str());
     std::fclose(std::exchange(file_, nullptr));
+    errno = reason;
     if (!named) fail();
   }
 
@@ -82,7 +117,7 @@ class part_file {
   int open_locked() const {
     constexpr int most_writers = 100;
     for (int i = 0; i < most_writers; ++i) {
-      const int descriptor = ::open(part_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+      const int descriptor = ::open(part_.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);
       if (descriptor < 0) fail();
       const bool locked = ::flock(descriptor, LOCK_EX | LOCK_NB) == 0;
       if (locked && is_part(descriptor)) return descriptor;

@@ -53,7 +53,7 @@ class tensor_stream {
     std::string found(header.size(), '\0');
     std::rewind(file_.file());
     if (std::fread(found.data(), 1, found.size(), file_.file()) != found.size() || found != header) {
-      raise<format_error>(file_.part() + ": is not the beginning of this file");
+      raise<format_error>(file_.part() + ": is not the beginning of this file: remove it to begin anew");
     }
     std::uintmax_t end = header.size();
     for (; current_ < count; ++current_) end += tensors_[current_].size + tensors_[current_].padding;

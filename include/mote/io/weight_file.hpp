@@ -56,8 +56,8 @@ inline std::pair<std::size_t, std::size_t> extents(const json_object& json, cons
 }
 
 struct weight_file_header {
-  std::array<char, 8> magic;
-  std::uint64_t version, table_offset, table_size, table_checksum;
+  std::array<char, 8> magic{};
+  std::uint64_t version = 0, table_offset = 0, table_size = 0, table_checksum = 0;
 };
 
 // How a form of matrix is kept: its name, what its entry of the table says besides (`describe`), its bytes for a shape
@@ -245,12 +245,14 @@ inline bool is_weight_file(const std::string& path) { return detail::begins_as_w
 // The file has the name PATH.part until finish() gives it its own; without finish() nothing is left.
 class weight_file_writer {
  public:
-  // `key`: what the weights were made from and for, any text. Throws format_error when the file cannot be written.
+  // `key`: what the weights were made from and for, any text. Throws format_error when the file cannot be written, or
+  // PATH.part is there and does not begin as such a file.
   weight_file_writer(std::string path, const std::string& key) : file_(std::move(path), unfinished::removed) {
+    check_part();
     file_.truncate(0);
     table_ = {{"key", key}, {"weights", nlohmann::json::object()}};
-    const detail::weight_file_header unknown{};
-    put(std::as_bytes(std::span(&unknown, 1)));
+    const detail::weight_file_header begun{.magic = magic(), .version = 0};  // a version that is never read
+    put(std::as_bytes(std::span(&begun, 1)));
   }
 
   // The weights that follow, up to the next call, may be brought into memory and given back by themselves: they begin where
@@ -277,12 +279,11 @@ class weight_file_writer {
   // Throws format_error when the file cannot be written.
   void finish() {
     const std::string table = table_.dump();
-    detail::weight_file_header header{};
-    std::copy_n(detail::weight_file_magic.data(), header.magic.size(), header.magic.data());
-    header.version = 1;
-    header.table_offset = size_;
-    header.table_size = table.size();
-    header.table_checksum = fnv1a(std::as_bytes(std::span(table)));
+    const detail::weight_file_header header{.magic = magic(),
+                                            .version = 1,
+                                            .table_offset = size_,
+                                            .table_size = table.size(),
+                                            .table_checksum = fnv1a(std::as_bytes(std::span(table)))};
     put(std::as_bytes(std::span(table)));
     if (std::fseek(file_.file(), 0, SEEK_SET) != 0) file_.fail();
     file_.put(&header, sizeof header);
@@ -290,6 +291,19 @@ class weight_file_writer {
   }
 
  private:
+  static std::array<char, 8> magic() {
+    std::array<char, 8> text{};
+    std::copy_n(detail::weight_file_magic.data(), text.size(), text.data());
+    return text;
+  }
+  // What lies under the temporary name is empty or an earlier writer's.
+  void check_part() {
+    std::array<std::byte, 8> found{};
+    const std::size_t size = std::fread(found.data(), 1, found.size(), file_.file());
+    if (size > 0 && !detail::begins_as_weight_file(std::span(found).first(size))) {
+      raise<format_error>(file_.keep() + ": was left by something else and is not overwritten");
+    }
+  }
   void put(std::span<const std::byte> bytes) {
     file_.put(bytes.data(), bytes.size());
     size_ += bytes.size();
