@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -29,10 +30,9 @@ void run(const chat_options& o) {
   }
   fmt::print(stderr, "An empty line or end of input ends the chat.\n");
   std::vector<mote::chat_message> messages;
-  std::string said;  // what the sequence holds so far
+  std::optional<std::int32_t> unread;  // a reply's last token
   for (std::string line; fmt::print("> "), std::fflush(stdout), std::getline(std::cin, line) && !line.empty();) {
     messages.push_back({"user", line});
-    const bool first = engine->length() == 0;
     std::vector<std::int32_t> tokens;
     if (chat_template) {
       // The template writes its own special tokens; only what the sequence does not hold yet is fed.
@@ -40,14 +40,21 @@ void run(const chat_options& o) {
       engine->truncate(0);
       tokens = whole;
     } else {
+      const bool first = engine->length() == 0;
       tokens = tokenizer.encode((first ? "" : "\n\n") + line, first);
+      if (unread && unread != tokenizer.eos_id()) tokens.insert(tokens.begin(), *unread);
     }
     std::string reply;
-    generate(*engine, tokenizer, tokens, o.generation, [&](std::string_view text) {
-      reply += text;
-      std::fwrite(text.data(), 1, text.size(), stdout);
-      std::fflush(stdout);
-    });
+    try {
+      unread = generate(*engine, tokenizer, tokens, o.generation, [&](std::string_view text) {
+                 reply += text;
+                 std::fwrite(text.data(), 1, text.size(), stdout);
+                 std::fflush(stdout);
+               }).unread;
+    } catch (const mote::shape_error&) {  // the conversation has outgrown the context
+      finish_experts(*engine, o.engine);
+      throw;
+    }
     fmt::print("\n");
     messages.push_back({"assistant", reply});
   }

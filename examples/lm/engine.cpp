@@ -29,7 +29,7 @@ class backend_engine final : public engine {
                 "the checkpoint has no multi-token-prediction module");
     if (o.memory_limit > 0) {
       mote::check(weights_.packed.has_value(), "memory_limit", "needs packed_cache: the experts stay in that file");
-      experts_ = limit_memory(backend_, config_, weights_, chunk(), o.memory_limit, o.expert_profile);
+      experts_ = limit_memory(backend_, config_, weights_, speculative_, step(), o.memory_limit, o.expert_profile);
     }
   }
 
@@ -59,8 +59,8 @@ class backend_engine final : public engine {
       const std::size_t count = std::min(chunk(), tokens.size() - done);
       const auto part = tokens.subspan(done, count);
       if (experts_) {  // scratch that is there already is counted with the process's memory
-        const std::size_t step = step_memory(config_, chunk()), held = backend_.arena().capacity();
-        experts_->set_reserve(step > held ? step - held : 0);
+        const std::size_t held = backend_.arena().capacity();
+        experts_->set_reserve(step() > held ? step() - held : 0);
       }
       const auto hidden = model_.forward(part);
       if (speculative_) follow(part, hidden);
@@ -83,6 +83,8 @@ class backend_engine final : public engine {
   }
 
  private:
+  std::size_t step() const { return step_memory(config_, chunk(), context()); }
+
   static model_weights load(Backend& be, const model_config& config, const engine_options& o) {
     if (!o.packed_cache) return load_weights(be, config, o.weights, model_files(o.model));
     const std::string path =

@@ -24,23 +24,21 @@ struct generate_options {
 };
 
 void report(const generation_result& r, const engine& e, const engine_options& o) {
-  const double peak = static_cast<double>(peak_memory());
   const std::size_t read = active_weight_bytes(e.config(), e.weights()) + cache_bytes(e.config(), o.cache, e.length());
-  fmt::print(stderr, "\nprefill      {} tokens, {:.1f} tokens/s\n", r.prompt_tokens,
+  fmt::print(stderr, "prefill      {} tokens, {:.1f} tokens/s\n", r.prompt_tokens,
              static_cast<double>(r.prompt_tokens) / r.prefill_seconds);
   if (r.decode_steps > 0) {
     const double tokens = static_cast<double>(r.tokens - 1);
     fmt::print(stderr, "decode       {} tokens, {:.1f} tokens/s\n", r.tokens - 1, tokens / r.decode_seconds);
     if (r.drafted > 0) {
       fmt::print(stderr, "drafts       {} of {} accepted\n", r.accepted, r.drafted);
-    } else {
+    } else if (o.memory_limit == 0) {  // measuring takes more memory than may be left
       const double bandwidth = memory_bandwidth(o.threads);
       fmt::print(stderr, "read         {:.2f} MB a token, {:.1f} % of the measured {:.1f} GB/s\n",
                  static_cast<double>(read) * 1e-6,
                  100.0 * static_cast<double>(read) * tokens / r.decode_seconds / bandwidth, bandwidth * 1e-9);
     }
   }
-  fmt::print(stderr, "peak memory  {:.1f} MB\n", peak * 1e-6);
 }
 
 void run(generate_options o) {
@@ -55,8 +53,11 @@ void run(generate_options o) {
     std::fflush(stdout);
   });
   fmt::print("\n");
-  report(result, *engine, o.engine);
+  const std::size_t peak = peak_memory();
+  fmt::print(stderr, "\n");
   finish_experts(*engine, o.engine);
+  report(result, *engine, o.engine);
+  fmt::print(stderr, "peak memory  {:.1f} MB\n", static_cast<double>(peak) * 1e-6);
 }
 
 }  // namespace

@@ -17,16 +17,18 @@ double seconds_since(clock::time_point start) { return std::chrono::duration<dou
 
 void add_generation_options(CLI::App& command, generation_options& o) {
   command.add_option("--max-tokens", o.max_tokens, "Most tokens to generate (default: 160)")
-      ->check(CLI::Range(std::size_t{1}, std::size_t{1} << 24));
+      ->transform(whole_number(1, std::uint64_t{1} << 24));
   command.add_option("--temperature", o.sampling.temperature, "0 is greedy (default: 0.7)")->check(number_from_zero());
   command.add_option("--top-k", o.sampling.top_k, "Sample from the k most probable tokens; 0: all (default)")
-      ->check(whole_number());
-  command.add_option("--top-p", o.sampling.top_p,
-                     "Sample from the most probable tokens whose sum is p (default: 0.95)");
-  command.add_option("--min-p", o.sampling.min_p, "Leave out tokens below this share of the largest probability");
+      ->transform(whole_number());
+  command
+      .add_option("--top-p", o.sampling.top_p, "Sample from the most probable tokens whose sum is p (default: 0.95)")
+      ->check(share_above_zero());
+  command.add_option("--min-p", o.sampling.min_p, "Leave out tokens below this share of the largest probability")
+      ->check(share_from_zero());
   command.add_option("--repetition-penalty", o.sampling.repetition_penalty, "Above 1 makes repeats less likely")
       ->check(positive_number());
-  command.add_option("--seed", o.sampling.seed, "Seed of the draws (default: 0)")->check(whole_number());
+  command.add_option("--seed", o.sampling.seed, "Seed of the draws (default: 0)")->transform(whole_number());
   command.add_flag("--ignore-eos", o.ignore_eos, "Do not stop at the end-of-sentence token");
 }
 
@@ -51,6 +53,7 @@ generation_result generate(engine& e, const mote::tokenizer& tokenizer, std::spa
   // Gives a token out; whether to go on.
   const auto emit = [&](std::int32_t next) {
     ++result.tokens;
+    result.unread = next;
     sampler.observe(next);
     if (!o.ignore_eos && tokenizer.eos_id() && next == *tokenizer.eos_id()) return false;
     write(stream.push(next));
@@ -80,6 +83,7 @@ generation_result generate(engine& e, const mote::tokenizer& tokenizer, std::spa
       continue;
     }
     ++result.accepted;
+    result.unread.reset();
     if (!running) continue;
     token = sampler.sample({logits.row(1), vocab});
     running = emit(token);

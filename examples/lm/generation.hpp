@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string_view>
 
@@ -26,6 +27,7 @@ struct generation_result {
   std::size_t prompt_tokens = 0, tokens = 0;  // tokens: generated, end-of-sentence included
   std::size_t decode_steps = 0;               // forward passes after the prefill
   std::size_t drafted = 0, accepted = 0;
+  std::optional<std::int32_t> unread;  // the last token, where the engine's sequence does not hold it yet
   double prefill_seconds = 0.0, decode_seconds = 0.0;
 };
 

@@ -55,8 +55,8 @@ inline void write_expert_profile(const std::string& path, const mote::expert_cac
 }
 
 // What a step of `tokens` takes beside weights and cache, at most: scratch of attention, of a dense network, of experts, and
-// some for the program's own pages.
-inline std::size_t step_memory(const model_config& c, std::size_t tokens) {
+// some for the program's own pages; with the expanded form of attention the keys and values of a whole `context`, too.
+inline std::size_t step_memory(const model_config& c, std::size_t tokens, std::size_t context) {
   const mote::mla_config& a = c.decoder.attention;
   const std::size_t attention = a.num_attention_heads * 2 * (a.qk_head_dim() + a.v_head_dim) + c.q_lora_rank;
   const std::size_t dense = 3 * std::max(c.intermediate_size, c.n_shared_experts * c.moe_intermediate_size);
@@ -66,19 +66,35 @@ inline std::size_t step_memory(const model_config& c, std::size_t tokens) {
   const std::size_t in_tiles = sizeof(mote::bf16) * (places + 16 * std::min(places, c.n_routed_experts)) *
                                (c.moe_intermediate_size + c.hidden_size);
   constexpr std::size_t program = std::size_t{1} << 23;
-  return tokens * sizeof(float) * (attention + dense + routed + 6 * c.hidden_size) + in_tiles + program;
+  const bool expands = a.form != mote::mla_form::absorbed;
+  const std::size_t expanded =
+      expands
+          ? context * sizeof(float) * (a.num_attention_heads * (a.qk_nope_head_dim + a.v_head_dim) + a.cache_width())
+          : 0;
+  return expanded + tokens * sizeof(float) * (attention + dense + routed + 6 * c.hidden_size) + in_tiles + program;
 }
 
-// Lets `weights`, which must come from a packed file, have `limit` bytes of memory with all else in the process. What every
-// token reads is brought into memory. Throws shape_error where the limit leaves no room for an expert.
+// Whether every token reads a packed weight: of experts and embeddings, that are not the head, it reads few rows, of the
+// multi-token-prediction module none without drafts, of keys' expansion none in the absorbed form.
+inline bool is_read_always(const model_config& c, const std::string& name, bool drafts) {
+  const std::string module = "model.layers." + std::to_string(c.num_hidden_layers) + ".";
+  if (name.find(".mlp.experts.") != std::string::npos) return false;
+  if (name.ends_with("embed_tokens.weight")) return name == "model.embed_tokens.weight" && c.tie_word_embeddings;
+  if (name.starts_with(module) && !drafts) return false;
+  return !(name.ends_with("/k_up") && c.decoder.attention.form == mote::mla_form::absorbed);
+}
+
+// Lets `weights`, which must come from a packed file, have `limit` bytes of memory with all else in the process, of which a
+// step takes `step`. What every token reads, with `drafts` or without, is brought into memory. Throws shape_error where the
+// limit leaves no room for an expert.
 template <class Backend>
 std::unique_ptr<mote::mapped_experts> limit_memory(Backend& be, const model_config& config, model_weights& weights,
-                                                   std::size_t tokens, std::size_t limit, const std::string& profile) {
+                                                   bool drafts, std::size_t step, std::size_t limit,
+                                                   const std::string& profile) {
   std::vector<std::span<const std::byte>> always;
   std::size_t bytes = 0;
   for (const auto& [name, entry] : weights.packed->weights()) {
-    if (name.find(".mlp.experts.") != std::string::npos) continue;
-    if (name == "model.embed_tokens.weight" && !config.tie_word_embeddings) continue;  // a row a token
+    if (!is_read_always(config, name, drafts)) continue;
     always.push_back(entry.bytes);
     bytes += entry.bytes.size();
   }
@@ -86,7 +102,7 @@ std::unique_ptr<mote::mapped_experts> limit_memory(Backend& be, const model_conf
   for (const auto& layer : weights.expert_regions) {
     for (const mote::mapped_experts::region& expert : layer) largest = std::max(largest, expert.size());
   }
-  const std::size_t step = step_memory(config, tokens), least = mote::resident_memory() + bytes + step + largest;
+  const std::size_t least = mote::resident_memory() + bytes + step + largest;
   mote::check(limit >= least, "memory_limit",
               "expected at least " + std::to_string(least) + " bytes (" + std::to_string(bytes) +
                   " of weights that every token reads, " + std::to_string(step) + " of a step, " +

@@ -5,10 +5,12 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -152,12 +154,21 @@ class model_files {
   std::variant<mote::checkpoint, mote::gguf_checkpoint> files_;
 };
 
+// Throws format_error for a file that is neither.
+inline void check_model_name(const std::string& path) {
+  std::error_code none;
+  if (is_gguf(path) || !std::filesystem::is_regular_file(path, none)) return;
+  mote::raise<mote::format_error>(path + ": is a file, expected a directory or the name of a GGUF file, NAME.gguf");
+}
+
 // Throws format_error naming the file and the field or key at fault.
 inline model_config load_config(const std::string& path) {
+  check_model_name(path);
   return is_gguf(path) ? read_gguf_config(mote::gguf_checkpoint(path)) : read_config(path);
 }
 
 inline mote::tokenizer load_tokenizer(const std::string& path) {
+  check_model_name(path);
   return is_gguf(path) ? mote::read_gguf_tokenizer(mote::gguf_checkpoint(path).metadata()) : mote::tokenizer(path);
 }
 

@@ -2,11 +2,13 @@
 #pragma once
 
 #include <algorithm>
-#include <cerrno>
+#include <charconv>
 #include <cmath>
+#include <cstdint>
 #include <cstdlib>
 #include <map>
 #include <string>
+#include <system_error>
 #include <type_traits>
 
 #include <CLI/CLI.hpp>
@@ -75,15 +77,35 @@ inline CLI::Validator number_from_zero() {
   return detail::float_number("a number from 0 to 3.4e38", [](float value) { return value >= 0.0f; });
 }
 
-// Any that 64 bits hold. CLI11 itself takes -1 for the largest, and what is larger still for that, too.
-inline CLI::Validator whole_number() {
+inline CLI::Validator share_above_zero() {
+  return detail::float_number("a number above 0 and at most 1", [](float p) { return p > 0.0f && p <= 1.0f; });
+}
+inline CLI::Validator share_from_zero() {
+  return detail::float_number("a number from 0 to 1", [](float p) { return p >= 0.0f && p <= 1.0f; });
+}
+
+// Decimal, as people write it. (CLI11 takes 010 for eight, -1 for the largest of 64 bits, and what is larger still for that,
+// too.)
+inline CLI::Validator whole_number(std::uint64_t least = 0, std::uint64_t most = ~std::uint64_t{0}) {
+  return {[=](std::string& given) {
+            std::uint64_t value = 0;
+            const char* const end = given.data() + given.size();
+            const auto [stop, status] = std::from_chars(given.data(), end, value);
+            if (status != std::errc() || stop != end || value < least || value > most) {
+              return "expected a whole number from " + std::to_string(least) + " to " + std::to_string(most) +
+                     ", got " + given;
+            }
+            given = std::to_string(value);
+            return std::string();
+          },
+          ""};
+}
+inline CLI::Validator count_of_threads() { return whole_number(1, 1024); }
+
+// A name that a shell variable did not leave empty.
+inline CLI::Validator file_name() {
   return {[](std::string& given) {
-            char* end = nullptr;
-            errno = 0;
-            std::strtoull(given.c_str(), &end, 0);
-            const bool digits = !given.empty() && given.front() >= '0' && given.front() <= '9';
-            return digits && *end == '\0' && errno == 0 ? std::string()
-                                                        : "expected a whole number of 64 bits, got " + given;
+            return given.empty() ? std::string("expected a name, got an empty one") : std::string();
           },
           ""};
 }

@@ -1,6 +1,8 @@
 #include "options.hpp"
 
+#include <cerrno>
 #include <charconv>
+#include <cstring>
 #include <fstream>
 #include <map>
 
@@ -8,6 +10,7 @@
 #include <mote/core/executors/thread_pool.hpp>
 
 #include "memory_limit.hpp"
+#include "one_line.hpp"
 #include "option_values.hpp"
 
 namespace lm {
@@ -26,7 +29,8 @@ void add_engine_options(CLI::App& command, engine_options& options) {
                                                                {"simd", backend_kind::simd}};
   options.threads = mote::threads::all().count;
   command.add_option("--model", options.model, "Directory with config.json and the checkpoint, or GGUF file")
-      ->required();
+      ->required()
+      ->check(file_name());
   command
       .add_option(
           "--weights", options.weights,
@@ -50,11 +54,11 @@ void add_engine_options(CLI::App& command, engine_options& options) {
       ->transform(one_of(backends))
       ->type_name("NAME");
   command.add_option("--threads", options.threads, "Threads (default: one for each processor)")
-      ->check(CLI::Range(std::size_t{1}, std::size_t{1024}));
+      ->transform(count_of_threads());
   command.add_option("--context", options.context, "Most tokens of the sequence (default: the model's, at most 4096)")
-      ->check(CLI::Range(std::size_t{1}, std::size_t{1} << 24));
+      ->transform(whole_number(1, std::uint64_t{1} << 24));
   command.add_option("--chunk", options.chunk, "Most tokens of one prefill step (default: 512)")
-      ->check(CLI::Range(std::size_t{1}, std::size_t{1} << 16));
+      ->transform(whole_number(1, std::uint64_t{1} << 16));
 
   CLI::Option* packed = command
                             .add_option_function<std::string>(
@@ -66,20 +70,23 @@ void add_engine_options(CLI::App& command, engine_options& options) {
                                 "Keep the weights, ready to compute with, in a file, and map it at the next start "
                                 "(default: beside the model)")
                             ->expected(0, 1)
+                            ->check(file_name())
                             ->type_name("[FILE]");
-  CLI::Option* limit = command
-                           .add_option("--memory_limit", options.memory_limit,
-                                       "Most memory of the process, e.g. 2GB: experts stay in the --packed_cache file, "
-                                       "those used most in memory too")
-                           ->transform(size_in_bytes())
-                           ->needs(packed)
-                           ->type_name("SIZE");
+  CLI::Option* limit =
+      command
+          .add_option(
+              "--memory_limit", options.memory_limit,
+              "Most memory of the process, e.g. 2GB, that is 2 · 2^30 bytes: experts stay in the --packed_cache file, "
+              "those used most in memory too")
+          ->transform(size_in_bytes())
+          ->needs(packed)
+          ->type_name("SIZE");
   command
       .add_option("--expert_profile", options.expert_profile,
                   "How often experts were used: read at the start where it exists, written at the end")
       ->needs(limit)
       ->type_name("FILE");
-  options.note = [](const std::string& line) { fmt::print(stderr, "{}\n", line); };
+  options.note = [](const std::string& line) { fmt::print(stderr, "{}\n", one_line(line)); };
 }
 
 void finish_experts(const engine& e, const engine_options& options) {
@@ -117,12 +124,16 @@ std::vector<std::int32_t> parse_ids(const std::string& text, const std::string& 
 }
 
 std::string read_file(const std::string& path) {
+  errno = 0;
   std::ifstream file(path, std::ios::binary);
   std::string text;
   for (char part[4096]; file; text.append(part, static_cast<std::size_t>(file.gcount()))) {
     file.read(part, sizeof(part));
   }
-  if (file.bad() || !file.eof()) mote::raise<mote::format_error>(path + ": cannot be read");
+  if (file.bad() || !file.eof()) {
+    mote::raise<mote::format_error>(path + ": cannot be read" +
+                                    (errno != 0 ? std::string(": ") + std::strerror(errno) : ""));
+  }
   return text;
 }
 

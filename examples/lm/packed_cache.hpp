@@ -2,6 +2,10 @@
 // converts nor packs.
 #pragma once
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include <cstdint>
 #include <cstdio>
 #include <exception>
@@ -92,6 +96,9 @@ mote::weight_file open_packed_cache(Backend& be, const model_config& config, wei
   mote::weight_file_writer writer(path, key);
   weight_loader<Backend>(be, config, format, std::move(files)).write(writer);
   writer.finish();
+#ifdef __GLIBC__
+  ::malloc_trim(0);  // what loading took counts with --memory_limit until it is given back
+#endif
   return mote::weight_file(path);
 }
 

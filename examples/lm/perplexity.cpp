@@ -22,9 +22,9 @@ struct perplexity_options {
 std::vector<std::vector<std::int32_t>> read_sequences(const std::string& path) {
   const std::string text = read_file(path);
   std::vector<std::vector<std::int32_t>> lines;
-  for (std::size_t begin = 0; begin < text.size();) {
+  for (std::size_t begin = 0, line = 1; begin < text.size(); ++line) {
     const std::size_t end = std::min(text.find('\n', begin), text.size());
-    auto ids = parse_ids(text.substr(begin, end - begin), path + ": line " + std::to_string(lines.size() + 1));
+    auto ids = parse_ids(text.substr(begin, end - begin), path + ": line " + std::to_string(line));
     if (!ids.empty()) lines.push_back(std::move(ids));
     begin = end + 1;
   }

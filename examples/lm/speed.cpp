@@ -10,6 +10,7 @@
 
 #include "commands.hpp"
 #include "memory.hpp"
+#include "option_values.hpp"
 #include "options.hpp"
 
 namespace lm {
@@ -50,16 +51,20 @@ void run(const speed_options& o) {
     e->truncate(o.prefill);
     for (std::size_t t = 0; t < rest.size(); ++t) e->forward(rest.subspan(t, 1), 1);
   });
-  const double bandwidth = memory_bandwidth(o.engine.threads);
+  const std::size_t peak = peak_memory();
   const std::size_t read = active_weight_bytes(e->config(), e->weights()) +
                            cache_bytes(e->config(), o.engine.cache, o.prefill + o.decode / 2);
   const double rate = static_cast<double>(o.decode) / decode;
   fmt::print("prefill      {} tokens, {:.1f} tokens/s\n", o.prefill, static_cast<double>(o.prefill) / prefill);
   fmt::print("decode       {} tokens after them, {:.1f} tokens/s\n", o.decode, rate);
-  fmt::print("read         {:.2f} MB a token, {:.1f} % of the measured {:.1f} GB/s\n", static_cast<double>(read) * 1e-6,
-             100.0 * static_cast<double>(read) * rate / bandwidth, bandwidth * 1e-9);
-  fmt::print("peak memory  {:.1f} MB\n", static_cast<double>(peak_memory()) * 1e-6);
   finish_experts(*e, o.engine);
+  if (o.engine.memory_limit == 0) {  // measuring takes more memory than may be left
+    const double bandwidth = memory_bandwidth(o.engine.threads);
+    fmt::print("read         {:.2f} MB a token, {:.1f} % of the measured {:.1f} GB/s\n",
+               static_cast<double>(read) * 1e-6, 100.0 * static_cast<double>(read) * rate / bandwidth,
+               bandwidth * 1e-9);
+  }
+  fmt::print("peak memory  {:.1f} MB\n", static_cast<double>(peak) * 1e-6);
 }
 
 }  // namespace
@@ -69,10 +74,10 @@ void add_speed(CLI::App& program) {
   CLI::App* command = program.add_subcommand(
       "speed", "Tokens a second of prefill and decode on random tokens: medians of several runs");
   add_engine_options(*command, o->engine);
-  const auto count = CLI::Range(std::size_t{1}, std::size_t{1} << 24);
-  command->add_option("--prefill", o->prefill, "Tokens of the prompt (default: 512)")->check(count);
-  command->add_option("--decode", o->decode, "Tokens decoded after it (default: 64)")->check(count);
-  command->add_option("--repeat", o->repeat, "Runs (default: 5)")->check(count);
+  const auto count = whole_number(1, std::uint64_t{1} << 24);
+  command->add_option("--prefill", o->prefill, "Tokens of the prompt (default: 512)")->transform(count);
+  command->add_option("--decode", o->decode, "Tokens decoded after it (default: 64)")->transform(count);
+  command->add_option("--repeat", o->repeat, "Runs (default: 5)")->transform(count);
   command->callback([o] { run(*o); });
 }
 

@@ -29,6 +29,7 @@ namespace quantize {
 namespace {
 
 constexpr std::size_t window = 512, most_windows = 64;
+constexpr std::size_t most_states = 1'000'000'000;  // bytes of what enters a layer and what leaves it
 
 // Second moments are kept in equal blocks of at most `most` channels, whole blocks of every format: what they take stays
 // bounded however wide the layer is.
@@ -155,7 +156,8 @@ class calibration::run {
       ids_ = tokenizer.encode({reinterpret_cast<const char*>(text.bytes().data()), text.bytes().size()});
     }
     if (ids_.size() < 2) mote::raise<mote::format_error>(text_file + ": expected a text of at least two tokens");
-    ids_.resize(std::min(ids_.size(), window * most_windows + 1));
+    const std::size_t windows = most_states / (2 * c_.hidden_size * sizeof(float) * window);
+    ids_.resize(std::min(ids_.size(), window * std::clamp(windows, std::size_t{1}, most_windows) + 1));
     for (const std::int32_t id : ids_) {
       if (id < 0 || static_cast<std::size_t>(id) >= c_.vocab_size) {
         mote::raise<mote::format_error>(files.directory() + ": its tokenizer gives token " + std::to_string(id) +

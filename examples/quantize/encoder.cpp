@@ -228,9 +228,9 @@ using mxfp4_encoder = fp4_encoder<32, mxfp4_scale>;
 
 struct nvfp4_scale {
   std::uint8_t stored(const float* x) const {
-    float amax = 0.0f;
-    for (std::size_t i = 0; i < 16; ++i) amax = std::max(amax, std::fabs(x[i]));
-    return mote::f8_e4m3(std::min(amax / 6.0f * global, 448.0f)).bits;
+    float scaled[16];
+    for (std::size_t i = 0; i < 16; ++i) scaled[i] = x[i] * global;
+    return mote::nvfp4::fit(scaled);
   }
   float unit(std::uint8_t stored) const { return static_cast<float>(mote::f8_e4m3::from_bits(stored)) / global; }
 

@@ -1,11 +1,9 @@
 // mote-quantize: quantizes DeepSeek V2 and V3 checkpoints.
 //
-// Exit codes: 0 success, 2 wrong usage or bad input (one line on standard error says what and where).
+// Exit codes: 0 success, 2 wrong usage, bad input or output that cannot be written (one line on standard error says what and
+// where).
 #include <algorithm>
-#include <cstdio>
-#include <exception>
 #include <map>
-#include <new>
 #include <optional>
 #include <string>
 #include <vector>
@@ -16,16 +14,10 @@
 #include <mote/core/executors/thread_pool.hpp>
 
 #include "lm/option_values.hpp"
+#include "lm/program.hpp"
 #include "run.hpp"
 
 namespace {
-
-std::string one_line(std::string text) {
-  for (char& c : text) {
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) c = '?';
-  }
-  return text;
-}
 
 // Of gguf bf16, too: there it is another file.
 std::vector<std::string> names(quantize::container kind) {
@@ -53,7 +45,9 @@ int main(int argc, char** argv) {
   quantize::options o;
   o.threads = mote::threads::all().count;
   o.max_shard_size = std::size_t{4} << 30;
-  program.add_option("--model", o.model, "Directory with config.json and a safetensors checkpoint")->required();
+  program.add_option("--model", o.model, "Directory with config.json and a safetensors checkpoint")
+      ->required()
+      ->check(lm::file_name());
   program.add_option("--output_dir", o.output_dir, "Directory to make; DIR.partial until it is complete")
       ->required()
       ->type_name("DIR");
@@ -114,9 +108,9 @@ int main(int argc, char** argv) {
       ->transform(lm::size_in_bytes())
       ->type_name("SIZE");
   program.add_option("--threads", o.threads, "Threads (default: one for each processor)")
-      ->check(CLI::Range(std::size_t{1}, std::size_t{1024}));
+      ->transform(lm::count_of_threads());
   program.add_flag("--dry_run", o.dry_run, "Only print what each layer would become");
-  try {
+  return lm::run_program(program, "", [&] {
     program.parse(argc, argv);
     const auto has = [&](container kind) {
       const auto known = names(kind);
@@ -145,16 +139,5 @@ int main(int argc, char** argv) {
     needs(o.quality_budget > 0.0, "--quality_budget", by_perplexity, "needs --sensitivity perplexity");
     needs(o.quality_budget > 0.0, "--quality_budget", o.size_budget == 0, "and --size_budget exclude each other");
     quantize::run(o);
-  } catch (const CLI::ParseError& e) {
-    if (e.get_exit_code() == 0) return program.exit(e);
-    std::fprintf(stderr, "mote-quantize: %s (see mote-quantize --help)\n", one_line(e.what()).c_str());
-    return 2;
-  } catch (const std::bad_alloc&) {
-    std::fprintf(stderr, "mote-quantize: not enough memory\n");
-    return 2;
-  } catch (const std::exception& e) {
-    std::fprintf(stderr, "mote-quantize: %s\n", one_line(e.what()).c_str());
-    return 2;
-  }
-  return 0;
+  });
 }

@@ -97,6 +97,9 @@ void make_directory(const std::string& path) {
 void run(const options& o) {
   const std::string output = output_name(o), partial = output + ".partial";
   if (!o.dry_run) check_partial(partial);
+  if (fs::is_regular_file(o.model)) {
+    mote::raise<mote::format_error>(o.model + ": is a file, expected a directory with config.json and safetensors");
+  }
   const mote::json_file config(o.model + "/config.json");
   const mote::json_object entries = config.root();
   const mote::checkpoint files(o.model);
@@ -195,7 +198,7 @@ void run(const options& o) {
 
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
-  fmt::print("{} written; peak memory {:.1f} MB\n", output, static_cast<double>(usage.ru_maxrss) / 1024.0);
+  fmt::print("{} written; peak memory {:.1f} MB\n", output, static_cast<double>(usage.ru_maxrss) * 1024.0 * 1e-6);
 }
 
 }  // namespace quantize
