@@ -4,6 +4,7 @@
 
 #include <cctype>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <limits>
 #include <random>
@@ -426,4 +427,42 @@ TEST_CASE("quantize: wrong shapes name the argument") {
                     "quantize: blocks: expected shape [2, 1], got [2, 2]");
   CHECK_THROWS_WITH(mote::dequantize<mote::q8_0>({blocks.data(), 2, 2}, {x.data(), 1, 64}),
                     "dequantize: blocks: expected shape [1, 2], got [2, 2]");
+}
+
+TEST_CASE("formats: ties and equal magnitudes become the bytes that gguf's encoders write") {
+  // `first`, then halves from -4 to 4 over and over.
+  const auto halves = [](std::vector<float> first) {
+    for (int i = 0; first.size() < 32; ++i) first.push_back(static_cast<float>(i % 17 - 8) / 2.0f);
+    return first;
+  };
+  // `first`, then numbers around the ties of e2m1.
+  const auto eighths = [](float first) {
+    std::vector<float> x = {first};
+    for (int i = 0; x.size() < 32; ++i) x.push_back(static_cast<float>(i % 25 - 12) / 8.0f * first / 4.0f);
+    return x;
+  };
+  const auto hex = [](auto blocks) {
+    std::string text;
+    char digits[3];
+    for (const std::uint8_t byte : bytes_of(blocks)) {
+      std::snprintf(digits, sizeof digits, "%02x", static_cast<unsigned>(byte));
+      text += digits;
+    }
+    return text;
+  };
+  CHECK(hex(encode<mote::q8_0>(halves({127}))) ==
+        "003c7ffcfcfdfdfefeffff000101020203030404fcfcfdfdfefeffff000101020203");
+  CHECK(hex(encode<mote::q4_0>(halves({-8}))) == "003cc0c4455556666777788889999aaaabbb");
+  CHECK(hex(encode<mote::q4_0>(halves({8}))) == "00bc504ccccbbbbaaaa99998888777766665");
+  CHECK(hex(encode<mote::q4_0>(halves({8, -8}))) == "00bc505f4ccccbbbbaaaa999988887777666");
+  CHECK(hex(encode<mote::q4_0>(halves({-8, 8}))) == "003cb0cfc4455556666777788889999aaaab");
+  CHECK(hex(encode<mote::q5_0>(halves({-16}))) == "003c00ff03fe404ccddddeeeeffff000011112222333");
+  CHECK(hex(encode<mote::q5_0>(halves({16}))) == "00bcfe07fc0fd0c44443333222211110000ffffeeeed");
+  CHECK(hex(encode<mote::q5_0>(halves({16, -16}))) == "00bcfe0ff81fd0dfc44443333222211110000ffffeee");
+  CHECK(hex(encode<mote::q5_0>(halves({-16, 16}))) == "003c02fe07fc304f4ccddddeeeeffff0000111122223");
+  CHECK(hex(encode<mote::mxfp4>(eighths(4.0f))) == "7f161b1b1a2a2a2a293939b9b0a0a0a0a0");
+  CHECK(hex(encode<mote::mxfp4>(eighths(6.0f))) == "7f171c2c2c3b3b3b4a4a49c9c9c0b0b0b1");
+  CHECK(hex(encode<mote::mxfp4>(eighths(3.0f))) == "7e171c2c2c3b3b3b4a4a49c9c9c0b0b0b1");
+  CHECK(hex(encode<mote::mxfp4>(eighths(3.5f))) == "7e172d2c3c3c3b4b4b4a5ad9c9c0c0b0b1");
+  CHECK(hex(encode<mote::mxfp4>(eighths(0.25f))) == "7b161b1b1a2a2a2a293939b9b0a0a0a0a0");
 }
