@@ -6,6 +6,7 @@
 #include <mote/io/npy.hpp>
 
 #include "commands.hpp"
+#include "option_values.hpp"
 #include "options.hpp"
 
 namespace lm {
@@ -38,7 +39,7 @@ void add_logits(CLI::App& program) {
   CLI::App* command = program.add_subcommand("logits", "Writes float32 logits [tokens, vocab] to a .npy file");
   add_engine_options(*command, o->engine);
   command->add_option("--tokens", o->tokens, "Token ids, separated by spaces")->required();
-  command->add_option("--out", o->out, "The .npy file to write")->required();
+  command->add_option("--out", o->out, "The .npy file to write")->required()->check(file_to_write());
   command->add_flag("--decode", o->decode, "One token at a time through the cache instead of a prefill");
   command->callback([o] { run(*o); });
 }

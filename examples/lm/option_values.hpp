@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <filesystem>
 #include <map>
 #include <string>
 #include <system_error>
@@ -106,6 +107,19 @@ inline CLI::Validator count_of_threads() { return whole_number(1, 1024); }
 inline CLI::Validator file_name() {
   return {[](std::string& given) {
             return given.empty() ? std::string("expected a name, got an empty one") : std::string();
+          },
+          ""};
+}
+
+// A file to write, in a directory that is there.
+inline CLI::Validator file_to_write() {
+  return {[](std::string& given) {
+            if (given.empty()) return std::string("expected a name, got an empty one");
+            std::error_code none;
+            const std::filesystem::path parent = std::filesystem::path(given).parent_path();
+            return parent.empty() || std::filesystem::is_directory(parent, none)
+                       ? std::string()
+                       : parent.string() + ": is no directory, so that " + given + " cannot be written";
           },
           ""};
 }

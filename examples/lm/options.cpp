@@ -40,7 +40,8 @@ void add_engine_options(CLI::App& command, engine_options& options) {
   command
       .add_option_function<std::string>(
           "--cache", [&options](const std::string& name) { options.cache = caches.at(name); },
-          "Format of the latent cache: f32 (default), bf16, fp8 (e4m3, that is mxfp8), or a block format of --weights")
+          "Format of the latent cache: f32 (default), bf16, fp8 (e4m3, that is mxfp8), or a block format of --weights "
+          "whose blocks divide a row")
       ->check(one_of(caches))
       ->type_name("FORMAT");
   command
@@ -85,6 +86,7 @@ void add_engine_options(CLI::App& command, engine_options& options) {
       .add_option("--expert_profile", options.expert_profile,
                   "How often experts were used: read at the start where it exists, written at the end")
       ->needs(limit)
+      ->check(file_to_write())
       ->type_name("FILE");
   options.note = [](const std::string& line) { fmt::print(stderr, "{}\n", one_line(line)); };
 }

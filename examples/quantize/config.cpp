@@ -7,6 +7,7 @@
 #include <utility>
 
 #include <mote/core/error.hpp>
+#include <mote/io/part_file.hpp>
 #include <nlohmann/json.hpp>
 
 namespace quantize {
@@ -111,7 +112,7 @@ void write_config(const mote::json_file& config, const std::vector<output_tensor
   if (!layers.empty()) result["quantization_config"] = quantization_config(layers, not_converted);
   std::ofstream file(directory + "/config.json");
   file << result.dump(2) << '\n';
-  if (!file.flush()) mote::raise<mote::format_error>(directory + "/config.json: cannot be written");
+  if (!file.flush()) mote::raise_unwritable(directory + "/config.json");
 }
 
 void copy_tokenizer(const std::string& model, const std::string& directory) {

@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include <fmt/core.h>
+
 #include <mote/io/chat_template.hpp>
 #include <mote/io/gguf/tokenizer.hpp>
 #include <mote/io/json.hpp>
@@ -42,6 +44,7 @@ std::string pre_tokenizer_name(const mote::json_object& json) {
 void add_gguf_tokenizer(const std::string& model, std::size_t vocab_size, metadata_entries& entries) {
   const std::string path = model + "/tokenizer.json";
   if (!std::filesystem::exists(path)) {
+    fmt::print(stderr, "{}: is not there: model.gguf gets no vocabulary\n", path);
     entries.emplace_back("tokenizer.ggml.model", std::string("no_vocab"));
     return;
   }

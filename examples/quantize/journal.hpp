@@ -1,6 +1,10 @@
 // How an interrupted run is gone on with.
 #pragma once
 
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
 #include <cstddef>
 #include <filesystem>
 #include <fstream>
@@ -12,10 +16,29 @@
 
 #include <mote/core/error.hpp>
 #include <mote/io/json.hpp>
+#include <mote/io/part_file.hpp>
 
 #include "encode.hpp"
 
 namespace quantize {
+
+// What a run holds of the directory that it is at work in. Throws format_error when another one does.
+class run_lock {
+ public:
+  run_lock(const std::string& file, const std::string& directory)
+      : descriptor_(::open(file.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666)) {
+    if (descriptor_ < 0) mote::raise_unwritable(file);
+    if (::flock(descriptor_, LOCK_EX | LOCK_NB) == 0) return;
+    ::close(descriptor_);
+    mote::raise<mote::format_error>(directory + ": another run is at work in it");
+  }
+  run_lock(const run_lock&) = delete;
+  run_lock& operator=(const run_lock&) = delete;
+  ~run_lock() { ::close(descriptor_); }
+
+ private:
+  int descriptor_;
+};
 
 // DIR.partial/progress.jsonl: first what is being done, then a line for each tensor that is complete.
 class journal {
@@ -25,7 +48,9 @@ class journal {
     return std::filesystem::exists(directory + file_name, none);
   }
 
-  journal(const std::string& directory, const nlohmann::ordered_json& task) : path_(directory + file_name) {
+  // Throws format_error when another run is at work there.
+  journal(const std::string& directory, const nlohmann::ordered_json& task)
+      : path_(directory + file_name), mine_(path_, directory) {
     std::vector<std::string> lines;
     std::uintmax_t whole = 0;  // bytes; the last line may be cut off
     {
@@ -45,7 +70,7 @@ class journal {
     std::error_code problem;
     std::filesystem::resize_file(path_, whole, problem);
     if (lines.empty()) file_ << task.dump() << std::endl;
-    if (!file_ || problem) mote::raise<mote::format_error>(path_ + ": cannot be written");
+    if (!file_ || problem) mote::raise_unwritable(path_);
   }
 
   const std::vector<squared_error>& done() const { return done_; }
@@ -56,7 +81,7 @@ class journal {
     line["error"] = e.sum;
     line["matrices"] = e.matrices;
     file_ << line.dump() << std::endl;
-    if (!file_) mote::raise<mote::format_error>(path_ + ": cannot be written");
+    if (!file_) mote::raise_unwritable(path_);
   }
   void remove() {
     file_.close();
@@ -67,6 +92,7 @@ class journal {
   static constexpr const char* file_name = "/progress.jsonl";
 
   std::string path_;
+  run_lock mine_;
   std::ofstream file_;
   std::vector<squared_error> done_;
 };

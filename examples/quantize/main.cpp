@@ -96,7 +96,8 @@ int main(int argc, char** argv) {
       ->type_name("NAME");
   program
       .add_option("--size_budget", o.size_budget,
-                  "Most bytes of all tensors with --adaptive_layers, e.g. 3GB (default: 10 % above --precision alone)")
+                  "Most bytes of all tensors with --adaptive_layers, e.g. 3GB, that is 3 · 2^30 bytes (default: 10 % "
+                  "above --precision alone)")
       ->transform(lm::size_in_bytes())
       ->type_name("SIZE");
   program

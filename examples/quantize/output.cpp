@@ -61,7 +61,7 @@ class safetensors_output : public model_output {
     }
     std::ofstream file(directory_ + "/model.safetensors.index.json");
     file << index.dump(2) << '\n';
-    if (!file.flush()) mote::raise<mote::format_error>(directory_ + ": the index cannot be written");
+    if (!file.flush()) mote::raise_unwritable(directory_ + "/model.safetensors.index.json");
   }
 
  private:

@@ -27,7 +27,7 @@ class npy_writer {
     const auto status = std::filesystem::status(path_, ignored);
     if (!std::filesystem::exists(status) || std::filesystem::is_regular_file(status)) part_ += ".part";
     file_ = std::fopen(part_.c_str(), "wb");
-    if (file_ == nullptr) detail::raise_unwritable(path_);
+    if (file_ == nullptr) raise_unwritable(path_);
     std::string header = "{'descr': '<f4', 'fortran_order': False, 'shape': (" + std::to_string(rows) + ", " +
                          std::to_string(columns) + "), }";
     constexpr std::size_t preamble = 10;  // magic, version, length; the data starts at a multiple of 64
@@ -72,13 +72,13 @@ class npy_writer {
       const int reason = problem ? problem.value() : errno;
       if (part_ != path_) std::remove(part_.c_str());
       errno = reason;
-      detail::raise_unwritable(path_);
+      raise_unwritable(path_);
     }
   }
 
  private:
   void write(const void* data, std::size_t size) {
-    if (std::fwrite(data, 1, size, file_) != size) detail::raise_unwritable(path_);
+    if (std::fwrite(data, 1, size, file_) != size) raise_unwritable(path_);
   }
 
   std::string path_, part_;  // part_: what is written, path_ itself for a device

@@ -26,6 +26,12 @@ enum class unfinished {
   kept  // a later writer of the same tensors can go on with it: resume()
 };
 
+// "PATH: cannot be written: No space left on device", for what errno says.
+[[noreturn]] inline void raise_unwritable(const std::string& path) {
+  const int reason = errno;
+  raise<format_error>(path + ": cannot be written" + (reason != 0 ? std::string(": ") + std::strerror(reason) : ""));
+}
+
 namespace detail {
 
 // What `path` stands for when it is a symbolic link to a file or to nothing; anything else stays.
@@ -41,12 +47,6 @@ inline std::string behind_links(std::string path) {
     path = (fs::path(path).parent_path() / target).string();
   }
   return path;
-}
-
-// "PATH: cannot be written: No space left on device", for what errno says.
-[[noreturn]] inline void raise_unwritable(const std::string& path) {
-  const int reason = errno;
-  raise<format_error>(path + ": cannot be written" + (reason != 0 ? std::string(": ") + std::strerror(reason) : ""));
 }
 
 class part_file {
