@@ -3100,6 +3100,12 @@ enum class unfinished {
   kept  // a later writer of the same tensors can go on with it: resume()
 };
 
+// "PATH: cannot be written: No space left on device", for what errno says.
+[[noreturn]] inline void raise_unwritable(const std::string& path) {
+  const int reason = errno;
+  raise<format_error>(path + ": cannot be written" + (reason != 0 ? std::string(": ") + std::strerror(reason) : ""));
+}
+
 namespace detail {
 
 // What `path` stands for when it is a symbolic link to a file or to nothing; anything else stays.
@@ -3115,12 +3121,6 @@ inline std::string behind_links(std::string path) {
     path = (fs::path(path).parent_path() / target).string();
   }
   return path;
-}
-
-// "PATH: cannot be written: No space left on device", for what errno says.
-[[noreturn]] inline void raise_unwritable(const std::string& path) {
-  const int reason = errno;
-  raise<format_error>(path + ": cannot be written" + (reason != 0 ? std::string(": ") + std::strerror(reason) : ""));
 }
 
 class part_file {
@@ -4698,7 +4698,7 @@ class npy_writer {
     const auto status = std::filesystem::status(path_, ignored);
     if (!std::filesystem::exists(status) || std::filesystem::is_regular_file(status)) part_ += ".part";
     file_ = std::fopen(part_.c_str(), "wb");
-    if (file_ == nullptr) detail::raise_unwritable(path_);
+    if (file_ == nullptr) raise_unwritable(path_);
     std::string header = "{'descr': '<f4', 'fortran_order': False, 'shape': (" + std::to_string(rows) + ", " +
                          std::to_string(columns) + "), }";
     constexpr std::size_t preamble = 10;  // magic, version, length; the data starts at a multiple of 64
@@ -4743,13 +4743,13 @@ class npy_writer {
       const int reason = problem ? problem.value() : errno;
       if (part_ != path_) std::remove(part_.c_str());
       errno = reason;
-      detail::raise_unwritable(path_);
+      raise_unwritable(path_);
     }
   }
 
  private:
   void write(const void* data, std::size_t size) {
-    if (std::fwrite(data, 1, size, file_) != size) detail::raise_unwritable(path_);
+    if (std::fwrite(data, 1, size, file_) != size) raise_unwritable(path_);
   }
 
   std::string path_, part_;  // part_: what is written, path_ itself for a device
