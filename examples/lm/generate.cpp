@@ -33,10 +33,7 @@ void report(const generation_result& r, const engine& e, const engine_options& o
     if (r.drafted > 0) {
       fmt::print(stderr, "drafts       {} of {} accepted\n", r.accepted, r.drafted);
     } else if (o.memory_limit == 0) {  // measuring takes more memory than may be left
-      const double bandwidth = memory_bandwidth(o.threads);
-      fmt::print(stderr, "read         {:.2f} MB a token, {:.1f} % of the measured {:.1f} GB/s\n",
-                 static_cast<double>(read) * 1e-6,
-                 100.0 * static_cast<double>(read) * tokens / r.decode_seconds / bandwidth, bandwidth * 1e-9);
+      fmt::print(stderr, "{}\n", describe_reads(read, tokens / r.decode_seconds, o.threads));
     }
   }
 }

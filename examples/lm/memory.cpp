@@ -9,6 +9,7 @@
 #include <variant>
 #include <vector>
 
+#include <fmt/core.h>
 #include <mote/core/buffer.hpp>
 #include <mote/core/executors/thread_pool.hpp>
 
@@ -24,6 +25,32 @@ std::size_t bytes(const mote::mla_weights& w) {
                       mote::bytes(w.k_up_transposed) + mote::bytes(w.v_up) + mote::bytes(w.o_proj);
   if (w.q_lora) total += mote::bytes(w.q_lora->q_a_proj) + bytes(w.q_lora->q_a_layernorm);
   return total;
+}
+
+// In bytes a second.
+double memory_bandwidth(std::size_t threads) {
+  constexpr std::size_t words = std::size_t{1} << 25;  // 256 MiB, beyond the usual last-level cache
+  constexpr std::size_t grain = std::size_t{1} << 16;
+  constexpr int passes = 4;
+  mote::buffer<std::uint64_t> data(words);
+  mote::thread_pool pool(mote::threads{threads});
+  std::atomic<std::uint64_t> sink{0};
+  double best = 0.0;
+  for (int pass = 0; pass < passes; ++pass) {
+    const auto start = std::chrono::steady_clock::now();
+    pool.parallel_for(words, grain, [&](std::size_t begin, std::size_t end) {
+      std::uint64_t sums[8] = {};
+      for (std::size_t i = begin; i < end; i += 8) {
+        for (std::size_t j = 0; j < 8; ++j) sums[j] ^= data[i + j];
+      }
+      std::uint64_t sum = 0;
+      for (const std::uint64_t s : sums) sum ^= s;
+      sink.fetch_xor(sum, std::memory_order_relaxed);
+    });
+    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+    best = std::max(best, static_cast<double>(words * sizeof(std::uint64_t)) / elapsed.count());
+  }
+  return best;
 }
 
 }  // namespace
@@ -49,29 +76,10 @@ std::size_t cache_bytes(const model_config& config, const mote::row_format& form
   return length * config.num_hidden_layers * format.row_bytes(config.decoder.attention.cache_width());
 }
 
-double memory_bandwidth(std::size_t threads) {
-  constexpr std::size_t words = std::size_t{1} << 25;  // 256 MiB, beyond the usual last-level cache
-  constexpr std::size_t grain = std::size_t{1} << 16;
-  constexpr int passes = 4;
-  mote::buffer<std::uint64_t> data(words);
-  mote::thread_pool pool(mote::threads{threads});
-  std::atomic<std::uint64_t> sink{0};
-  double best = 0.0;
-  for (int pass = 0; pass < passes; ++pass) {
-    const auto start = std::chrono::steady_clock::now();
-    pool.parallel_for(words, grain, [&](std::size_t begin, std::size_t end) {
-      std::uint64_t sums[8] = {};
-      for (std::size_t i = begin; i < end; i += 8) {
-        for (std::size_t j = 0; j < 8; ++j) sums[j] ^= data[i + j];
-      }
-      std::uint64_t sum = 0;
-      for (const std::uint64_t s : sums) sum ^= s;
-      sink.fetch_xor(sum, std::memory_order_relaxed);
-    });
-    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-    best = std::max(best, static_cast<double>(words * sizeof(std::uint64_t)) / elapsed.count());
-  }
-  return best;
+std::string describe_reads(std::size_t bytes, double tokens_per_second, std::size_t threads) {
+  const double bandwidth = memory_bandwidth(threads), read = static_cast<double>(bytes);
+  return fmt::format("read         {:.2f} MB a token, {:.1f} % of the measured {:.1f} GB/s", read * 1e-6,
+                     100.0 * read * tokens_per_second / bandwidth, bandwidth * 1e-9);
 }
 
 std::size_t peak_memory() {

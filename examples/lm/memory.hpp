@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <string>
 
 #include "engine.hpp"
 
@@ -13,9 +14,9 @@ std::size_t active_weight_bytes(const model_config& config, const model_weights&
 // Bytes of latent cache in that format that a token reads when `length` tokens are cached.
 std::size_t cache_bytes(const model_config& config, const mote::row_format& format, std::size_t length);
 
-// Measured read bandwidth of memory in bytes a second, with `threads` threads: the best of several passes over a buffer
-// larger than the caches.
-double memory_bandwidth(std::size_t threads);
+// "read  … MB a token, … % of the measured … GB/s", for `bytes` a token. The bandwidth is measured now, with `threads` threads:
+// the best of several passes over a buffer larger than the caches.
+std::string describe_reads(std::size_t bytes, double tokens_per_second, std::size_t threads);
 
 // Most memory this process has held, in bytes.
 std::size_t peak_memory();

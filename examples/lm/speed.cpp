@@ -59,10 +59,7 @@ void run(const speed_options& o) {
   fmt::print("decode       {} tokens after them, {:.1f} tokens/s\n", o.decode, rate);
   finish_experts(*e, o.engine);
   if (o.engine.memory_limit == 0) {  // measuring takes more memory than may be left
-    const double bandwidth = memory_bandwidth(o.engine.threads);
-    fmt::print("read         {:.2f} MB a token, {:.1f} % of the measured {:.1f} GB/s\n",
-               static_cast<double>(read) * 1e-6, 100.0 * static_cast<double>(read) * rate / bandwidth,
-               bandwidth * 1e-9);
+    fmt::print("{}\n", describe_reads(read, rate, o.engine.threads));
   }
   fmt::print("peak memory  {:.1f} MB\n", static_cast<double>(peak) * 1e-6);
 }
