@@ -10,6 +10,7 @@
 //   packed_matrix<bf16>                            bf16 in that order, for activations rounded to bf16
 #pragma once
 
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -92,6 +93,9 @@ concept matrix = detail::is_matrix<M>;
 
 // --- Shape -----------------------------------------------------------------------------------------------------------
 
+// What is asked of a weight is asked of the form it holds. Those are templates, so that a file that uses one form does
+// not compile visits of all of them.
+
 template <class T>
 std::size_t out_features(const view<const T, 2>& w) {
   return w.extent(0);
@@ -101,7 +105,8 @@ template <class F>
 std::size_t out_features(const packed_matrix<F>& w) {
   return w.out_features();
 }
-inline std::size_t out_features(const weight& w) {
+template <std::same_as<weight> W>
+std::size_t out_features(const W& w) {
   return std::visit([](const auto& m) { return out_features(m); }, w);
 }
 
@@ -114,7 +119,8 @@ template <class F>
 std::size_t in_features(const packed_matrix<F>& w) {
   return w.in_features();
 }
-inline std::size_t in_features(const weight& w) {
+template <std::same_as<weight> W>
+std::size_t in_features(const W& w) {
   return std::visit([](const auto& m) { return in_features(m); }, w);
 }
 
@@ -129,7 +135,8 @@ inline void check_rows(std::string_view op, std::string_view argument, const int
 }
 template <class F>
 void check_rows(std::string_view, std::string_view, const packed_matrix<F>&) {}
-inline void check_rows(std::string_view op, std::string_view argument, const weight& w) {
+template <std::same_as<weight> W>
+void check_rows(std::string_view op, std::string_view argument, const W& w) {
   std::visit([&](const auto& m) { check_rows(op, argument, m); }, w);
 }
 
@@ -163,7 +170,8 @@ packed_matrix<F> slice_rows(const packed_matrix<F>& w, std::size_t begin, std::s
   const auto bytes = w.bytes().slice(0, begin / rows * w.panel_bytes(in), packed_matrix<F>::size(count, in));
   return {bytes, count, in, w.order()};
 }
-inline weight slice_rows(const weight& w, std::size_t begin, std::size_t count) {
+template <std::same_as<weight> W>
+weight slice_rows(const W& w, std::size_t begin, std::size_t count) {
   return std::visit([&](const auto& m) -> weight { return slice_rows(m, begin, count); }, w);
 }
 
@@ -194,7 +202,8 @@ void dequantize_row(const packed_matrix<T>& w, std::size_t row, float* y) {
   if constexpr (std::is_same_v<T, std::int8_t>) scale = read_scale(w, row);
   for (std::size_t k = 0; k < w.in_features(); ++k) y[k] = scale * read_element(w, row, k);
 }
-inline void dequantize_row(const weight& w, std::size_t row, float* y) {
+template <std::same_as<weight> W>
+void dequantize_row(const W& w, std::size_t row, float* y) {
   std::visit([&](const auto& m) { dequantize_row(m, row, y); }, w);
 }
 
@@ -210,7 +219,8 @@ template <class F>
 std::size_t bytes(const packed_matrix<F>& w) {
   return w.bytes().size();
 }
-inline std::size_t bytes(const weight& w) {
+template <std::same_as<weight> W>
+std::size_t bytes(const W& w) {
   return std::visit([](const auto& m) { return bytes(m); }, w);
 }
 
