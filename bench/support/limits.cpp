@@ -61,8 +61,13 @@ template <std::size_t... Chain>
   const std::uint8_t pairs[bf16_dot::lanes * 4] = {0, 0x3F};
   const auto w = bf16_dot::load<0>(pairs), x = bf16_dot::splat<0>(pairs);
   typename bf16_dot::sums sums[] = {typename bf16_dot::sums(static_cast<float>(Chain))...};
+  const auto dot = [&](typename bf16_dot::sums acc) {
+    acc = bf16_dot::add(acc, w, x);
+    mote::detail::keep_in_register(acc);
+    return acc;
+  };
   for (int i = 0; i < steps; ++i) {
-    ((sums[Chain] = bf16_dot::add(sums[Chain], w, x), mote::detail::keep_in_register(sums[Chain])), ...);
+    ((sums[Chain] = dot(sums[Chain])), ...);
   }
   (benchmark::DoNotOptimize(sums[Chain]), ...);
 }
