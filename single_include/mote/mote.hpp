@@ -3652,6 +3652,9 @@ concept matrix = detail::is_matrix<M>;
 
 // --- Shape -----------------------------------------------------------------------------------------------------------
 
+// What is asked of a weight is asked of the form it holds. Those are templates, so that a file that uses one form does
+// not compile visits of all of them.
+
 template <class T>
 std::size_t out_features(const view<const T, 2>& w) {
   return w.extent(0);
@@ -3661,7 +3664,8 @@ template <class F>
 std::size_t out_features(const packed_matrix<F>& w) {
   return w.out_features();
 }
-inline std::size_t out_features(const weight& w) {
+template <std::same_as<weight> W>
+std::size_t out_features(const W& w) {
   return std::visit([](const auto& m) { return out_features(m); }, w);
 }
 
@@ -3674,7 +3678,8 @@ template <class F>
 std::size_t in_features(const packed_matrix<F>& w) {
   return w.in_features();
 }
-inline std::size_t in_features(const weight& w) {
+template <std::same_as<weight> W>
+std::size_t in_features(const W& w) {
   return std::visit([](const auto& m) { return in_features(m); }, w);
 }
 
@@ -3689,7 +3694,8 @@ inline void check_rows(std::string_view op, std::string_view argument, const int
 }
 template <class F>
 void check_rows(std::string_view, std::string_view, const packed_matrix<F>&) {}
-inline void check_rows(std::string_view op, std::string_view argument, const weight& w) {
+template <std::same_as<weight> W>
+void check_rows(std::string_view op, std::string_view argument, const W& w) {
   std::visit([&](const auto& m) { check_rows(op, argument, m); }, w);
 }
 
@@ -3723,7 +3729,8 @@ packed_matrix<F> slice_rows(const packed_matrix<F>& w, std::size_t begin, std::s
   const auto bytes = w.bytes().slice(0, begin / rows * w.panel_bytes(in), packed_matrix<F>::size(count, in));
   return {bytes, count, in, w.order()};
 }
-inline weight slice_rows(const weight& w, std::size_t begin, std::size_t count) {
+template <std::same_as<weight> W>
+weight slice_rows(const W& w, std::size_t begin, std::size_t count) {
   return std::visit([&](const auto& m) -> weight { return slice_rows(m, begin, count); }, w);
 }
 
@@ -3754,7 +3761,8 @@ void dequantize_row(const packed_matrix<T>& w, std::size_t row, float* y) {
   if constexpr (std::is_same_v<T, std::int8_t>) scale = read_scale(w, row);
   for (std::size_t k = 0; k < w.in_features(); ++k) y[k] = scale * read_element(w, row, k);
 }
-inline void dequantize_row(const weight& w, std::size_t row, float* y) {
+template <std::same_as<weight> W>
+void dequantize_row(const W& w, std::size_t row, float* y) {
   std::visit([&](const auto& m) { dequantize_row(m, row, y); }, w);
 }
 
@@ -3770,7 +3778,8 @@ template <class F>
 std::size_t bytes(const packed_matrix<F>& w) {
   return w.bytes().size();
 }
-inline std::size_t bytes(const weight& w) {
+template <std::same_as<weight> W>
+std::size_t bytes(const W& w) {
   return std::visit([](const auto& m) { return bytes(m); }, w);
 }
 
@@ -4383,7 +4392,9 @@ template <std::size_t N, class F>
 //
 // `Fetch` asks memory for the rows that the next tile will read. It is for the tiles that are first to see their weights;
 // where those come from a cache, it would only take turns from the loads. Zen 5, one thread, bf16: one token went from
-// 45 % to 75 % of the read bandwidth with each row asked for beside its own reading, and to 90 % line after line.
+// 45 % to 75 % of the read bandwidth with each row asked for beside its own reading, and to 90 % line after line. A busy
+// processor drops some of what is asked of it, so that lines are asked for again, further ahead and for the second-level
+// cache. Zen 4, bf16, one, two and four tokens, GB/s of 37: once, for the first-level cache, 24, 15 and 15; now 35, 35 and 20.
 template <class Arch, std::size_t R, std::size_t C, bool Fetch, class T>
 void dot_tile(const T* const* w, const float* const* x, std::size_t k, bool resume, float* state, float* out,
               std::size_t out_stride) noexcept {
@@ -4408,7 +4419,11 @@ void dot_tile(const T* const* w, const float* const* x, std::size_t k, bool resu
   [[maybe_unused]] const std::size_t pace = gapless ? R : 1;
   const std::size_t whole = k / vector::size * vector::size;
   const auto fetch = [&](std::size_t r, std::size_t i) __attribute__((always_inline)) {
-    if constexpr (Fetch && R > 1) __builtin_prefetch(next + i * pace + static_cast<std::ptrdiff_t>(r) * apart, 0, 3);
+    if constexpr (Fetch && R > 1) {
+      constexpr std::size_t again = 4608 / sizeof(T), times = vector::size * sizeof(T) >= 32 ? 3 : 2;
+      const T* const line = next + i * pace + static_cast<std::ptrdiff_t>(r) * apart;
+      unroll<times>([&](std::size_t t) __attribute__((always_inline)) { __builtin_prefetch(line + t * again, 0, 2); });
+    }
   };
   const auto multiply = [&](const vector* weights, std::size_t i) __attribute__((always_inline)) {
     unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
@@ -4524,13 +4539,6 @@ struct block_kernel {
   using floats = typename dot::floats;
   using operand = typename dot::operand;
 
-  // Bytes from what is multiplied to what is asked of memory. A panel that is read from front to back needs few: Zen 3, one
-  // token, Q8_0: with none 11 GB/s, with 1.5 KiB 15, with 8 KiB 13. One that is read in pieces needs many: Zen 5, four
-  // tokens, Q4_0: with none 35 % of the read bandwidth, with 4 KiB 76 %, with 8 KiB 89 %. Two side by side, Sapphire Rapids,
-  // one token, Q4_0: with 1 KiB 18 GB/s, with 2.5 KiB 20, with 4 KiB 18.
-  static constexpr std::size_t look_ahead(std::size_t token_count) {
-    return token_count <= pair_tokens ? 2560 : token_count <= few_tokens ? 1536 : 8192;
-  }
   // Many passes over the same blocks share what they ask for, the blocks that follow: else the first would wait for memory
   // and the others leave it idle. A pass asks for every `passes`th line.
   struct shared_fetch {
@@ -4575,9 +4583,29 @@ struct block_kernel {
     return token_count <= few_tokens ? std::min(std::size_t{4}, packed_rows / dot::lanes) : 2;
   }
 
-  // So many tokens take two panels side by side, where one has two strips: memory gives more to two streams than to one
-  // (Sapphire Rapids: 15 GB/s from one, 19 from two, as from four), and the sums find room in registers.
-  static constexpr std::size_t pair_tokens = dot::lanes * 2 == packed_rows && many_registers<Arch> ? 4 : 0;
+  // So many tokens take two panels side by side on processors with AMX, where memory gives more to two streams than to one
+  // (Sapphire Rapids: 15 GB/s from one, 19 from two, as from four; Zen 4: 33 and 26), and the sums find room in registers.
+  static constexpr std::size_t pair_tokens = has_tiles_beside<Arch> ? 4 : 0;
+
+  // Whether so many tokens are multiplied far faster than memory is read: wide codes, which need no splitting.
+  static constexpr bool outruns_memory(std::size_t token_count) {
+    return dot::lanes == 16 && !layout::nibbles && token_count <= few_tokens;
+  }
+  // Bytes from what is multiplied to what is asked of memory. Zen 4, one and two tokens, GB/s of the 37 that it reads: what
+  // is asked for is dropped now and then, so that asking thrice gives 35 and 36 (Q4_0), twice 30 and 32, once 26 and 27; for
+  // the first-level cache 28 and 24, with AVX2 26 and 21, where thrice gives 34 and 30. Where products outrun memory it reads
+  // ahead by itself, and best what is asked for just before it is read in order: Q8_0 34 and 31, thrice 30 and 29. Distances
+  // of whole pages are slower. Panels side by side, Sapphire Rapids, Q4_0: with 1 KiB 18 GB/s, with 2.5 KiB 20, with 4 KiB 18.
+  template <std::size_t C, std::size_t P>
+  static constexpr auto look_ahead() {
+    if constexpr (P > 1) {
+      return std::array<std::size_t, 1>{2560};
+    } else if constexpr (outruns_memory(C)) {
+      return std::array<std::size_t, 1>{0};
+    } else {
+      return std::array<std::size_t, 3>{13312, 9216, 4352};
+    }
+  }
 
   static operand values(operand codes) {
     if constexpr (looked_up) {
@@ -4626,8 +4654,16 @@ struct block_kernel {
                    std::size_t stride) noexcept {
     constexpr std::size_t R = strips(C), lanes = dot::lanes, strip_bytes = lanes * layout::row_codes,
                           row_quads = layout::row_codes / 4;
-    // Into the second-level cache only, where several tokens keep the first busy (Sapphire Rapids: 1.1 to 1.2 times as fast).
-    [[maybe_unused]] constexpr int locality = C > std::max(few_tokens, pair_tokens) && lanes == 16 ? 2 : 3;
+    // Strips that are multiplied side by side; where memory is outrun, one after the other, so that a group is read in the
+    // order of memory.
+    constexpr std::size_t together = outruns_memory(C) && P == 1 ? 1 : R;
+    static constexpr auto distances = look_ahead<C, P>();
+    // Into the second-level cache only, but for panels side by side: activations keep the first busy.
+    const auto ask_for = [](const std::uint8_t* line) __attribute__((always_inline)) {
+      unroll<distances.size()>([&](std::size_t i) __attribute__((always_inline)) {
+        __builtin_prefetch(line + distances[i], 0, P > 1 ? 3 : 2);
+      });
+    };
     floats total[P][R][C];
     const activation_block* token[C];
     float* const to = out + strip * lanes;
@@ -4654,9 +4690,16 @@ struct block_kernel {
             if constexpr (layout::has_min) super_min[i][r] = super_mins(next[i], (strip + r) * lanes);
           });
         }
+        for (std::size_t l = 0; l < layout::super_bytes; l += 64) {
+          if constexpr (Shared) {
+            if (fetch.pass == 0) __builtin_prefetch(next[i] + blocks * layout::block_bytes + l, 0, 2);
+          } else {
+            ask_for(next[i] + l);
+          }
+        }
         next[i] += layout::super_bytes;
       });
-      const std::uint8_t* ahead[P];  // what is asked of memory beside the groups at hand
+      const std::uint8_t* ahead[P];  // what is asked of memory lies behind these
       const auto add_group = [&](std::size_t which) __attribute__((always_inline)) {
         const std::uint8_t* const p = next[which];
         if constexpr (Shared) {
@@ -4675,33 +4718,35 @@ struct block_kernel {
           unroll<R>([&](std::size_t r) __attribute__((always_inline)) { acc[r][c] = start; });
         });
         const std::uint8_t* codes = p + strip * strip_bytes;
-        const auto multiply_quad = [&](const operand(&w)[R], std::size_t quad) __attribute__((always_inline)) {
+        const auto multiply_quad = [&](const operand(&w)[together], std::size_t first, std::size_t quad)
+            __attribute__((always_inline)) {
           unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
             const operand four = dot::splat_codes(token[c]->q + half * 16 + quad * 4);
-            unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+            unroll<together>([&](std::size_t i) __attribute__((always_inline)) {
+              const std::size_t r = first + i;
               if constexpr (narrow_quads == 1) {
-                acc[r][c] = multiply(acc[r][c], w[r], four);
+                acc[r][c] = multiply(acc[r][c], w[i], four);
               } else {
-                const bool first = quad % narrow_quads == 0, last = (quad + 1) % narrow_quads == 0;
-                narrow[r][c] = first ? dot::narrow_dot(w[r], four) : dot::narrow_dot(narrow[r][c], w[r], four);
-                if (last) acc[r][c] = dot::widen(acc[r][c], narrow[r][c]);
+                const bool begins = quad % narrow_quads == 0, ends = (quad + 1) % narrow_quads == 0;
+                narrow[r][c] = begins ? dot::narrow_dot(w[i], four) : dot::narrow_dot(narrow[r][c], w[i], four);
+                if (ends) acc[r][c] = dot::widen(acc[r][c], narrow[r][c]);
               }
             });
           });
         };
-        unroll<row_quads>([&](std::size_t i) __attribute__((always_inline)) {
+        unroll<R / together * row_quads>([&](std::size_t turn) __attribute__((always_inline)) {
+          const std::size_t first = turn / row_quads * together, i = turn % row_quads;
           if constexpr (!Shared) {
-            // Panels side by side: evenly, of each a line in turn; 1.05 times as fast as each panel's at its group's begin.
-            constexpr std::size_t turns = P == 1 ? 1 : P * row_quads;
-            const std::size_t turn = which * row_quads + i;
-            for (std::size_t l = turn * group_lines / turns; turn < turns && l < (turn + 1) * group_lines / turns;
-                 ++l) {
-              for (std::size_t j = 0; j < P; ++j) __builtin_prefetch(ahead[j] + l * 64, 0, locality);
+            // Evenly: 1.05 times as fast as at each group's begin.
+            constexpr std::size_t turns = P * R / together * row_quads;
+            const std::size_t now = which * row_quads + turn;
+            for (std::size_t l = now * group_lines / turns; l < (now + 1) * group_lines / turns; ++l) {
+              for (std::size_t j = 0; j < P; ++j) ask_for(ahead[j] + l * 64);
             }
           }
-          operand stored[R], w[R];
-          unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
-            stored[r] = dot::load(codes + r * strip_bytes + i * lanes * 4);
+          operand stored[together], w[together];
+          unroll<together>([&](std::size_t r) __attribute__((always_inline)) {
+            stored[r] = dot::load(codes + (first + r) * strip_bytes + i * lanes * 4);
             if constexpr (layout::nibbles) {
               w[r] = values(dot::low_nibbles(stored[r]));
             } else if constexpr (flipped) {
@@ -4710,11 +4755,11 @@ struct block_kernel {
               w[r] = stored[r];
             }
           });
-          multiply_quad(w, layout::nibbles ? 2 * i : i);
+          multiply_quad(w, first, layout::nibbles ? 2 * i : i);
           if constexpr (layout::nibbles) {
-            unroll<R>([&](std::size_t r)
-                          __attribute__((always_inline)) { w[r] = values(dot::high_nibbles(stored[r])); });
-            multiply_quad(w, 2 * i + 1);
+            unroll<together>([&](std::size_t r)
+                                 __attribute__((always_inline)) { w[r] = values(dot::high_nibbles(stored[r])); });
+            multiply_quad(w, first, 2 * i + 1);
           }
         });
         floats scale[R];
@@ -4738,9 +4783,9 @@ struct block_kernel {
       };
       for (std::size_t g = 0; g < layout::groups; ++g) {
         // Panels side by side are followed by the panels behind both.
-        const bool beyond = P > 1 && next[0] + look_ahead(C) >= panel[0] + panel_bytes;
-        const std::size_t distance = look_ahead(C) + (beyond ? (P - 1) * panel_bytes : 0);
-        unroll<P>([&](std::size_t i) __attribute__((always_inline)) { ahead[i] = next[i] + distance; });
+        const bool beyond = P > 1 && next[0] + distances[0] >= panel[0] + panel_bytes;
+        unroll<P>([&](std::size_t i)
+                      __attribute__((always_inline)) { ahead[i] = next[i] + (beyond ? (P - 1) * panel_bytes : 0); });
         unroll<P>([&](std::size_t i) __attribute__((always_inline)) {
           add_group(i);
           next[i] += layout::group_bytes;
@@ -5213,10 +5258,13 @@ struct element_kernel {
   static constexpr std::size_t tokens = many_registers<Arch> ? 6 : std::is_same_v<T, bf16> ? 5 : 4;
   // Rows that a tile covers, and that are shared out together: of two panels with AVX-512.
   static constexpr std::size_t rows = std::max(strips * lanes, packed_rows);
-  // Bytes from what is multiplied to what is asked of memory; as in block_kernel. With AVX-512 there are two panels.
+  // Bytes from what is multiplied to what is asked of memory; with AVX-512 there are two panels.
   static constexpr std::size_t look_ahead(std::size_t token_count) {
     return token_count > few_tokens ? 4096 : strips * lanes > packed_rows ? 1024 : 1536;
   }
+  // Zen 4 with AVX-512 gives the second-level cache more than the first, at any distance: one token, int8, 35 and 32 GB/s,
+  // four tokens 31 and 27. With AVX2 it gives more to the first, two tokens 26 and 25.
+  static constexpr int locality = lanes == 16 && !has_tiles_beside<Arch> ? 2 : 3;
 
   // strip[R]: the first quad of each vector of rows; x[C]: the first quad of each token; sums go on from out[c · stride +
   // r · lanes], where there were quads before these (`resume`), and are left there as they are.
@@ -5239,7 +5287,7 @@ struct element_kernel {
         unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
           const std::uint8_t* from = w[r] + q * layout::quad_bytes;
           weights[r] = dot::template load<Part>(from);
-          if (Part == 0 && r * lanes * 4 % 64 == 0) __builtin_prefetch(from + look_ahead(C), 0, 3);
+          if (Part == 0 && r * lanes * 4 % 64 == 0) __builtin_prefetch(from + look_ahead(C), 0, locality);
         });
         unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
           const operand quad = dot::template splat<Part>(token[c] + q * dot::x_bytes);
@@ -5272,13 +5320,17 @@ struct element_kernel {
                       const std::int32_t* code_sum, std::size_t count, float* out, std::size_t stride) noexcept {
     constexpr std::size_t in_panel = packed_rows / lanes;
     // Quads at a time: what a tile's rows have of them stays in a cache while tokens pass by. Where a tile has not all the
-    // rows of a panel, those of few tokens must not lag far behind each other, or memory is read in pieces: Zen 3, four
-    // tokens, went from 12 to 17 GB/s.
+    // rows of a panel, those of few passes must not lag far behind each other, or memory is read in pieces: Zen 3, four
+    // tokens, went from 12 to 17 GB/s, Zen 4 with AVX2, six tokens, bf16, from 750 to 470 us.
     constexpr bool whole_panels = strips * lanes >= packed_rows;
+    constexpr std::size_t few_passes = 24;  // tokens
     const std::size_t quads = layout::quads(w.in_features());
-    const std::size_t step = count > tokens                        ? (whole_panels ? 1024 : 128)
-                             : count > few_tokens && !whole_panels ? 32
-                                                                   : std::max(quads, std::size_t{1});
+    std::size_t step = std::max(quads, std::size_t{1});
+    if constexpr (whole_panels) {
+      if (count > tokens) step = 1024;
+    } else {
+      if (count > few_tokens) step = count > few_passes ? 128 : 16;
+    }
     const std::size_t apart = quads == 0 ? 0 : lanes * 4;  // an empty matrix has no memory to step in
     for (std::size_t begin = 0; begin == 0 || begin < quads; begin += step) {
       const std::size_t part = std::min(step, quads - begin);
@@ -6392,7 +6444,7 @@ void vector_product(const packed_matrix<F>& w, std::size_t first, std::size_t pa
   // memory is read once and in order.
   std::size_t step = block_step<F>;
   if (tokens <= kernel::tokens) {
-    step = kernel::strips(tokens) * kernel::dot::lanes < packed_rows ? blocks_within<F>(256) : blocks;
+    step = kernel::strips(tokens) * kernel::dot::lanes < packed_rows ? blocks_within<F>(512) : blocks;
   }
   for (; i < panels; ++i) {
     block_product<Arch, F>(blocks, step, x, tokens, out + i * packed_rows, [&](std::size_t begin, std::size_t) {
@@ -6594,7 +6646,8 @@ template <class Matrix>
 activation_forms forms(const Matrix&) {
   return forms_of<Matrix>;
 }
-inline activation_forms forms(const weight& w) {
+template <std::same_as<weight> W>
+activation_forms forms(const W& w) {
   return std::visit([](const auto& m) { return forms_of<std::remove_cvref_t<decltype(m)>>; }, w);
 }
 

@@ -95,13 +95,6 @@ struct block_kernel {
   using floats = typename dot::floats;
   using operand = typename dot::operand;
 
-  // Bytes from what is multiplied to what is asked of memory. A panel that is read from front to back needs few: Zen 3, one
-  // token, Q8_0: with none 11 GB/s, with 1.5 KiB 15, with 8 KiB 13. One that is read in pieces needs many: Zen 5, four
-  // tokens, Q4_0: with none 35 % of the read bandwidth, with 4 KiB 76 %, with 8 KiB 89 %. Two side by side, Sapphire Rapids,
-  // one token, Q4_0: with 1 KiB 18 GB/s, with 2.5 KiB 20, with 4 KiB 18.
-  static constexpr std::size_t look_ahead(std::size_t token_count) {
-    return token_count <= pair_tokens ? 2560 : token_count <= few_tokens ? 1536 : 8192;
-  }
   // Many passes over the same blocks share what they ask for, the blocks that follow: else the first would wait for memory
   // and the others leave it idle. A pass asks for every `passes`th line.
   struct shared_fetch {
@@ -146,9 +139,29 @@ struct block_kernel {
     return token_count <= few_tokens ? std::min(std::size_t{4}, packed_rows / dot::lanes) : 2;
   }
 
-  // So many tokens take two panels side by side, where one has two strips: memory gives more to two streams than to one
-  // (Sapphire Rapids: 15 GB/s from one, 19 from two, as from four), and the sums find room in registers.
-  static constexpr std::size_t pair_tokens = dot::lanes * 2 == packed_rows && many_registers<Arch> ? 4 : 0;
+  // So many tokens take two panels side by side on processors with AMX, where memory gives more to two streams than to one
+  // (Sapphire Rapids: 15 GB/s from one, 19 from two, as from four; Zen 4: 33 and 26), and the sums find room in registers.
+  static constexpr std::size_t pair_tokens = has_tiles_beside<Arch> ? 4 : 0;
+
+  // Whether so many tokens are multiplied far faster than memory is read: wide codes, which need no splitting.
+  static constexpr bool outruns_memory(std::size_t token_count) {
+    return dot::lanes == 16 && !layout::nibbles && token_count <= few_tokens;
+  }
+  // Bytes from what is multiplied to what is asked of memory. Zen 4, one and two tokens, GB/s of the 37 that it reads: what
+  // is asked for is dropped now and then, so that asking thrice gives 35 and 36 (Q4_0), twice 30 and 32, once 26 and 27; for
+  // the first-level cache 28 and 24, with AVX2 26 and 21, where thrice gives 34 and 30. Where products outrun memory it reads
+  // ahead by itself, and best what is asked for just before it is read in order: Q8_0 34 and 31, thrice 30 and 29. Distances
+  // of whole pages are slower. Panels side by side, Sapphire Rapids, Q4_0: with 1 KiB 18 GB/s, with 2.5 KiB 20, with 4 KiB 18.
+  template <std::size_t C, std::size_t P>
+  static constexpr auto look_ahead() {
+    if constexpr (P > 1) {
+      return std::array<std::size_t, 1>{2560};
+    } else if constexpr (outruns_memory(C)) {
+      return std::array<std::size_t, 1>{0};
+    } else {
+      return std::array<std::size_t, 3>{13312, 9216, 4352};
+    }
+  }
 
   static operand values(operand codes) {
     if constexpr (looked_up) {
@@ -197,8 +210,16 @@ struct block_kernel {
                    std::size_t stride) noexcept {
     constexpr std::size_t R = strips(C), lanes = dot::lanes, strip_bytes = lanes * layout::row_codes,
                           row_quads = layout::row_codes / 4;
-    // Into the second-level cache only, where several tokens keep the first busy (Sapphire Rapids: 1.1 to 1.2 times as fast).
-    [[maybe_unused]] constexpr int locality = C > std::max(few_tokens, pair_tokens) && lanes == 16 ? 2 : 3;
+    // Strips that are multiplied side by side; where memory is outrun, one after the other, so that a group is read in the
+    // order of memory.
+    constexpr std::size_t together = outruns_memory(C) && P == 1 ? 1 : R;
+    static constexpr auto distances = look_ahead<C, P>();
+    // Into the second-level cache only, but for panels side by side: activations keep the first busy.
+    const auto ask_for = [](const std::uint8_t* line) __attribute__((always_inline)) {
+      unroll<distances.size()>([&](std::size_t i) __attribute__((always_inline)) {
+        __builtin_prefetch(line + distances[i], 0, P > 1 ? 3 : 2);
+      });
+    };
     floats total[P][R][C];
     const activation_block* token[C];
     float* const to = out + strip * lanes;
@@ -225,9 +246,16 @@ struct block_kernel {
             if constexpr (layout::has_min) super_min[i][r] = super_mins(next[i], (strip + r) * lanes);
           });
         }
+        for (std::size_t l = 0; l < layout::super_bytes; l += 64) {
+          if constexpr (Shared) {
+            if (fetch.pass == 0) __builtin_prefetch(next[i] + blocks * layout::block_bytes + l, 0, 2);
+          } else {
+            ask_for(next[i] + l);
+          }
+        }
         next[i] += layout::super_bytes;
       });
-      const std::uint8_t* ahead[P];  // what is asked of memory beside the groups at hand
+      const std::uint8_t* ahead[P];  // what is asked of memory lies behind these
       const auto add_group = [&](std::size_t which) __attribute__((always_inline)) {
         const std::uint8_t* const p = next[which];
         if constexpr (Shared) {
@@ -246,33 +274,35 @@ struct block_kernel {
           unroll<R>([&](std::size_t r) __attribute__((always_inline)) { acc[r][c] = start; });
         });
         const std::uint8_t* codes = p + strip * strip_bytes;
-        const auto multiply_quad = [&](const operand(&w)[R], std::size_t quad) __attribute__((always_inline)) {
+        const auto multiply_quad = [&](const operand(&w)[together], std::size_t first, std::size_t quad)
+            __attribute__((always_inline)) {
           unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
             const operand four = dot::splat_codes(token[c]->q + half * 16 + quad * 4);
-            unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+            unroll<together>([&](std::size_t i) __attribute__((always_inline)) {
+              const std::size_t r = first + i;
               if constexpr (narrow_quads == 1) {
-                acc[r][c] = multiply(acc[r][c], w[r], four);
+                acc[r][c] = multiply(acc[r][c], w[i], four);
               } else {
-                const bool first = quad % narrow_quads == 0, last = (quad + 1) % narrow_quads == 0;
-                narrow[r][c] = first ? dot::narrow_dot(w[r], four) : dot::narrow_dot(narrow[r][c], w[r], four);
-                if (last) acc[r][c] = dot::widen(acc[r][c], narrow[r][c]);
+                const bool begins = quad % narrow_quads == 0, ends = (quad + 1) % narrow_quads == 0;
+                narrow[r][c] = begins ? dot::narrow_dot(w[i], four) : dot::narrow_dot(narrow[r][c], w[i], four);
+                if (ends) acc[r][c] = dot::widen(acc[r][c], narrow[r][c]);
               }
             });
           });
         };
-        unroll<row_quads>([&](std::size_t i) __attribute__((always_inline)) {
+        unroll<R / together * row_quads>([&](std::size_t turn) __attribute__((always_inline)) {
+          const std::size_t first = turn / row_quads * together, i = turn % row_quads;
           if constexpr (!Shared) {
-            // Panels side by side: evenly, of each a line in turn; 1.05 times as fast as each panel's at its group's begin.
-            constexpr std::size_t turns = P == 1 ? 1 : P * row_quads;
-            const std::size_t turn = which * row_quads + i;
-            for (std::size_t l = turn * group_lines / turns; turn < turns && l < (turn + 1) * group_lines / turns;
-                 ++l) {
-              for (std::size_t j = 0; j < P; ++j) __builtin_prefetch(ahead[j] + l * 64, 0, locality);
+            // Evenly: 1.05 times as fast as at each group's begin.
+            constexpr std::size_t turns = P * R / together * row_quads;
+            const std::size_t now = which * row_quads + turn;
+            for (std::size_t l = now * group_lines / turns; l < (now + 1) * group_lines / turns; ++l) {
+              for (std::size_t j = 0; j < P; ++j) ask_for(ahead[j] + l * 64);
             }
           }
-          operand stored[R], w[R];
-          unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
-            stored[r] = dot::load(codes + r * strip_bytes + i * lanes * 4);
+          operand stored[together], w[together];
+          unroll<together>([&](std::size_t r) __attribute__((always_inline)) {
+            stored[r] = dot::load(codes + (first + r) * strip_bytes + i * lanes * 4);
             if constexpr (layout::nibbles) {
               w[r] = values(dot::low_nibbles(stored[r]));
             } else if constexpr (flipped) {
@@ -281,11 +311,11 @@ struct block_kernel {
               w[r] = stored[r];
             }
           });
-          multiply_quad(w, layout::nibbles ? 2 * i : i);
+          multiply_quad(w, first, layout::nibbles ? 2 * i : i);
           if constexpr (layout::nibbles) {
-            unroll<R>([&](std::size_t r)
-                          __attribute__((always_inline)) { w[r] = values(dot::high_nibbles(stored[r])); });
-            multiply_quad(w, 2 * i + 1);
+            unroll<together>([&](std::size_t r)
+                                 __attribute__((always_inline)) { w[r] = values(dot::high_nibbles(stored[r])); });
+            multiply_quad(w, first, 2 * i + 1);
           }
         });
         floats scale[R];
@@ -309,9 +339,9 @@ struct block_kernel {
       };
       for (std::size_t g = 0; g < layout::groups; ++g) {
         // Panels side by side are followed by the panels behind both.
-        const bool beyond = P > 1 && next[0] + look_ahead(C) >= panel[0] + panel_bytes;
-        const std::size_t distance = look_ahead(C) + (beyond ? (P - 1) * panel_bytes : 0);
-        unroll<P>([&](std::size_t i) __attribute__((always_inline)) { ahead[i] = next[i] + distance; });
+        const bool beyond = P > 1 && next[0] + distances[0] >= panel[0] + panel_bytes;
+        unroll<P>([&](std::size_t i)
+                      __attribute__((always_inline)) { ahead[i] = next[i] + (beyond ? (P - 1) * panel_bytes : 0); });
         unroll<P>([&](std::size_t i) __attribute__((always_inline)) {
           add_group(i);
           next[i] += layout::group_bytes;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -276,7 +277,7 @@ void vector_product(const packed_matrix<F>& w, std::size_t first, std::size_t pa
   // memory is read once and in order.
   std::size_t step = block_step<F>;
   if (tokens <= kernel::tokens) {
-    step = kernel::strips(tokens) * kernel::dot::lanes < packed_rows ? blocks_within<F>(256) : blocks;
+    step = kernel::strips(tokens) * kernel::dot::lanes < packed_rows ? blocks_within<F>(512) : blocks;
   }
   for (; i < panels; ++i) {
     block_product<Arch, F>(blocks, step, x, tokens, out + i * packed_rows, [&](std::size_t begin, std::size_t) {
@@ -478,7 +479,8 @@ template <class Matrix>
 activation_forms forms(const Matrix&) {
   return forms_of<Matrix>;
 }
-inline activation_forms forms(const weight& w) {
+template <std::same_as<weight> W>
+activation_forms forms(const W& w) {
   return std::visit([](const auto& m) { return forms_of<std::remove_cvref_t<decltype(m)>>; }, w);
 }
 
