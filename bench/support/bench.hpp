@@ -73,15 +73,19 @@ inline double update_bandwidth() {
   return measured;
 }
 
-// `steps` multiply-adds in each of several independent chains. Not inlined, and no lambda: every sum stays in a register.
+// `steps` multiply-adds in each of several independent chains. Not inlined, and sums are kept as values, not as elements of
+// the array: so each stays in a register.
 template <std::size_t... Chain>
 [[gnu::noinline]] float multiply_add_chains(int steps, std::index_sequence<Chain...>) {
   using vector = mote::batch<float, mote::default_arch>;
   const vector a(0.5f), b(0.25f);
+  const auto add = [&](vector sum) {
+    sum = mote::fused_multiply_add(sum, a, b);
+    mote::detail::keep_in_register(sum);
+    return sum;
+  };
   vector sums[] = {vector(static_cast<float>(Chain))...};
-  for (int i = 0; i < steps; ++i) {
-    ((sums[Chain] = mote::fused_multiply_add(sums[Chain], a, b), mote::detail::keep_in_register(sums[Chain])), ...);
-  }
+  for (int i = 0; i < steps; ++i) ((sums[Chain] = add(sums[Chain])), ...);
   return mote::sum<mote::default_arch>((sums[Chain] + ...));
 }
 

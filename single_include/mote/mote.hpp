@@ -6230,8 +6230,7 @@ inline constexpr std::size_t unit_rows = packed_rows;
 template <class Arch, packable_element T>
 inline constexpr std::size_t unit_rows<Arch, packed_matrix<T>> = element_kernel<Arch, T>::rows;
 template <class Arch, integer_format F>
-inline constexpr std::size_t unit_rows<Arch, packed_matrix<F>> =
-    (block_kernel<Arch, F>::pair_tokens > 0 ? 2 : 1) * packed_rows;
+inline constexpr std::size_t unit_rows<Arch, packed_matrix<F>> = 2 * packed_rows;
 template <class Arch, class Matrix>
 std::size_t unit_rows_for(std::size_t tokens) {
   return multiplied_by_tiles<Arch, Matrix> && tokens >= tile_tokens_min<Arch, Matrix> ? tile_unit_rows
