@@ -137,6 +137,17 @@ TEST_CASE("mixed precision: optimal at the corners of the hull") {
   }
 }
 
+TEST_CASE("mixed precision: options off the hull are taken where the next one on it does not fit") {
+  // 150 bytes lie above the line from 100 to 200.
+  const options layers = {{{100, 1.0}, {150, 0.6}, {200, 0.0}}, {{100, 0.1}, {300, 0.0}}};
+  const auto a = mote::assign_within_bytes(layers, 260);
+  CHECK(a.choice == std::vector<std::size_t>{1, 0});
+  CHECK(a.bytes == 250);
+  const auto b = mote::assign_within_error(layers, 0.75);
+  CHECK(b.choice == std::vector<std::size_t>{1, 0});
+  CHECK(b.bytes == 250);
+}
+
 TEST_CASE("mixed precision: the sensitive layer keeps bf16, equal layers are served in order") {
   const std::vector<mote::layer_option> robust = {{100, 0.01}, {200, 0.001}, {400, 0.0}};
   const std::vector<mote::layer_option> sensitive = {{100, 5.0}, {200, 2.0}, {400, 0.0}};

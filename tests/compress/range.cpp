@@ -112,6 +112,47 @@ TEST_CASE("range: mse comes near the best of all ranges, and clips outliers") {
   }
 }
 
+TEST_CASE("range: kl is the divergence of the histogram from what its codes know of it") {
+  test::random_source random(4);
+  constexpr std::size_t bins = mote::histogram::bins;
+  for (const bool symmetric : {true, false}) {
+    const auto h = histogram_of(with_outliers(random, 3000, symmetric ? 0.0f : 1.0f));
+    const auto counts = h.counts();
+    for (const float factor : {1.0f, 0.5f, 0.2f}) {
+      CAPTURE(symmetric, factor);
+      const float amax = std::max(-h.low(), h.high());
+      const mote::range r =
+          symmetric ? mote::range{-amax * factor, amax * factor} : mote::range{h.low() * factor, h.high() * factor};
+      const mote::integer_grid grid(r, 5, symmetric);
+      // P: clipped values count for the outermost bins. Q: what a code holds, evenly over those of its bins that hold any.
+      std::vector<double> p(bins), code_mass(64), code_bins(64);
+      std::vector<std::size_t> code(bins);
+      std::vector<std::size_t> inside;
+      for (std::size_t i = 0; i < bins; ++i) {
+        if (h.center(i) >= r.low && h.center(i) <= r.high) inside.push_back(i);
+      }
+      double all = 0.0, kept = 0.0;
+      for (std::size_t i = 0; i < bins; ++i) {
+        p[std::clamp(i, inside.front(), inside.back())] += counts[i];
+        all += counts[i];
+      }
+      for (const std::size_t i : inside) {
+        code[i] = static_cast<std::size_t>(grid.code(h.center(i)) + 16);
+        code_mass[code[i]] += counts[i];
+        code_bins[code[i]] += counts[i] > 0.0 ? 1.0 : 0.0;
+        kept += counts[i];
+      }
+      double want = 0.0;
+      for (const std::size_t i : inside) {
+        if (p[i] == 0.0) continue;
+        const double q = counts[i] > 0.0 ? code_mass[code[i]] / code_bins[code[i]] / kept : 1e-9;
+        want += p[i] / all * std::log(p[i] / all / q);
+      }
+      CHECK(mote::detail::kl_divergence(h, r, grid) == Approx(want).epsilon(1e-9));
+    }
+  }
+}
+
 TEST_CASE("range: kl keeps the bulk and gives up a lone outlier") {
   test::random_source random(3);
   auto x = random.normal(20000);

@@ -251,6 +251,28 @@ TEST_CASE("formats: zero, constant, tiny and huge blocks") {
   });
 }
 
+TEST_CASE("q4_k and q6_k: blocks whose scales of scales would round to zero") {
+  test::random_source random(12);
+  // A largest integer of 63 or 128 for the groups' scales leaves less than half of the smallest float16 for theirs.
+  const auto lost = [&]<class F>(F, float size) {
+    auto x = random.normal(4 * F::block_size);
+    for (float& v : x) v = size * std::clamp(v, -2.0f, 2.0f);
+    return squared_distance(decode(encode<F>(x)), x) / squared_norm(x);
+  };
+  CHECK(lost(mote::q4_k{}, 8e-6f) < 0.02);
+  CHECK(lost(mote::q6_k{}, 3e-5f) < 0.002);
+  // Where even the smallest float16 is more than all of a block, nothing is better than something wrong.
+  CHECK(lost(mote::q4_k{}, 1e-8f) <= 1.0);
+  CHECK(lost(mote::q6_k{}, 1e-8f) <= 1.0);
+}
+
+TEST_CASE("formats: inverses are finite, and zero of what is too small") {
+  CHECK(mote::detail::finite_inverse(0x1p-126f) == 0x1p126f);
+  CHECK(mote::detail::finite_inverse(-0x1p-126f) == -0x1p126f);
+  CHECK(mote::detail::finite_inverse(-4.0f) == -0.25f);
+  for (const float x : {0.0f, 0x1p-127f, -0x1.fffffcp-127f, 1e-45f}) CHECK(mote::detail::finite_inverse(x) == 0.0f);
+}
+
 TEST_CASE("nvfp4: blocks beyond its largest number lose least, not what they are cut to") {
   test::random_source random(5);
   auto x = random.normal(1 << 13);
