@@ -3650,10 +3650,23 @@ inline constexpr bool is_matrix<packed_matrix<F>> = true;
 template <class M>
 concept matrix = detail::is_matrix<M>;
 
+// A weight, or what becomes one, as a view of rows that may be written does.
+template <class W>
+concept any_weight = !matrix<W> && std::convertible_to<const W&, weight>;
+
+namespace detail {
+
+template <class Visitor>
+decltype(auto) visit_form(const weight& w, Visitor&& visitor) {
+  return std::visit(visitor, w);
+}
+
+}  // namespace detail
+
 // --- Shape -----------------------------------------------------------------------------------------------------------
 
-// What is asked of a weight is asked of the form it holds. Those are templates, so that a file that uses one form does
-// not compile visits of all of them.
+// What is asked of a weight is asked of the form it holds. The overloads for `weight` are templates, so that a file that uses
+// one form does not compile visits of all of them.
 
 template <class T>
 std::size_t out_features(const view<const T, 2>& w) {
@@ -3664,9 +3677,9 @@ template <class F>
 std::size_t out_features(const packed_matrix<F>& w) {
   return w.out_features();
 }
-template <std::same_as<weight> W>
+template <any_weight W>
 std::size_t out_features(const W& w) {
-  return std::visit([](const auto& m) { return out_features(m); }, w);
+  return detail::visit_form(w, [](const auto& m) { return out_features(m); });
 }
 
 template <class T>
@@ -3678,9 +3691,9 @@ template <class F>
 std::size_t in_features(const packed_matrix<F>& w) {
   return w.in_features();
 }
-template <std::same_as<weight> W>
+template <any_weight W>
 std::size_t in_features(const W& w) {
-  return std::visit([](const auto& m) { return in_features(m); }, w);
+  return detail::visit_form(w, [](const auto& m) { return in_features(m); });
 }
 
 // Throws shape_error unless the matrix's rows are contiguous.
@@ -3694,16 +3707,16 @@ inline void check_rows(std::string_view op, std::string_view argument, const int
 }
 template <class F>
 void check_rows(std::string_view, std::string_view, const packed_matrix<F>&) {}
-template <std::same_as<weight> W>
+template <any_weight W>
 void check_rows(std::string_view op, std::string_view argument, const W& w) {
-  std::visit([&](const auto& m) { check_rows(op, argument, m); }, w);
+  detail::visit_form(w, [&](const auto& m) { check_rows(op, argument, m); });
 }
 
 namespace detail {
 
 template <class Arch>
 void check_packing(std::string_view op, const weight& w) {
-  std::visit([&](const auto& m) { check_packing<Arch>(op, m); }, w);
+  detail::visit_form(w, [&](const auto& m) { check_packing<Arch>(op, m); });
 }
 
 }  // namespace detail
@@ -3729,9 +3742,9 @@ packed_matrix<F> slice_rows(const packed_matrix<F>& w, std::size_t begin, std::s
   const auto bytes = w.bytes().slice(0, begin / rows * w.panel_bytes(in), packed_matrix<F>::size(count, in));
   return {bytes, count, in, w.order()};
 }
-template <std::same_as<weight> W>
+template <any_weight W>
 weight slice_rows(const W& w, std::size_t begin, std::size_t count) {
-  return std::visit([&](const auto& m) -> weight { return slice_rows(m, begin, count); }, w);
+  return detail::visit_form(w, [&](const auto& m) -> weight { return slice_rows(m, begin, count); });
 }
 
 // One row as float32, y[in_features(w)].
@@ -3761,9 +3774,9 @@ void dequantize_row(const packed_matrix<T>& w, std::size_t row, float* y) {
   if constexpr (std::is_same_v<T, std::int8_t>) scale = read_scale(w, row);
   for (std::size_t k = 0; k < w.in_features(); ++k) y[k] = scale * read_element(w, row, k);
 }
-template <std::same_as<weight> W>
+template <any_weight W>
 void dequantize_row(const W& w, std::size_t row, float* y) {
-  std::visit([&](const auto& m) { dequantize_row(m, row, y); }, w);
+  detail::visit_form(w, [&](const auto& m) { dequantize_row(m, row, y); });
 }
 
 // --- Memory ----------------------------------------------------------------------------------------------------------
@@ -3778,9 +3791,9 @@ template <class F>
 std::size_t bytes(const packed_matrix<F>& w) {
   return w.bytes().size();
 }
-template <std::same_as<weight> W>
+template <any_weight W>
 std::size_t bytes(const W& w) {
-  return std::visit([](const auto& m) { return bytes(m); }, w);
+  return detail::visit_form(w, [](const auto& m) { return bytes(m); });
 }
 
 // w into `bytes`, packed_matrix<std::int8_t>::size(out, in) of them; the panels are shared out among the threads of `be`.
@@ -4380,6 +4393,10 @@ batch<float, Arch> load_tail(const T* p, std::size_t n) {
   return batch<float, Arch>::load_unaligned(lanes);
 }
 
+// How often rows in memory are asked for: a vector that is less than a line asks for its line more than once anyway.
+template <class Arch, class T>
+inline constexpr std::size_t asks_of_memory = batch<float, Arch>::size * sizeof(T) >= 32 ? 3 : 2;
+
 // f(0), f(1) … f(N - 1), always unrolled: the accumulators below must become registers.
 template <std::size_t N, class F>
 [[gnu::always_inline]] inline void unroll(F&& f) {
@@ -4390,12 +4407,13 @@ template <std::size_t N, class F>
 // One tile over k elements. k may come in blocks: `state` holds the R·C accumulators between them (`resume`: there is a
 // block before this one). After the last block, where `out` is given, the sums go to out[r + c · out_stride].
 //
-// `Fetch` asks memory for the rows that the next tile will read. It is for the tiles that are first to see their weights;
-// where those come from a cache, it would only take turns from the loads. Zen 5, one thread, bf16: one token went from
-// 45 % to 75 % of the read bandwidth with each row asked for beside its own reading, and to 90 % line after line. A busy
-// processor drops some of what is asked of it, so that lines are asked for again, further ahead and for the second-level
-// cache. Zen 4, bf16, one, two and four tokens, GB/s of 37: once, for the first-level cache, 24, 15 and 15; now 35, 35 and 20.
-template <class Arch, std::size_t R, std::size_t C, bool Fetch, class T>
+// `Asks` times memory is asked for the rows that the next tile will read. That is for the tiles that are first to see their
+// weights; where those come from a cache, it would only take turns from the loads. Zen 5, one thread, bf16: one token went
+// from 45 % to 75 % of the read bandwidth with each row asked for beside its own reading, and to 90 % line after line. A busy
+// processor drops some of what is asked of it, so that rows of memory are asked for again, further ahead and for the
+// second-level cache. Zen 4, bf16, one, two and four tokens, GB/s of 37: once, for the first-level cache, 24, 15 and 15;
+// three times, for the second, 35, 35 and 20.
+template <class Arch, std::size_t R, std::size_t C, std::size_t Asks, class T>
 void dot_tile(const T* const* w, const float* const* x, std::size_t k, bool resume, float* state, float* out,
               std::size_t out_stride) noexcept {
   using vector = batch<float, Arch>;
@@ -4419,10 +4437,11 @@ void dot_tile(const T* const* w, const float* const* x, std::size_t k, bool resu
   [[maybe_unused]] const std::size_t pace = gapless ? R : 1;
   const std::size_t whole = k / vector::size * vector::size;
   const auto fetch = [&](std::size_t r, std::size_t i) __attribute__((always_inline)) {
-    if constexpr (Fetch && R > 1) {
-      constexpr std::size_t again = 4608 / sizeof(T), times = vector::size * sizeof(T) >= 32 ? 3 : 2;
+    if constexpr (R > 1) {
+      constexpr std::size_t again = 4608 / sizeof(T);
       const T* const line = next + i * pace + static_cast<std::ptrdiff_t>(r) * apart;
-      unroll<times>([&](std::size_t t) __attribute__((always_inline)) { __builtin_prefetch(line + t * again, 0, 2); });
+      unroll<Asks>([&](std::size_t a)
+                       __attribute__((always_inline)) { __builtin_prefetch(line + a * again, 0, Asks == 1 ? 3 : 2); });
     }
   };
   const auto multiply = [&](const vector* weights, std::size_t i) __attribute__((always_inline)) {
@@ -4583,19 +4602,20 @@ struct block_kernel {
     return token_count <= few_tokens ? std::min(std::size_t{4}, packed_rows / dot::lanes) : 2;
   }
 
-  // So many tokens take two panels side by side on processors with AMX, where memory gives more to two streams than to one
-  // (Sapphire Rapids: 15 GB/s from one, 19 from two, as from four; Zen 4: 33 and 26), and the sums find room in registers.
+  // So many tokens take two panels side by side on processors with AMX, where the sums find room in registers and memory gives
+  // more to two streams than to one (Sapphire Rapids: 15 GB/s from one, 19 from two, as from four). Zen 4 gives less: 33 and 26.
   static constexpr std::size_t pair_tokens = has_tiles_beside<Arch> ? 4 : 0;
 
   // Whether so many tokens are multiplied far faster than memory is read: wide codes, which need no splitting.
   static constexpr bool outruns_memory(std::size_t token_count) {
     return dot::lanes == 16 && !layout::nibbles && token_count <= few_tokens;
   }
-  // Bytes from what is multiplied to what is asked of memory. Zen 4, one and two tokens, GB/s of the 37 that it reads: what
-  // is asked for is dropped now and then, so that asking thrice gives 35 and 36 (Q4_0), twice 30 and 32, once 26 and 27; for
-  // the first-level cache 28 and 24, with AVX2 26 and 21, where thrice gives 34 and 30. Where products outrun memory it reads
-  // ahead by itself, and best what is asked for just before it is read in order: Q8_0 34 and 31, thrice 30 and 29. Distances
-  // of whole pages are slower. Panels side by side, Sapphire Rapids, Q4_0: with 1 KiB 18 GB/s, with 2.5 KiB 20, with 4 KiB 18.
+  // Bytes from what is multiplied to what is asked of memory. A busy processor drops some of what is asked of it. Zen 4, Q4_0,
+  // one and two tokens, GB/s of 37: asked for once, for the first-level cache, 28 and 24, for the second 26 and 27; twice, for
+  // the second, 30 and 32; thrice 35 and 36. With AVX2 once, for the first, 26 and 21, thrice 34 and 30. Where products outrun
+  // memory, the processor reads ahead by itself, and best if lines are asked for just before they are read, in order: Q8_0 34
+  // and 31, thrice 30 and 29. Distances of whole pages are slower. Panels side by side, Sapphire Rapids, Q4_0: with 1 KiB
+  // 18 GB/s, with 2.5 KiB 20, with 4 KiB 18.
   template <std::size_t C, std::size_t P>
   static constexpr auto look_ahead() {
     if constexpr (P > 1) {
@@ -4680,22 +4700,26 @@ struct block_kernel {
     const std::uint8_t* next[P];
     unroll<P>([&](std::size_t i) __attribute__((always_inline)) { next[i] = panel[i]; });
     [[maybe_unused]] const std::size_t panel_bytes = blocks * layout::block_bytes + layout::tensor_scale_bytes;
+    // Panels side by side are followed by the panels behind both.
+    const auto skipped = [&]() __attribute__((always_inline)) {
+      return P > 1 && next[0] + distances[0] >= panel[0] + panel_bytes ? (P - 1) * panel_bytes : 0;
+    };
     std::size_t half = 0;
     for (std::size_t b = 0; b < blocks; ++b) {
       [[maybe_unused]] floats super_scale[P][R], super_min[P][R];
       unroll<P>([&](std::size_t i) __attribute__((always_inline)) {
+        for (std::size_t l = 0; l < layout::super_bytes; l += 64) {
+          if constexpr (Shared) {
+            if (fetch.pass == 0) __builtin_prefetch(next[i] + blocks * layout::block_bytes + l, 0, 2);
+          } else {
+            ask_for(next[i] + skipped() + l);
+          }
+        }
         if constexpr (layout::two_level) {
           unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
             super_scale[i][r] = super_scales(next[i], (strip + r) * lanes);
             if constexpr (layout::has_min) super_min[i][r] = super_mins(next[i], (strip + r) * lanes);
           });
-        }
-        for (std::size_t l = 0; l < layout::super_bytes; l += 64) {
-          if constexpr (Shared) {
-            if (fetch.pass == 0) __builtin_prefetch(next[i] + blocks * layout::block_bytes + l, 0, 2);
-          } else {
-            ask_for(next[i] + l);
-          }
         }
         next[i] += layout::super_bytes;
       });
@@ -4782,10 +4806,7 @@ struct block_kernel {
         });
       };
       for (std::size_t g = 0; g < layout::groups; ++g) {
-        // Panels side by side are followed by the panels behind both.
-        const bool beyond = P > 1 && next[0] + distances[0] >= panel[0] + panel_bytes;
-        unroll<P>([&](std::size_t i)
-                      __attribute__((always_inline)) { ahead[i] = next[i] + (beyond ? (P - 1) * panel_bytes : 0); });
+        unroll<P>([&](std::size_t i) __attribute__((always_inline)) { ahead[i] = next[i] + skipped(); });
         unroll<P>([&](std::size_t i) __attribute__((always_inline)) {
           add_group(i);
           next[i] += layout::group_bytes;
@@ -5323,13 +5344,13 @@ struct element_kernel {
     // rows of a panel, those of few passes must not lag far behind each other, or memory is read in pieces: Zen 3, four
     // tokens, went from 12 to 17 GB/s, Zen 4 with AVX2, six tokens, bf16, from 750 to 470 us.
     constexpr bool whole_panels = strips * lanes >= packed_rows;
-    constexpr std::size_t few_passes = 24;  // tokens
+    constexpr std::size_t few_passes_tokens = 24;  // with more it makes no difference
     const std::size_t quads = layout::quads(w.in_features());
     std::size_t step = std::max(quads, std::size_t{1});
     if constexpr (whole_panels) {
       if (count > tokens) step = 1024;
     } else {
-      if (count > few_tokens) step = count > few_passes ? 128 : 16;
+      if (count > few_tokens) step = count > few_passes_tokens ? 128 : 16;
     }
     const std::size_t apart = quads == 0 ? 0 : lanes * 4;  // an empty matrix has no memory to step in
     for (std::size_t begin = 0; begin == 0 || begin < quads; begin += step) {
@@ -6224,17 +6245,24 @@ inline constexpr std::size_t tile_tokens_min = tile_height / 2;
 template <class Arch>
 inline constexpr std::size_t tile_tokens_min<Arch, packed_matrix<bf16>> = tile_sum_kernel<Arch>::tokens + 1;
 
-// Rows of a unit for so many tokens: a panel's, or what the kernel takes at once. Units begin at multiples of it.
+// Rows of a unit for so many tokens: a panel's, or what the kernel takes at once. Blocks take two panels, so that an expert's
+// gate and up take turns less often: experts of Q8_0 are 1.05 times as fast on Zen 4. Where tokens come in several units, one
+// panel, which stays in a cache of 512 KiB. Units begin at multiples of it.
 template <class Arch, class Matrix>
 inline constexpr std::size_t unit_rows = packed_rows;
 template <class Arch, packable_element T>
 inline constexpr std::size_t unit_rows<Arch, packed_matrix<T>> = element_kernel<Arch, T>::rows;
 template <class Arch, integer_format F>
 inline constexpr std::size_t unit_rows<Arch, packed_matrix<F>> = 2 * packed_rows;
+template <class Matrix>
+inline constexpr bool is_packed_blocks = false;
+template <integer_format F>
+inline constexpr bool is_packed_blocks<packed_matrix<F>> = true;
 template <class Arch, class Matrix>
 std::size_t unit_rows_for(std::size_t tokens) {
-  return multiplied_by_tiles<Arch, Matrix> && tokens >= tile_tokens_min<Arch, Matrix> ? tile_unit_rows
-                                                                                      : unit_rows<Arch, Matrix>;
+  if (multiplied_by_tiles<Arch, Matrix> && tokens >= tile_tokens_min<Arch, Matrix>) return tile_unit_rows;
+  if (is_packed_blocks<Matrix> && tokens > unit_tokens) return packed_rows;
+  return unit_rows<Arch, Matrix>;
 }
 
 // A row of activations, in the forms that the weights at hand multiply: float32, int8 codes with one scale, bf16 or
@@ -6272,19 +6300,20 @@ void for_each_tile(std::size_t rows, std::size_t tokens, F&& f) {
   }
 }
 
-template <class Arch, class T>
+// `Asks`: of memory, for the rows of the next tile (dot_tile).
+template <class Arch, class T, std::size_t Asks>
 struct float_kernel {
   static constexpr std::size_t rows = tile_rows<Arch>, tokens = tile_tokens<Arch>;
   template <std::size_t R, std::size_t C>
   static void tile(const T* const* w, const float* const* x, std::size_t k, bool resume, float* state,
                    float* out) noexcept {
-    dot_tile<Arch, R, C, (C < tokens)>(w, x, k, resume, state, out, unit_stride);
+    dot_tile<Arch, R, C, (C < tokens ? Asks : 0)>(w, x, k, resume, state, out, unit_stride);
   }
   // The same for a full number of tokens that is the first to see its weights.
   template <std::size_t R>
   static void first_tile(const T* const* w, const float* const* x, std::size_t k, bool resume, float* state,
                          float* out) noexcept {
-    dot_tile<Arch, R, tokens, true>(w, x, k, resume, state, out, unit_stride);
+    dot_tile<Arch, R, tokens, Asks>(w, x, k, resume, state, out, unit_stride);
   }
   static auto function(std::size_t row_count, std::size_t token_count, bool first) {
     constexpr auto first_tiles = []<std::size_t... I>(std::index_sequence<I...>) {
@@ -6307,10 +6336,10 @@ struct int8_kernel {
 
 // float32 products with rows that `fetch(begin, depth, row)` provides, `depth` elements of k from `begin` at a time:
 // row[n] for n < rows.
-template <class Arch, class T, class Fetch>
+template <class Arch, class T, std::size_t Asks, class Fetch>
 void float_product(std::size_t rows, std::size_t k, std::size_t block, const activation* x, std::size_t tokens,
                    float* out, Fetch&& fetch) noexcept {
-  using kernel = float_kernel<Arch, T>;
+  using kernel = float_kernel<Arch, T, Asks>;
   constexpr std::size_t lanes = batch<float, Arch>::size;
   alignas(64) float state[packed_rows * float_tokens * lanes];
   for (std::size_t begin = 0; begin == 0 || begin < k; begin += block) {
@@ -6339,10 +6368,12 @@ void unit_product(const view<const T, 2>& w, std::size_t first, std::size_t rows
   // One or two tokens use a weight at once: whole rows, which memory is faster at.
   const std::size_t block = tokens <= 2 ? std::max(k, std::size_t{1}) : float_depth;
   for (std::size_t t = 0; t < tokens; t += float_tokens) {
-    float_product<Arch, T>(rows, k, block, x + t, std::min(float_tokens, tokens - t), out + t * unit_stride,
-                           [&](std::size_t begin, std::size_t, const T** row) {
-                             for (std::size_t n = 0; n < rows; ++n) row[n] = w.row(first + n) + begin;
-                           });
+    float_product<Arch, T, asks_of_memory<Arch, T>>(rows, k, block, x + t, std::min(float_tokens, tokens - t),
+                                                    out + t * unit_stride,
+                                                    [&](std::size_t begin, std::size_t, const T** row) {
+                                                      for (std::size_t n = 0; n < rows; ++n)
+                                                        row[n] = w.row(first + n) + begin;
+                                                    });
   }
 }
 
@@ -6357,13 +6388,13 @@ void decoded_product(std::size_t rows, std::size_t k, const activation* x, std::
     const std::size_t some = std::min(decoded_tokens, tokens - t);
     for (std::size_t first = 0; first < rows; first += group) {
       const std::size_t count = std::min(group, rows - first);
-      float_product<Arch, float>(count, k, Step, x + t, some, out + first + t * unit_stride,
-                                 [&](std::size_t begin, std::size_t depth, const float** row) {
-                                   for (std::size_t n = 0; n < count; ++n) {
-                                     row[n] = decoded[n];
-                                     decode(first + n, begin, depth, decoded[n]);
-                                   }
-                                 });
+      float_product<Arch, float, 1>(count, k, Step, x + t, some, out + first + t * unit_stride,
+                                    [&](std::size_t begin, std::size_t depth, const float** row) {
+                                      for (std::size_t n = 0; n < count; ++n) {
+                                        row[n] = decoded[n];
+                                        decode(first + n, begin, depth, decoded[n]);
+                                      }
+                                    });
     }
   }
 }

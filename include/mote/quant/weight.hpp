@@ -91,10 +91,23 @@ inline constexpr bool is_matrix<packed_matrix<F>> = true;
 template <class M>
 concept matrix = detail::is_matrix<M>;
 
+// A weight, or what becomes one, as a view of rows that may be written does.
+template <class W>
+concept any_weight = !matrix<W> && std::convertible_to<const W&, weight>;
+
+namespace detail {
+
+template <class Visitor>
+decltype(auto) visit_form(const weight& w, Visitor&& visitor) {
+  return std::visit(visitor, w);
+}
+
+}  // namespace detail
+
 // --- Shape -----------------------------------------------------------------------------------------------------------
 
-// What is asked of a weight is asked of the form it holds. Those are templates, so that a file that uses one form does
-// not compile visits of all of them.
+// What is asked of a weight is asked of the form it holds. The overloads for `weight` are templates, so that a file that uses
+// one form does not compile visits of all of them.
 
 template <class T>
 std::size_t out_features(const view<const T, 2>& w) {
@@ -105,9 +118,9 @@ template <class F>
 std::size_t out_features(const packed_matrix<F>& w) {
   return w.out_features();
 }
-template <std::same_as<weight> W>
+template <any_weight W>
 std::size_t out_features(const W& w) {
-  return std::visit([](const auto& m) { return out_features(m); }, w);
+  return detail::visit_form(w, [](const auto& m) { return out_features(m); });
 }
 
 template <class T>
@@ -119,9 +132,9 @@ template <class F>
 std::size_t in_features(const packed_matrix<F>& w) {
   return w.in_features();
 }
-template <std::same_as<weight> W>
+template <any_weight W>
 std::size_t in_features(const W& w) {
-  return std::visit([](const auto& m) { return in_features(m); }, w);
+  return detail::visit_form(w, [](const auto& m) { return in_features(m); });
 }
 
 // Throws shape_error unless the matrix's rows are contiguous.
@@ -135,16 +148,16 @@ inline void check_rows(std::string_view op, std::string_view argument, const int
 }
 template <class F>
 void check_rows(std::string_view, std::string_view, const packed_matrix<F>&) {}
-template <std::same_as<weight> W>
+template <any_weight W>
 void check_rows(std::string_view op, std::string_view argument, const W& w) {
-  std::visit([&](const auto& m) { check_rows(op, argument, m); }, w);
+  detail::visit_form(w, [&](const auto& m) { check_rows(op, argument, m); });
 }
 
 namespace detail {
 
 template <class Arch>
 void check_packing(std::string_view op, const weight& w) {
-  std::visit([&](const auto& m) { check_packing<Arch>(op, m); }, w);
+  detail::visit_form(w, [&](const auto& m) { check_packing<Arch>(op, m); });
 }
 
 }  // namespace detail
@@ -170,9 +183,9 @@ packed_matrix<F> slice_rows(const packed_matrix<F>& w, std::size_t begin, std::s
   const auto bytes = w.bytes().slice(0, begin / rows * w.panel_bytes(in), packed_matrix<F>::size(count, in));
   return {bytes, count, in, w.order()};
 }
-template <std::same_as<weight> W>
+template <any_weight W>
 weight slice_rows(const W& w, std::size_t begin, std::size_t count) {
-  return std::visit([&](const auto& m) -> weight { return slice_rows(m, begin, count); }, w);
+  return detail::visit_form(w, [&](const auto& m) -> weight { return slice_rows(m, begin, count); });
 }
 
 // One row as float32, y[in_features(w)].
@@ -202,9 +215,9 @@ void dequantize_row(const packed_matrix<T>& w, std::size_t row, float* y) {
   if constexpr (std::is_same_v<T, std::int8_t>) scale = read_scale(w, row);
   for (std::size_t k = 0; k < w.in_features(); ++k) y[k] = scale * read_element(w, row, k);
 }
-template <std::same_as<weight> W>
+template <any_weight W>
 void dequantize_row(const W& w, std::size_t row, float* y) {
-  std::visit([&](const auto& m) { dequantize_row(m, row, y); }, w);
+  detail::visit_form(w, [&](const auto& m) { dequantize_row(m, row, y); });
 }
 
 // --- Memory ----------------------------------------------------------------------------------------------------------
@@ -219,9 +232,9 @@ template <class F>
 std::size_t bytes(const packed_matrix<F>& w) {
   return w.bytes().size();
 }
-template <std::same_as<weight> W>
+template <any_weight W>
 std::size_t bytes(const W& w) {
-  return std::visit([](const auto& m) { return bytes(m); }, w);
+  return detail::visit_form(w, [](const auto& m) { return bytes(m); });
 }
 
 // w into `bytes`, packed_matrix<std::int8_t>::size(out, in) of them; the panels are shared out among the threads of `be`.

@@ -139,19 +139,20 @@ struct block_kernel {
     return token_count <= few_tokens ? std::min(std::size_t{4}, packed_rows / dot::lanes) : 2;
   }
 
-  // So many tokens take two panels side by side on processors with AMX, where memory gives more to two streams than to one
-  // (Sapphire Rapids: 15 GB/s from one, 19 from two, as from four; Zen 4: 33 and 26), and the sums find room in registers.
+  // So many tokens take two panels side by side on processors with AMX, where the sums find room in registers and memory gives
+  // more to two streams than to one (Sapphire Rapids: 15 GB/s from one, 19 from two, as from four). Zen 4 gives less: 33 and 26.
   static constexpr std::size_t pair_tokens = has_tiles_beside<Arch> ? 4 : 0;
 
   // Whether so many tokens are multiplied far faster than memory is read: wide codes, which need no splitting.
   static constexpr bool outruns_memory(std::size_t token_count) {
     return dot::lanes == 16 && !layout::nibbles && token_count <= few_tokens;
   }
-  // Bytes from what is multiplied to what is asked of memory. Zen 4, one and two tokens, GB/s of the 37 that it reads: what
-  // is asked for is dropped now and then, so that asking thrice gives 35 and 36 (Q4_0), twice 30 and 32, once 26 and 27; for
-  // the first-level cache 28 and 24, with AVX2 26 and 21, where thrice gives 34 and 30. Where products outrun memory it reads
-  // ahead by itself, and best what is asked for just before it is read in order: Q8_0 34 and 31, thrice 30 and 29. Distances
-  // of whole pages are slower. Panels side by side, Sapphire Rapids, Q4_0: with 1 KiB 18 GB/s, with 2.5 KiB 20, with 4 KiB 18.
+  // Bytes from what is multiplied to what is asked of memory. A busy processor drops some of what is asked of it. Zen 4, Q4_0,
+  // one and two tokens, GB/s of 37: asked for once, for the first-level cache, 28 and 24, for the second 26 and 27; twice, for
+  // the second, 30 and 32; thrice 35 and 36. With AVX2 once, for the first, 26 and 21, thrice 34 and 30. Where products outrun
+  // memory, the processor reads ahead by itself, and best if lines are asked for just before they are read, in order: Q8_0 34
+  // and 31, thrice 30 and 29. Distances of whole pages are slower. Panels side by side, Sapphire Rapids, Q4_0: with 1 KiB
+  // 18 GB/s, with 2.5 KiB 20, with 4 KiB 18.
   template <std::size_t C, std::size_t P>
   static constexpr auto look_ahead() {
     if constexpr (P > 1) {
@@ -236,22 +237,26 @@ struct block_kernel {
     const std::uint8_t* next[P];
     unroll<P>([&](std::size_t i) __attribute__((always_inline)) { next[i] = panel[i]; });
     [[maybe_unused]] const std::size_t panel_bytes = blocks * layout::block_bytes + layout::tensor_scale_bytes;
+    // Panels side by side are followed by the panels behind both.
+    const auto skipped = [&]() __attribute__((always_inline)) {
+      return P > 1 && next[0] + distances[0] >= panel[0] + panel_bytes ? (P - 1) * panel_bytes : 0;
+    };
     std::size_t half = 0;
     for (std::size_t b = 0; b < blocks; ++b) {
       [[maybe_unused]] floats super_scale[P][R], super_min[P][R];
       unroll<P>([&](std::size_t i) __attribute__((always_inline)) {
+        for (std::size_t l = 0; l < layout::super_bytes; l += 64) {
+          if constexpr (Shared) {
+            if (fetch.pass == 0) __builtin_prefetch(next[i] + blocks * layout::block_bytes + l, 0, 2);
+          } else {
+            ask_for(next[i] + skipped() + l);
+          }
+        }
         if constexpr (layout::two_level) {
           unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
             super_scale[i][r] = super_scales(next[i], (strip + r) * lanes);
             if constexpr (layout::has_min) super_min[i][r] = super_mins(next[i], (strip + r) * lanes);
           });
-        }
-        for (std::size_t l = 0; l < layout::super_bytes; l += 64) {
-          if constexpr (Shared) {
-            if (fetch.pass == 0) __builtin_prefetch(next[i] + blocks * layout::block_bytes + l, 0, 2);
-          } else {
-            ask_for(next[i] + l);
-          }
         }
         next[i] += layout::super_bytes;
       });
@@ -338,10 +343,7 @@ struct block_kernel {
         });
       };
       for (std::size_t g = 0; g < layout::groups; ++g) {
-        // Panels side by side are followed by the panels behind both.
-        const bool beyond = P > 1 && next[0] + distances[0] >= panel[0] + panel_bytes;
-        unroll<P>([&](std::size_t i)
-                      __attribute__((always_inline)) { ahead[i] = next[i] + (beyond ? (P - 1) * panel_bytes : 0); });
+        unroll<P>([&](std::size_t i) __attribute__((always_inline)) { ahead[i] = next[i] + skipped(); });
         unroll<P>([&](std::size_t i) __attribute__((always_inline)) {
           add_group(i);
           next[i] += layout::group_bytes;

@@ -190,13 +190,13 @@ struct element_kernel {
     // rows of a panel, those of few passes must not lag far behind each other, or memory is read in pieces: Zen 3, four
     // tokens, went from 12 to 17 GB/s, Zen 4 with AVX2, six tokens, bf16, from 750 to 470 us.
     constexpr bool whole_panels = strips * lanes >= packed_rows;
-    constexpr std::size_t few_passes = 24;  // tokens
+    constexpr std::size_t few_passes_tokens = 24;  // with more it makes no difference
     const std::size_t quads = layout::quads(w.in_features());
     std::size_t step = std::max(quads, std::size_t{1});
     if constexpr (whole_panels) {
       if (count > tokens) step = 1024;
     } else {
-      if (count > few_tokens) step = count > few_passes ? 128 : 16;
+      if (count > few_tokens) step = count > few_passes_tokens ? 128 : 16;
     }
     const std::size_t apart = quads == 0 ? 0 : lanes * 4;  // an empty matrix has no memory to step in
     for (std::size_t begin = 0; begin == 0 || begin < quads; begin += step) {

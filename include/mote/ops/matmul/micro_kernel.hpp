@@ -38,6 +38,10 @@ batch<float, Arch> load_tail(const T* p, std::size_t n) {
   return batch<float, Arch>::load_unaligned(lanes);
 }
 
+// How often rows in memory are asked for: a vector that is less than a line asks for its line more than once anyway.
+template <class Arch, class T>
+inline constexpr std::size_t asks_of_memory = batch<float, Arch>::size * sizeof(T) >= 32 ? 3 : 2;
+
 // f(0), f(1) … f(N - 1), always unrolled: the accumulators below must become registers.
 template <std::size_t N, class F>
 [[gnu::always_inline]] inline void unroll(F&& f) {
@@ -48,12 +52,13 @@ template <std::size_t N, class F>
 // One tile over k elements. k may come in blocks: `state` holds the R·C accumulators between them (`resume`: there is a
 // block before this one). After the last block, where `out` is given, the sums go to out[r + c · out_stride].
 //
-// `Fetch` asks memory for the rows that the next tile will read. It is for the tiles that are first to see their weights;
-// where those come from a cache, it would only take turns from the loads. Zen 5, one thread, bf16: one token went from
-// 45 % to 75 % of the read bandwidth with each row asked for beside its own reading, and to 90 % line after line. A busy
-// processor drops some of what is asked of it, so that lines are asked for again, further ahead and for the second-level
-// cache. Zen 4, bf16, one, two and four tokens, GB/s of 37: once, for the first-level cache, 24, 15 and 15; now 35, 35 and 20.
-template <class Arch, std::size_t R, std::size_t C, bool Fetch, class T>
+// `Asks` times memory is asked for the rows that the next tile will read. That is for the tiles that are first to see their
+// weights; where those come from a cache, it would only take turns from the loads. Zen 5, one thread, bf16: one token went
+// from 45 % to 75 % of the read bandwidth with each row asked for beside its own reading, and to 90 % line after line. A busy
+// processor drops some of what is asked of it, so that rows of memory are asked for again, further ahead and for the
+// second-level cache. Zen 4, bf16, one, two and four tokens, GB/s of 37: once, for the first-level cache, 24, 15 and 15;
+// three times, for the second, 35, 35 and 20.
+template <class Arch, std::size_t R, std::size_t C, std::size_t Asks, class T>
 void dot_tile(const T* const* w, const float* const* x, std::size_t k, bool resume, float* state, float* out,
               std::size_t out_stride) noexcept {
   using vector = batch<float, Arch>;
@@ -77,10 +82,11 @@ void dot_tile(const T* const* w, const float* const* x, std::size_t k, bool resu
   [[maybe_unused]] const std::size_t pace = gapless ? R : 1;
   const std::size_t whole = k / vector::size * vector::size;
   const auto fetch = [&](std::size_t r, std::size_t i) __attribute__((always_inline)) {
-    if constexpr (Fetch && R > 1) {
-      constexpr std::size_t again = 4608 / sizeof(T), times = vector::size * sizeof(T) >= 32 ? 3 : 2;
+    if constexpr (R > 1) {
+      constexpr std::size_t again = 4608 / sizeof(T);
       const T* const line = next + i * pace + static_cast<std::ptrdiff_t>(r) * apart;
-      unroll<times>([&](std::size_t t) __attribute__((always_inline)) { __builtin_prefetch(line + t * again, 0, 2); });
+      unroll<Asks>([&](std::size_t a)
+                       __attribute__((always_inline)) { __builtin_prefetch(line + a * again, 0, Asks == 1 ? 3 : 2); });
     }
   };
   const auto multiply = [&](const vector* weights, std::size_t i) __attribute__((always_inline)) {

@@ -57,17 +57,24 @@ inline constexpr std::size_t tile_tokens_min = tile_height / 2;
 template <class Arch>
 inline constexpr std::size_t tile_tokens_min<Arch, packed_matrix<bf16>> = tile_sum_kernel<Arch>::tokens + 1;
 
-// Rows of a unit for so many tokens: a panel's, or what the kernel takes at once. Units begin at multiples of it.
+// Rows of a unit for so many tokens: a panel's, or what the kernel takes at once. Blocks take two panels, so that an expert's
+// gate and up take turns less often: experts of Q8_0 are 1.05 times as fast on Zen 4. Where tokens come in several units, one
+// panel, which stays in a cache of 512 KiB. Units begin at multiples of it.
 template <class Arch, class Matrix>
 inline constexpr std::size_t unit_rows = packed_rows;
 template <class Arch, packable_element T>
 inline constexpr std::size_t unit_rows<Arch, packed_matrix<T>> = element_kernel<Arch, T>::rows;
 template <class Arch, integer_format F>
 inline constexpr std::size_t unit_rows<Arch, packed_matrix<F>> = 2 * packed_rows;
+template <class Matrix>
+inline constexpr bool is_packed_blocks = false;
+template <integer_format F>
+inline constexpr bool is_packed_blocks<packed_matrix<F>> = true;
 template <class Arch, class Matrix>
 std::size_t unit_rows_for(std::size_t tokens) {
-  return multiplied_by_tiles<Arch, Matrix> && tokens >= tile_tokens_min<Arch, Matrix> ? tile_unit_rows
-                                                                                      : unit_rows<Arch, Matrix>;
+  if (multiplied_by_tiles<Arch, Matrix> && tokens >= tile_tokens_min<Arch, Matrix>) return tile_unit_rows;
+  if (is_packed_blocks<Matrix> && tokens > unit_tokens) return packed_rows;
+  return unit_rows<Arch, Matrix>;
 }
 
 // A row of activations, in the forms that the weights at hand multiply: float32, int8 codes with one scale, bf16 or
@@ -105,19 +112,20 @@ void for_each_tile(std::size_t rows, std::size_t tokens, F&& f) {
   }
 }
 
-template <class Arch, class T>
+// `Asks`: of memory, for the rows of the next tile (dot_tile).
+template <class Arch, class T, std::size_t Asks>
 struct float_kernel {
   static constexpr std::size_t rows = tile_rows<Arch>, tokens = tile_tokens<Arch>;
   template <std::size_t R, std::size_t C>
   static void tile(const T* const* w, const float* const* x, std::size_t k, bool resume, float* state,
                    float* out) noexcept {
-    dot_tile<Arch, R, C, (C < tokens)>(w, x, k, resume, state, out, unit_stride);
+    dot_tile<Arch, R, C, (C < tokens ? Asks : 0)>(w, x, k, resume, state, out, unit_stride);
   }
   // The same for a full number of tokens that is the first to see its weights.
   template <std::size_t R>
   static void first_tile(const T* const* w, const float* const* x, std::size_t k, bool resume, float* state,
                          float* out) noexcept {
-    dot_tile<Arch, R, tokens, true>(w, x, k, resume, state, out, unit_stride);
+    dot_tile<Arch, R, tokens, Asks>(w, x, k, resume, state, out, unit_stride);
   }
   static auto function(std::size_t row_count, std::size_t token_count, bool first) {
     constexpr auto first_tiles = []<std::size_t... I>(std::index_sequence<I...>) {
@@ -140,10 +148,10 @@ struct int8_kernel {
 
 // float32 products with rows that `fetch(begin, depth, row)` provides, `depth` elements of k from `begin` at a time:
 // row[n] for n < rows.
-template <class Arch, class T, class Fetch>
+template <class Arch, class T, std::size_t Asks, class Fetch>
 void float_product(std::size_t rows, std::size_t k, std::size_t block, const activation* x, std::size_t tokens,
                    float* out, Fetch&& fetch) noexcept {
-  using kernel = float_kernel<Arch, T>;
+  using kernel = float_kernel<Arch, T, Asks>;
   constexpr std::size_t lanes = batch<float, Arch>::size;
   alignas(64) float state[packed_rows * float_tokens * lanes];
   for (std::size_t begin = 0; begin == 0 || begin < k; begin += block) {
@@ -172,10 +180,12 @@ void unit_product(const view<const T, 2>& w, std::size_t first, std::size_t rows
   // One or two tokens use a weight at once: whole rows, which memory is faster at.
   const std::size_t block = tokens <= 2 ? std::max(k, std::size_t{1}) : float_depth;
   for (std::size_t t = 0; t < tokens; t += float_tokens) {
-    float_product<Arch, T>(rows, k, block, x + t, std::min(float_tokens, tokens - t), out + t * unit_stride,
-                           [&](std::size_t begin, std::size_t, const T** row) {
-                             for (std::size_t n = 0; n < rows; ++n) row[n] = w.row(first + n) + begin;
-                           });
+    float_product<Arch, T, asks_of_memory<Arch, T>>(rows, k, block, x + t, std::min(float_tokens, tokens - t),
+                                                    out + t * unit_stride,
+                                                    [&](std::size_t begin, std::size_t, const T** row) {
+                                                      for (std::size_t n = 0; n < rows; ++n)
+                                                        row[n] = w.row(first + n) + begin;
+                                                    });
   }
 }
 
@@ -190,13 +200,13 @@ void decoded_product(std::size_t rows, std::size_t k, const activation* x, std::
     const std::size_t some = std::min(decoded_tokens, tokens - t);
     for (std::size_t first = 0; first < rows; first += group) {
       const std::size_t count = std::min(group, rows - first);
-      float_product<Arch, float>(count, k, Step, x + t, some, out + first + t * unit_stride,
-                                 [&](std::size_t begin, std::size_t depth, const float** row) {
-                                   for (std::size_t n = 0; n < count; ++n) {
-                                     row[n] = decoded[n];
-                                     decode(first + n, begin, depth, decoded[n]);
-                                   }
-                                 });
+      float_product<Arch, float, 1>(count, k, Step, x + t, some, out + first + t * unit_stride,
+                                    [&](std::size_t begin, std::size_t depth, const float** row) {
+                                      for (std::size_t n = 0; n < count; ++n) {
+                                        row[n] = decoded[n];
+                                        decode(first + n, begin, depth, decoded[n]);
+                                      }
+                                    });
     }
   }
 }
