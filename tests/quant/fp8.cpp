@@ -75,7 +75,11 @@ TEST_CASE("fp8: zero, tiny and huge blocks") {
   CHECK((back[0] == 0.0f && back[129] == Approx(w[129]) && back[130 * 130 - 1] == -448.0f));
   CHECK(std::all_of(back.begin(), back.end(), [](float v) { return std::isfinite(v); }));
 
-  std::vector<float> x = {0.0f, 1e-5f, -2e-5f};
+  std::vector<float> x = {0.0f, 1e-5f, -1e-4f};
+  mote::quantize_fp8_row(x.data(), 3, codes.data(), scale.data());
+  CHECK(scale[0] == 1e-4f / 448.0f);
+  CHECK((static_cast<float>(codes[0]) == 0.0f && static_cast<float>(codes[2]) == -448.0f));
+  x[2] = -2e-5f;  // below the least scale
   mote::quantize_fp8_row(x.data(), 3, codes.data(), scale.data());
   CHECK(scale[0] == 1e-4f / 448.0f);
   CHECK((static_cast<float>(codes[0]) == 0.0f && static_cast<float>(codes[2]) == -88.0f));  // -89.6, rounded
