@@ -62,7 +62,7 @@ void compare_tiles(benchmark::State& state, const loaded& weights, mote::view<co
   if (rate == 0.0) return;
   mote::simd<> be{mote::threads{threads}};
   std::size_t turn = 0;
-  const double vector = bench::shortest_real(
+  const double vector = bench::shortest_of(
       8, [&] { vector_matmul(be, x, std::get<Matrix>(weights.all[turn++ % weights.all.size()]), y); });
   state.counters["vs_vector"] = vector / shortest;
   state.counters["of_tile_limit"] = 2.0 * static_cast<double>(x.extent(0) * weights.out * weights.in) / rate / shortest;

@@ -1,75 +1,84 @@
 #include "support/limits.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
-#include <cstring>
 #include <map>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
+#include <benchmark/benchmark.h>
+
 #include <mote/core/amx.hpp>
+#include <mote/core/backend.hpp>
+#include <mote/core/buffer.hpp>
 #include <mote/core/int8_dot.hpp>
+#include <mote/core/simd.hpp>
 #include <mote/ops/matmul/element_kernel.hpp>
 
 namespace {
 
-using int8_dot = mote::detail::int8_dot<mote::default_arch>;
 using bf16_dot = mote::detail::element_dot<mote::default_arch, mote::bf16>;
 
 constexpr int steps = 20000;
 // Enough for two products a cycle of five cycles each, and as many as fit the registers.
 constexpr std::size_t chains = mote::detail::many_registers<mote::default_arch> ? 16 : 10;
+constexpr std::make_index_sequence<chains> all_chains;
 
 // Sums and operands in registers; those of plain loops are in memory anyway.
 template <class T>
 [[gnu::always_inline]] inline void keep(T& x) {
-  if constexpr (std::is_class_v<T>) {
+  if constexpr (std::is_class_v<T> && !requires { typename T::arch_type; }) {
     benchmark::DoNotOptimize(x);
   } else {
     mote::detail::keep_in_register(x);
   }
 }
 
-// `steps` dot products in each of several independent chains, their sums in registers until the end. Not inlined, so
-// that every sum stays in a register.
-template <class Dot, std::size_t... Chain>
-[[gnu::noinline]] void int8_chains(std::index_sequence<Chain...>) {
-  const std::uint8_t codes[Dot::lanes * 4] = {1, 2, 3};
-  const std::int8_t four[4] = {4, 5, 6, 7};
-  auto w = Dot::load(codes);
-  const auto x = Dot::splat_codes(four);
-  const auto dot = [&](typename Dot::ints acc) {
+// `steps` times sum = add(sum, w, x) in each of several independent chains, which start at start(0), start(1), … Not inlined, and
+// sums are kept as values, not as elements of the array: so each stays in a register.
+template <class Start, class Operand, class Add, std::size_t... Chain>
+[[gnu::noinline]] void run_chains(std::index_sequence<Chain...>, Start start, Operand w, Operand x, Add add) {
+  const auto step = [&](auto sum) {
     keep(w);  // where a product is apart from its sum, one must not do for all chains
-    if constexpr (Dot::unsigned_limit > 0) {
-      acc = Dot::dot_unsigned(acc, w, x);
-    } else {
-      acc = Dot::dot_signed(acc, w, x);
-    }
-    keep(acc);
-    return acc;
+    sum = add(sum, w, x);
+    keep(sum);
+    return sum;
   };
-  typename Dot::ints sums[] = {Dot::splat(static_cast<std::int32_t>(Chain))...};
-  for (int i = 0; i < steps; ++i) {
-    ((sums[Chain] = dot(sums[Chain])), ...);
-  }
+  decltype(start(0)) sums[] = {start(static_cast<int>(Chain))...};
+  for (int i = 0; i < steps; ++i) ((sums[Chain] = step(sums[Chain])), ...);
   (benchmark::DoNotOptimize(sums[Chain]), ...);
 }
 
-template <std::size_t... Chain>
-[[gnu::noinline]] void bf16_chains(std::index_sequence<Chain...>) {
+template <class Dot>
+void int8_chains() {
+  const std::uint8_t codes[Dot::lanes * 4] = {1, 2, 3};
+  const std::int8_t four[4] = {4, 5, 6, 7};
+  run_chains(all_chains, Dot::splat, Dot::load(codes), Dot::splat_codes(four), [](auto sum, auto w, auto x) {
+    if constexpr (Dot::unsigned_limit > 0) {
+      return Dot::dot_unsigned(sum, w, x);
+    } else {
+      return Dot::dot_signed(sum, w, x);
+    }
+  });
+}
+
+template <class Vector>
+Vector splat(int chain) {
+  return Vector(static_cast<float>(chain));
+}
+
+void bf16_chains() {
   const std::uint8_t pairs[bf16_dot::lanes * 4] = {0, 0x3F};
-  const auto w = bf16_dot::load<0>(pairs), x = bf16_dot::splat<0>(pairs);
-  typename bf16_dot::sums sums[] = {typename bf16_dot::sums(static_cast<float>(Chain))...};
-  const auto dot = [&](typename bf16_dot::sums acc) {
-    acc = bf16_dot::add(acc, w, x);
-    mote::detail::keep_in_register(acc);
-    return acc;
-  };
-  for (int i = 0; i < steps; ++i) {
-    ((sums[Chain] = dot(sums[Chain])), ...);
-  }
-  (benchmark::DoNotOptimize(sums[Chain]), ...);
+  run_chains(all_chains, splat<bf16_dot::sums>, bf16_dot::load<0>(pairs), bf16_dot::splat<0>(pairs),
+             [](auto sum, auto w, auto x) { return bf16_dot::add(sum, w, x); });
+}
+
+void float32_chains() {
+  using vector = mote::batch<float, mote::default_arch>;
+  run_chains(all_chains, splat<vector>, vector(0.5f), vector(0.25f),
+             [](vector sum, vector w, vector x) { return mote::fused_multiply_add(sum, w, x); });
 }
 
 // `Streams` equal parts side by side, each a whole number of kilobytes; memory is asked for what lies `Ahead` bytes behind.
@@ -121,18 +130,13 @@ void tile_chains() {
 
 // `steps` steps of one thread, and the operations in each.
 void run(bench::arithmetic unit) {
-  constexpr auto all = std::make_index_sequence<chains>{};
   switch (unit) {
     case bench::arithmetic::int8:
-      return int8_chains<int8_dot>(all);
+      return int8_chains<mote::detail::int8_dot<mote::default_arch>>();
     case bench::arithmetic::bf16:
-      if (bf16_dot::dot_products) return bf16_chains(all);
-      [[fallthrough]];
-    case bench::arithmetic::float32: {
-      float total = bench::multiply_add_chains(steps, all);
-      benchmark::DoNotOptimize(total);
-      return;
-    }
+      return bf16_dot::dot_products ? bf16_chains() : float32_chains();
+    case bench::arithmetic::float32:
+      return float32_chains();
     case bench::arithmetic::int8_tiles:
       return tile_chains<std::int8_t>();
     case bench::arithmetic::bf16_tiles:
@@ -141,7 +145,7 @@ void run(bench::arithmetic unit) {
 }
 
 double operations_of_step(bench::arithmetic unit) {
-  constexpr double lanes = chains * int8_dot::lanes, tile = 4.0 * 2.0 * 16 * 16;
+  constexpr double lanes = chains * mote::batch<float, mote::default_arch>::size, tile = 4.0 * 2.0 * 16 * 16;
   switch (unit) {
     case bench::arithmetic::int8:
       return 8.0 * lanes;
@@ -175,7 +179,7 @@ double read_bandwidth(std::size_t threads) {
   double seconds = 1e300;
   for (std::size_t from = 0; from + stretch <= passes * n; from += stretch) {
     const auto read = ways[from / n % ways.size()];
-    const double taken = shortest_real(1, [&] {
+    const double taken = shortest_of(1, [&] {
       be.parallel_for(stretch, piece, [&](std::size_t begin, std::size_t end) {
         totals[begin / piece] = read(x.data() + from % n + begin, end - begin);
       });
@@ -186,6 +190,23 @@ double read_bandwidth(std::size_t threads) {
   return measured[threads] = static_cast<double>(stretch * sizeof(float)) / seconds;
 }
 
+double update_bandwidth() {
+  static const double measured = [] {
+    using vector = mote::batch<float, mote::default_arch>;
+    const std::size_t n = beyond_cache / sizeof(float);
+    mote::buffer<float> x(n);
+    const double seconds = shortest_of(25, [&] {
+      for (std::size_t i = 0; i < n; i += vector::size) {
+        (vector::load_unaligned(x.data() + i) * vector(0.5f)).store_unaligned(x.data() + i);
+      }
+      benchmark::DoNotOptimize(x.data());
+      benchmark::ClobberMemory();
+    });
+    return 2.0 * static_cast<double>(beyond_cache) / seconds;
+  }();
+  return measured;
+}
+
 double rate(arithmetic unit, std::size_t threads) {
   static std::map<std::pair<arithmetic, std::size_t>, double> measured;
   const bool tiles = unit == arithmetic::int8_tiles || unit == arithmetic::bf16_tiles;
@@ -194,7 +215,7 @@ double rate(arithmetic unit, std::size_t threads) {
   // Several turns for each thread, as one of them may come late.
   mote::simd<> be{mote::threads{threads}};
   const std::size_t turns = threads == 1 ? 1 : 4 * threads;
-  const double seconds = shortest_real(100, [&] {
+  const double seconds = shortest_of(100, [&] {
     be.parallel_for(turns, 1, [&](std::size_t begin, std::size_t end) {
       for (std::size_t i = begin; i < end; ++i) run(unit);
     });

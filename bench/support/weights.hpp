@@ -9,7 +9,7 @@
 #include <mote/core/buffer.hpp>
 #include <mote/quant/weight.hpp>
 
-#include "support/limits.hpp"
+#include "support/bench.hpp"
 
 namespace bench {
 
