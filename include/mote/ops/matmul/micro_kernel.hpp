@@ -100,8 +100,9 @@ void dot_tile(const T* const* w, const float* const* x, std::size_t k, bool resu
   for (std::size_t i = 0; i < whole; i += vector::size) {
     vector weights[R];
     unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
-      weights[r] = widen<Arch>(row[r] + i);
-      if constexpr (std::is_same_v<T, float>) keep_in_register(weights[r]);
+      vector values = widen<Arch>(row[r] + i);
+      if constexpr (std::is_same_v<T, float>) keep_in_register(values);  // an array's element would go to memory, too
+      weights[r] = values;
       fetch(r, i);
     });
     multiply(weights, i);
