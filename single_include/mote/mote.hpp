@@ -4096,9 +4096,12 @@ void matmul_impl(Backend& be, view<const float, 2> x, const weight& w, view<floa
 
 MOTE_END_NAMESPACE
 
-// ---- mote/ops/matmul/panel.hpp
+// ---- mote/ops/matmul/unit.hpp
 // A unit: up to unit_rows weight rows against up to unit_tokens tokens, in which matrix products are shared out. Its weights
 // stay in the second-level cache while tokens pass by, a tile's tokens in the first.
+
+// ---- mote/ops/matmul/activations.hpp
+// Rows of activations in the forms that weights multiply, made once for all matrices and units that read them.
 
 // ---- mote/ops/matmul/activation_tile.hpp
 // Activations as matrix tiles (core/amx.hpp) read them: sixteen tokens side by side, made once for all the units that
@@ -4154,15 +4157,22 @@ inline void put_in_tiles(const void* row, std::size_t bytes, std::size_t place, 
 
 MOTE_END_NAMESPACE
 
-// ---- mote/ops/matmul/block_kernel.hpp
-// Products of block formats: a tile of R strips of a packed panel (quant/packed.hpp), or of two side by side, by C tokens,
-// output rows in the lanes, so that nothing is summed across lanes.
+// ---- mote/ops/matmul/element_kernel.hpp
+// Products of packed elements (quant/packed.hpp), int8 codes or bf16: a tile of R vectors of output rows by C tokens.
 //
-// Activations are quantized to int8 in blocks of 32, once for all matrices that read them. For each group of weights
+//   std::int8_t   exact int32 sums of codes; activations are int8 codes too. x86 multiplies unsigned by signed: weights are
+//                 read as q + 128, and 128 · Σ x is taken off before
+//   bf16          activations are rounded to bf16, sums in float32; with AVX-512 BF16 as vdpbf16ps adds them, elsewhere
+//                 one multiply-add after the other, for which activations are float32 again
 //
-//   total += scale · d_x · Σ q q_x - min · d_x · Σ q_x,     the sums exact in int32
+// A token's result has the same bits alone and in a batch.
+
+// ---- mote/ops/matmul/micro_kernel.hpp
+// The inner loops of every matrix product: a tile of R weight rows by C tokens, vectors along k.
 //
-// in the order of k whatever the tile's shape: a token's result has the same bits alone and in a batch.
+// Weights stay row-major as checkpoints store them. Each output has one accumulator vector, walked along k in the same
+// steps whatever the tile's shape, and summed across lanes in one order at the end: a token's result has the same bits
+// alone and in a batch. 4 rows by 6 tokens keep 24 accumulators in 32 registers, 10 loads for 24 multiply-adds.
 
 // ---- mote/core/widen.hpp
 // widen<Arch>(p): one vector of float32 from as many numbers of a narrower type at p.
@@ -4363,12 +4373,6 @@ batch<float, Arch> widen(const f8_e8m0* p) {
 MOTE_END_NAMESPACE
 
 // ---- mote/ops/matmul/micro_kernel.hpp
-// The inner loops of every matrix product: a tile of R weight rows by C tokens, vectors along k.
-//
-// Weights stay row-major as checkpoints store them. Each output has one accumulator vector, walked along k in the same
-// steps whatever the tile's shape, and summed across lanes in one order at the end: a token's result has the same bits
-// alone and in a batch. 4 rows by 6 tokens keep 24 accumulators in 32 registers, 10 loads for 24 multiply-adds.
-
 MOTE_BEGIN_NAMESPACE
 
 namespace detail {
@@ -4455,8 +4459,9 @@ void dot_tile(const T* const* w, const float* const* x, std::size_t k, bool resu
   for (std::size_t i = 0; i < whole; i += vector::size) {
     vector weights[R];
     unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
-      weights[r] = widen<Arch>(row[r] + i);
-      if constexpr (std::is_same_v<T, float>) keep_in_register(weights[r]);
+      vector values = widen<Arch>(row[r] + i);
+      if constexpr (std::is_same_v<T, float>) keep_in_register(values);  // an array's element would go to memory, too
+      weights[r] = values;
       fetch(r, i);
     });
     multiply(weights, i);
@@ -4485,10 +4490,536 @@ void dot_tile(const T* const* w, const float* const* x, std::size_t k, bool resu
 
 MOTE_END_NAMESPACE
 
-// ---- mote/ops/matmul/block_kernel.hpp
+// ---- mote/ops/matmul/element_kernel.hpp
 MOTE_BEGIN_NAMESPACE
 
 namespace detail {
+
+// What a quad of weights and one of activations add to a vector of sums, a row in each lane, in one or two parts.
+template <class Arch, class T>
+struct element_dot;
+
+template <class Arch>
+struct element_dot<Arch, std::int8_t> {
+  using dot = int8_dot<Arch>;
+  using sums = typename dot::ints;
+  using operand = typename dot::operand;
+  static constexpr std::size_t lanes = dot::lanes, parts = 1;
+  static constexpr bool unsigned_weights = dot::unsigned_limit == 255;
+  static constexpr std::size_t x_bytes = 4;  // a quad of activations
+
+  // 128 · Σ x is beyond int32 for rows of more than 131072; sums wrap, and so come out right.
+  static sums start(std::int32_t code_sum) {
+    const auto surplus = unsigned_weights ? 128 * static_cast<std::uint32_t>(code_sum) : 0u;
+    return dot::splat(static_cast<std::int32_t>(-surplus));
+  }
+  template <std::size_t>
+  static operand load(const std::uint8_t* w) {
+    if constexpr (unsigned_weights) {
+      return dot::flip_signs(dot::load(w));
+    } else {
+      return dot::load(w);
+    }
+  }
+  template <std::size_t>
+  static operand splat(const std::uint8_t* x) {
+    return dot::splat_codes(reinterpret_cast<const std::int8_t*>(x));
+  }
+  static sums add(sums acc, const operand& w, const operand& x) {
+    if constexpr (unsigned_weights) {
+      return dot::dot_unsigned(acc, w, x);
+    } else {
+      return dot::dot_signed(acc, w, x);
+    }
+  }
+};
+
+template <class Arch>
+struct element_dot<Arch, bf16> {
+  using sums = batch<float, Arch>;
+  static constexpr std::size_t lanes = sums::size;
+#if defined(__AVX512BF16__)
+  static constexpr bool dot_products = lanes == 16;
+#else
+  static constexpr bool dot_products = false;
+#endif
+  // Pairs as they are; or the even element of each, then the odd one, widened.
+  using pairs = batch<std::uint32_t, Arch>;
+  using operand = std::conditional_t<dot_products, pairs, sums>;
+  static constexpr std::size_t parts = dot_products ? 1 : 2, x_bytes = dot_products ? 4 : 8;
+
+  static sums start(std::int32_t) { return sums(0.0f); }
+  template <std::size_t Part>
+  static operand load(const std::uint8_t* w) {
+    const auto both = pairs::load_unaligned(reinterpret_cast<const std::uint32_t*>(w));
+    if constexpr (dot_products) {
+      return both;
+    } else {
+      return Part == 0 ? first_bf16(both) : second_bf16(both);
+    }
+  }
+  template <std::size_t Part>
+  static operand splat(const std::uint8_t* x) {
+    std::conditional_t<dot_products, std::uint32_t, float> value;
+    std::memcpy(&value, x + Part * sizeof value, sizeof value);
+    return operand(value);
+  }
+  static sums add(const sums& acc, const operand& w, const operand& x) {
+    if constexpr (dot_products) {
+#if defined(__AVX512BF16__)
+      return sums(_mm512_dpbf16_ps(acc, bf16_lanes(w), bf16_lanes(x)));
+#endif
+    } else {
+      return fused_multiply_add(w, x, acc);
+    }
+  }
+#if defined(__AVX512BF16__)
+  static __m512bh bf16_lanes(const batch<std::uint32_t, Arch>& x) {
+    const __m512i bits = x;
+    return reinterpret_cast<__m512bh>(bits);
+  }
+#endif
+};
+
+template <class Arch, class T>
+struct element_kernel {
+  using dot = element_dot<Arch, T>;
+  using layout = packed_layout<T>;
+  using sums = typename dot::sums;
+  using operand = typename dot::operand;
+
+  // Vectors of rows. One or two tokens take four, so that with AVX2 a panel is read from front to back.
+  static constexpr std::size_t lanes = dot::lanes, strips = many_registers<Arch> ? 4 : 2, few_tokens = 2,
+                               few_strips = 4;
+  // Widened bf16 adds to each sum twice a quad: ten sums hide the latency of that, eight do not.
+  static constexpr std::size_t tokens = many_registers<Arch> ? 6 : std::is_same_v<T, bf16> ? 5 : 4;
+  // Rows that a tile covers, and that are shared out together: of two panels with AVX-512.
+  static constexpr std::size_t rows = std::max(strips * lanes, packed_rows);
+  // Bytes from what is multiplied to what is asked of memory; with AVX-512 there are two panels.
+  static constexpr std::size_t look_ahead(std::size_t token_count) {
+    return token_count > few_tokens ? 4096 : strips * lanes > packed_rows ? 1024 : 1536;
+  }
+  // Zen 4 with AVX-512 gives the second-level cache more than the first, at any distance: one token, int8, 35 and 32 GB/s,
+  // four tokens 31 and 27. With AVX2 it gives more to the first, two tokens 26 and 25.
+  static constexpr int locality = lanes == 16 && !has_tiles_beside<Arch> ? 2 : 3;
+
+  // strip[R]: the first quad of each vector of rows; x[C]: the first quad of each token; sums go on from out[c · stride +
+  // r · lanes], where there were quads before these (`resume`), and are left there as they are.
+  template <std::size_t R, std::size_t C>
+  static void tile(const std::uint8_t* const* strip, const std::uint8_t* const* x, std::size_t quads,
+                   const std::int32_t* code_sum, bool resume, float* out, std::size_t stride) noexcept {
+    sums acc[R][C];
+    const std::uint8_t *w[R], *token[C];
+    unroll<R>([&](std::size_t r) __attribute__((always_inline)) { w[r] = strip[r]; });
+    unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
+      token[c] = x[c];
+      unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+        acc[r][c] = dot::start(code_sum[c]);
+        if (resume) std::memcpy(&acc[r][c], out + c * stride + r * lanes, sizeof(sums));
+      });
+    });
+    for (std::size_t q = 0; q < quads; ++q) {
+      const auto multiply = [&]<std::size_t Part>() __attribute__((always_inline)) {
+        operand weights[R];
+        unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+          const std::uint8_t* from = w[r] + q * layout::quad_bytes;
+          weights[r] = dot::template load<Part>(from);
+          if (Part == 0 && r * lanes * 4 % 64 == 0) __builtin_prefetch(from + look_ahead(C), 0, locality);
+        });
+        unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
+          const operand quad = dot::template splat<Part>(token[c] + q * dot::x_bytes);
+          unroll<R>([&](std::size_t r)
+                        __attribute__((always_inline)) { acc[r][c] = dot::add(acc[r][c], weights[r], quad); });
+        });
+      };
+      multiply.template operator()<0>();
+      if constexpr (dot::parts == 2) multiply.template operator()<1>();
+    }
+    unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
+      unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
+        std::memcpy(out + c * stride + r * lanes, &acc[r][c], sizeof(sums));
+      });
+    });
+  }
+
+  template <std::size_t R, std::size_t Most = tokens>
+  static auto function(std::size_t count) {
+    constexpr auto tiles = []<std::size_t... I>(std::index_sequence<I...>) {
+      return std::array{&element_kernel::template tile<R, I + 1>...};
+    }
+    (std::make_index_sequence<Most>{});
+    return tiles[count - 1];
+  }
+
+  // `panels` consecutive panels of w from panel `first` on against `count` tokens x[c] of in_features(w), padded to
+  // whole quads: the sums, to out[row + c · stride].
+  static void product(const packed_matrix<T>& w, std::size_t first, std::size_t panels, const std::uint8_t* const* x,
+                      const std::int32_t* code_sum, std::size_t count, float* out, std::size_t stride) noexcept {
+    constexpr std::size_t in_panel = packed_rows / lanes;
+    // Quads at a time: what a tile's rows have of them stays in a cache while tokens pass by. Where a tile has not all the
+    // rows of a panel, those of few passes must not lag far behind each other, or memory is read in pieces: Zen 3, four
+    // tokens, went from 12 to 17 GB/s, Zen 4 with AVX2, six tokens, bf16, from 750 to 470 us.
+    constexpr bool whole_panels = strips * lanes >= packed_rows;
+    constexpr std::size_t few_passes_tokens = 24;  // with more it makes no difference
+    const std::size_t quads = layout::quads(w.in_features());
+    std::size_t step = std::max(quads, std::size_t{1});
+    if constexpr (whole_panels) {
+      if (count > tokens) step = 1024;
+    } else {
+      if (count > few_tokens) step = count > few_passes_tokens ? 128 : 16;
+    }
+    const std::size_t apart = quads == 0 ? 0 : lanes * 4;  // an empty matrix has no memory to step in
+    for (std::size_t begin = 0; begin == 0 || begin < quads; begin += step) {
+      const std::size_t part = std::min(step, quads - begin);
+      for (std::size_t s = 0; s < panels * in_panel;) {
+        const std::size_t available = panels * in_panel - s, wanted = count <= few_tokens ? few_strips : strips;
+        const std::size_t taken = available >= wanted ? wanted : std::min(strips, in_panel);
+        const std::uint8_t* strip[std::max(strips, few_strips)] = {};
+        for (std::size_t r = 0; r < taken; ++r) {
+          strip[r] = w.panel(first + (s + r) / in_panel) + begin * layout::quad_bytes + (s + r) % in_panel * apart;
+        }
+        // Evenly: a tile of one token takes as long as one of three.
+        for (std::size_t t = 0, some = 0, left = (count + tokens - 1) / tokens; left != 0; t += some, --left) {
+          some = (count - t + left - 1) / left;
+          const std::uint8_t* token[tokens] = {};
+          for (std::size_t c = 0; c < some; ++c) token[c] = x[t + c] + begin * dot::x_bytes;
+          const auto run = taken == strips                              ? function<strips>(some)
+                           : taken == few_strips && count <= few_tokens ? function<few_strips, few_tokens>(some)
+                                                                        : function<std::min(strips, in_panel)>(some);
+          run(strip, token, part, code_sum + t, begin != 0, out + t * stride + s * lanes, stride);
+        }
+        s += taken;
+      }
+    }
+  }
+};
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/matmul/int8_kernel.hpp
+// The inner loop of int8 products with weights in rows: exact int32 sums of int8 codes, vectors along k.
+//
+// x86's dot product multiplies unsigned by signed bytes: there weights are read as q + 128 (their sign bit flipped), and
+// the surplus, 128 · Σ_k x, is taken off at the end (modulo 2^32, so it never matters that partial sums wrap). Where the
+// dot product is missing, codes are widened and multiplied as 16-bit integers.
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+// An accumulator of int32 lanes, how many codes one step takes and what is added to weights: by instruction set.
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+struct int8_lanes {
+  static constexpr std::size_t step = 64, tile_rows = 4, tile_tokens = 6;
+  static constexpr std::int32_t offset = 128;
+  using accumulator = __m512i;
+  static accumulator zero() { return _mm512_setzero_si512(); }
+  static accumulator dot(accumulator a, const std::int8_t* x, const std::int8_t* w) {
+    const __m512i ws = _mm512_xor_si512(_mm512_loadu_si512(w), _mm512_set1_epi8(-128));
+    return _mm512_dpbusd_epi32(a, ws, _mm512_loadu_si512(x));
+  }
+  static std::int32_t sum(accumulator a) { return _mm512_reduce_add_epi32(a); }
+};
+#elif defined(__AVX2__)
+struct int8_lanes {
+  static constexpr std::size_t step = 32, tile_rows = 2, tile_tokens = 4;
+  using accumulator = __m256i;
+  static accumulator zero() { return _mm256_setzero_si256(); }
+#if defined(__AVXVNNI__)
+  static constexpr std::int32_t offset = 128;
+  static accumulator dot(accumulator a, const std::int8_t* x, const std::int8_t* w) {
+    const __m256i xs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+    const __m256i ws = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
+    return _mm256_dpbusd_avx_epi32(a, _mm256_xor_si256(ws, _mm256_set1_epi8(-128)), xs);
+  }
+#else
+  static constexpr std::int32_t offset = 0;
+  // |w| ≤ 127 by x with w's sign: 2 · 127 · 127 fits 16 bits.
+  static accumulator dot(accumulator a, const std::int8_t* x, const std::int8_t* w) {
+    const __m256i xs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+    const __m256i ws = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(ws), _mm256_sign_epi8(xs, ws));
+    return _mm256_add_epi32(a, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+#endif
+  static std::int32_t sum(accumulator a) {
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4E));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0xB1));
+    return _mm_cvtsi128_si32(s);
+  }
+};
+#elif defined(__SSE2__)
+struct int8_lanes {
+  static constexpr std::size_t step = 16, tile_rows = 2, tile_tokens = 4;
+  static constexpr std::int32_t offset = 0;
+  using accumulator = __m128i;
+  static accumulator zero() { return _mm_setzero_si128(); }
+  static accumulator dot(accumulator a, const std::int8_t* x, const std::int8_t* w) {
+    const __m128i xs = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x)), none = _mm_setzero_si128();
+    const __m128i ws = _mm_loadu_si128(reinterpret_cast<const __m128i*>(w));
+    const __m128i sign = _mm_cmpgt_epi8(none, ws), sign_x = _mm_cmpgt_epi8(none, xs);
+    const __m128i low = _mm_madd_epi16(_mm_unpacklo_epi8(xs, sign_x), _mm_unpacklo_epi8(ws, sign));
+    const __m128i high = _mm_madd_epi16(_mm_unpackhi_epi8(xs, sign_x), _mm_unpackhi_epi8(ws, sign));
+    return _mm_add_epi32(a, _mm_add_epi32(low, high));
+  }
+  static std::int32_t sum(accumulator a) {
+    a = _mm_add_epi32(a, _mm_shuffle_epi32(a, 0x4E));
+    a = _mm_add_epi32(a, _mm_shuffle_epi32(a, 0xB1));
+    return _mm_cvtsi128_si32(a);
+  }
+};
+#elif defined(__ARM_NEON)
+struct int8_lanes {
+  static constexpr std::size_t step = 16, tile_rows = 4, tile_tokens = 4;
+  static constexpr std::int32_t offset = 0;
+  using accumulator = int32x4_t;
+  static accumulator zero() { return vdupq_n_s32(0); }
+  static accumulator dot(accumulator a, const std::int8_t* x, const std::int8_t* w) {
+    const int8x16_t ws = vld1q_s8(w), xs = vld1q_s8(x);
+#if defined(__ARM_FEATURE_DOTPROD)
+    return vdotq_s32(a, xs, ws);
+#else
+    a = vpadalq_s16(a, vmull_s8(vget_low_s8(xs), vget_low_s8(ws)));
+    return vpadalq_s16(a, vmull_s8(vget_high_s8(xs), vget_high_s8(ws)));
+#endif
+  }
+  static std::int32_t sum(accumulator a) { return vaddvq_s32(a); }
+};
+#else
+struct int8_lanes {
+  static constexpr std::size_t step = 1, tile_rows = 1, tile_tokens = 1;
+  static constexpr std::int32_t offset = 0;
+  using accumulator = std::int32_t;
+  static accumulator zero() { return 0; }
+  static accumulator dot(accumulator a, const std::int8_t* x, const std::int8_t* w) { return a + *x * *w; }
+  static std::int32_t sum(accumulator a) { return a; }
+};
+#endif
+
+// One row of activations to codes round(x / s), s = amax / 127, as quantize_int8_row does. Returns s; `sum` receives the
+// codes' sum.
+template <class Arch>
+float quantize_activations(const float* x, std::size_t n, std::int8_t* codes, std::int32_t& sum) noexcept {
+  using dot = int8_dot<Arch>;
+  using vector = batch<float, Arch>;
+  constexpr std::size_t at_once = 4, step = at_once * vector::size;
+  const std::size_t steps = n / step * step;
+  const auto larger = [](const vector& values, const vector& most) __attribute__((always_inline)) {
+    const vector magnitude = xsimd::abs(values);
+    return xsimd::select(magnitude > most, magnitude, most);  // not max, which may keep a NaN: that is found below
+  };
+  vector largest[at_once];  // so that no maximum waits for the one before
+  for (auto& l : largest) l = vector(0.0f);
+  for (std::size_t i = 0; i < steps; i += step) {
+    unroll<at_once>([&](std::size_t v) __attribute__((always_inline)) {
+      largest[v] = larger(vector::load_unaligned(x + i + v * vector::size), largest[v]);
+    });
+  }
+  for_each_vector<Arch>(n - steps,
+                        [&](std::size_t i, auto load, auto) { largest[0] = larger(load(x + steps + i), largest[0]); });
+  float lanes[at_once * vector::size], amax = 0.0f;
+  for (std::size_t v = 0; v < at_once; ++v) largest[v].store_unaligned(lanes + v * vector::size);
+  for (const float lane : lanes) amax = lane > amax ? lane : amax;
+  const float scale = amax / 127.0f > 0.0f ? amax / 127.0f : 1.0f;
+  // A product with the inverse has the quotient's code, unless it ends within 127 · 3 · 2^-24 < 3e-5 of a tie (three
+  // roundings) or is NaN; the inverse may be infinite or subnormal. Divisions are scalar: xsimd only approximates a
+  // vector's for NEON.
+  const vector inverse(1.0f / scale);
+  const bool divides = !(scale > 0x1p-100f && scale < 0x1p100f);
+  bool finite = std::isfinite(amax);
+  const auto divided = [&](const vector& values) {
+    float quotients[vector::size];
+    values.store_unaligned(quotients);
+    for (float& q : quotients) {
+      q /= scale;
+      finite = finite && !std::isnan(q);
+      q = std::min(std::max(-127.0f, q), 127.0f);
+    }
+    return vector::load_unaligned(quotients);
+  };
+  const auto is_sure = [](const vector& q) {
+    return xsimd::abs(q - xsimd::to_float(xsimd::nearbyint_as_int(q))) <= vector(0.49997f);
+  };
+  for (std::size_t i = 0; i < steps; i += step) {
+    vector q[at_once];
+    unroll<at_once>([&](std::size_t v) __attribute__((always_inline)) {
+      q[v] = vector::load_unaligned(x + i + v * vector::size) * inverse;
+    });
+    if (divides || !xsimd::all(is_sure(q[0]) & is_sure(q[1]) & is_sure(q[2]) & is_sure(q[3]))) {
+      for (std::size_t v = 0; v < at_once; ++v) q[v] = divided(vector::load_unaligned(x + i + v * vector::size));
+    }
+    unroll<at_once>([&](std::size_t v)
+                        __attribute__((always_inline)) { dot::store_codes(codes + i + v * vector::size, q[v]); });
+  }
+  for (std::size_t i = steps; i < n; i += vector::size) {
+    const std::size_t some = std::min(vector::size, n - i);
+    std::int8_t last[vector::size];
+    dot::store_codes(last, divided(load_tail<Arch>(x + i, some)));
+    std::copy_n(last, some, codes + i);
+  }
+  sum = 0;
+  if (!finite) {
+    std::fill_n(codes, n, std::int8_t{0});
+    return std::numeric_limits<float>::quiet_NaN();
+  }
+  std::size_t i = 0;
+  for (; i + 16 <= n; i += 16) sum += sum_of_codes(codes + i);
+  for (; i < n; ++i) sum += codes[i];
+  return scale;
+}
+
+// R weight rows by C tokens over k codes: out[r + c · out_stride] = Σ_k x (w + offset), modulo 2^32.
+template <std::size_t R, std::size_t C>
+void dot_tile_int8(const std::int8_t* const* w, const std::int8_t* const* x, std::size_t k, std::int32_t* out,
+                   std::size_t out_stride) noexcept {
+  int8_lanes::accumulator acc[R][C];
+  for (auto& row : acc) {
+    for (auto& a : row) a = int8_lanes::zero();
+  }
+  const std::size_t whole = k / int8_lanes::step * int8_lanes::step;
+  for (std::size_t i = 0; i < whole; i += int8_lanes::step) {
+    for (std::size_t c = 0; c < C; ++c) {
+      for (std::size_t r = 0; r < R; ++r) acc[r][c] = int8_lanes::dot(acc[r][c], x[c] + i, w[r] + i);
+    }
+  }
+  for (std::size_t r = 0; r < R; ++r) {
+    for (std::size_t c = 0; c < C; ++c) {
+      auto total = static_cast<std::uint32_t>(int8_lanes::sum(acc[r][c]));
+      for (std::size_t i = whole; i < k; ++i) {
+        total += static_cast<std::uint32_t>(x[c][i] * (w[r][i] + int8_lanes::offset));
+      }
+      out[r + c * out_stride] = static_cast<std::int32_t>(total);
+    }
+  }
+}
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/matmul/tile_sum_kernel.hpp
+// Products of packed bf16 by vectors with the bits that matrix tiles give (core/amx.hpp): for a few tokens, where memory is
+// what is waited for, vectors ask more of it than tiles do (Sapphire Rapids, one and four tokens: 1.3 times as fast).
+//
+// Of each 32 elements of k, a tile sums the products of the even ones and of the odd ones, and adds both sums to what it
+// has:
+//
+//   even = Σ w_2i x_2i,    odd = Σ w_2i+1 x_2i+1,    total += even + odd
+//
+// in float32, in this order, each product exact; what is subnormal is zero to it.
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+template <class Arch>
+struct tile_sum_kernel {
+  using floats = batch<float, Arch>;
+  using pairs = batch<std::uint32_t, Arch>;
+  using layout = packed_layout<bf16>;
+
+  static constexpr std::size_t tokens = 4, lanes = floats::size, strips = 2;
+  static constexpr std::size_t look_ahead = 1024;  // bytes from what is multiplied to what is asked of memory
+
+  // As element_kernel::product, without surplus, for at most `tokens` tokens. Two panels side by side: memory gives more to
+  // two streams than to one.
+  static void product(const packed_matrix<bf16>& w, std::size_t first, std::size_t panels, const std::uint8_t* const* x,
+                      std::size_t count, float* out, std::size_t stride) noexcept {
+    const std::size_t quads = layout::quads(w.in_features());
+    for (std::size_t i = 0; i < panels; i += 2) {
+      const std::size_t abreast = std::min<std::size_t>(2, panels - i);
+      for (std::size_t c = 0; c < count; ++c)
+        std::fill_n(out + c * stride + i * packed_rows, abreast * packed_rows, 0.0f);
+      for (std::size_t begin = 0; begin < quads; begin += tile_height) {
+        const std::size_t some = std::min(tile_height, quads - begin);
+        for (std::size_t p = i; p < i + abreast; ++p) {
+          const std::uint8_t* const from = w.panel(first + p) + begin * layout::quad_bytes;
+          for (std::size_t n = 0; n < packed_rows; n += strips * lanes) {
+            step_of(count)(from + n * 4, some, x, begin * 4, out + p * packed_rows + n, stride);
+          }
+        }
+      }
+    }
+  }
+
+ private:
+  // The `quads` pairs of k that a tile takes at once, of `strips` vectors of rows and C tokens: adds to out[row + c · stride].
+  template <std::size_t C>
+  static void step(const std::uint8_t* w, std::size_t quads, const std::uint8_t* const* x, std::size_t from, float* out,
+                   std::size_t stride) noexcept {
+    floats sum[2][strips][C];
+    const std::uint8_t* token[C];
+    unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
+      token[c] = x[c] + from;
+      unroll<strips>([&](std::size_t r) __attribute__((always_inline)) { sum[0][r][c] = sum[1][r][c] = floats(0.0f); });
+    });
+    for (std::size_t q = 0; q < quads; ++q, w += layout::quad_bytes) {
+      pairs both[strips];
+      unroll<strips>([&](std::size_t r) __attribute__((always_inline)) {
+        both[r] = pairs::load_unaligned(reinterpret_cast<const std::uint32_t*>(w) + r * lanes);
+        if (r * lanes * 4 % 64 == 0) __builtin_prefetch(w + look_ahead + r * lanes * 4, 0, 3);
+      });
+      unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
+        std::uint32_t pair;
+        std::memcpy(&pair, token[c] + q * 4, sizeof pair);
+        const floats x_even = first_bf16(pairs(pair)), x_odd = second_bf16(pairs(pair));
+        unroll<strips>([&](std::size_t r) __attribute__((always_inline)) {
+          sum[0][r][c] = fused_multiply_add(first_bf16(both[r]), x_even, sum[0][r][c]);
+          sum[1][r][c] = fused_multiply_add(second_bf16(both[r]), x_odd, sum[1][r][c]);
+        });
+      });
+    }
+    unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
+      unroll<strips>([&](std::size_t r) __attribute__((always_inline)) {
+        float* const to = out + c * stride + r * lanes;
+        (floats::load_unaligned(to) + (sum[0][r][c] + sum[1][r][c])).store_unaligned(to);
+      });
+    });
+  }
+  static auto step_of(std::size_t count) {
+    constexpr auto steps = []<std::size_t... I>(std::index_sequence<I...>) {
+      return std::array{&tile_sum_kernel::template step<I + 1>...};
+    }
+    (std::make_index_sequence<tokens>{});
+    return steps[count - 1];
+  }
+};
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/matmul/activations.hpp
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+// Whether packed bf16 is multiplied as such, not as float32.
+template <class Arch>
+inline constexpr bool bf16_products = element_dot<Arch, bf16>::dot_products;
+
+// Whether matrix tiles multiply packed matrices; whether they do those of this form.
+template <class Arch>
+inline constexpr bool uses_tiles = has_tiles_beside<Arch>&& bf16_products<Arch>;
+template <class Arch, class Matrix>
+inline constexpr bool multiplied_by_tiles = false;
+template <class Arch, class T>
+inline constexpr bool multiplied_by_tiles<Arch, packed_matrix<T>> = uses_tiles<Arch>;
+
+// Tokens from which on they do: tiles take as long for a few of their rows as for all.
+template <class Arch, class Matrix>
+inline constexpr std::size_t tile_tokens_min = tile_height / 2;
+template <class Arch>
+inline constexpr std::size_t tile_tokens_min<Arch, packed_matrix<bf16>> = tile_sum_kernel<Arch>::tokens + 1;
 
 // Whole blocks of quantize_activation_blocks by vectors, so many at once that none waits for the one before, nor reads codes
 // that were only just written; the same bits where d is finite.
@@ -4534,6 +5065,158 @@ void quantize_blocks(const float* x, std::size_t n, activation_block* blocks) no
   std::copy_n(x + whole * size, rest, padded);
   quantize_whole_blocks<Arch>(padded, 1, blocks + whole);
 }
+
+// A row of activations, in the forms that the weights at hand multiply: float32, int8 codes with one scale, bf16 or
+// rounded to it, int8 blocks.
+struct activation {
+  const float* values = nullptr;
+  const std::int8_t* codes = nullptr;
+  std::int32_t code_sum = 0;
+  float scale = 1.0f;
+  const bf16* halves = nullptr;
+  const float* rounded = nullptr;
+  const activation_block* blocks = nullptr;
+  const activation_tile* tile = nullptr;  // in which this row is one of sixteen, where tiles may multiply them
+};
+
+// The forms of activations that matrices read.
+struct activation_forms {
+  bool codes = false, halves = false, blocks = false;
+  bool tiles = false;  // whether matrix tiles may read them
+
+  friend activation_forms operator|(const activation_forms& a, const activation_forms& b) {
+    return {a.codes || b.codes, a.halves || b.halves, a.blocks || b.blocks, a.tiles || b.tiles};
+  }
+};
+
+template <class Matrix>
+inline constexpr activation_forms forms_of{};
+template <>
+inline constexpr activation_forms forms_of<int8_matrix>{.codes = true};
+template <>
+inline constexpr activation_forms forms_of<packed_matrix<std::int8_t>>{.codes = true, .tiles = true};
+template <>
+inline constexpr activation_forms forms_of<packed_matrix<bf16>>{.halves = true, .tiles = true};
+template <integer_format F>
+inline constexpr activation_forms forms_of<view<const F, 2>>{.blocks = true};
+template <integer_format F>
+inline constexpr activation_forms forms_of<packed_matrix<F>>{.blocks = true, .tiles = true};
+
+template <class Matrix>
+activation_forms forms(const Matrix&) {
+  return forms_of<Matrix>;
+}
+template <std::same_as<weight> W>
+activation_forms forms(const W& w) {
+  return std::visit([](const auto& m) { return forms_of<std::remove_cvref_t<decltype(m)>>; }, w);
+}
+
+// Rows i < count of n values at row(i) in the wanted forms, made once for all the units that read them; they live in
+// `scope`, codes, halves and rounded padded with zeros to whole quads.
+template <class Arch, class Backend, class Scope, class Row>
+view<activation, 1> prepare_rows(Backend& be, Scope& scope, const activation_forms& wanted, std::size_t count,
+                                 std::size_t n, Row&& row) {
+  const std::size_t blocks_each = activation_block::count(n), padded = (n + 3) / 4 * 4;
+  const auto rows = scope.template tensor<activation>(count);
+  const auto codes = scope.template tensor<std::int8_t>(wanted.codes ? count : 0, padded);
+  const auto halves = scope.template tensor<bf16>(wanted.halves && bf16_products<Arch> ? count : 0, padded);
+  const auto rounded = scope.template tensor<float>(wanted.halves && !bf16_products<Arch> ? count : 0, padded);
+  const auto blocks = scope.template tensor<activation_block>(wanted.blocks ? count : 0, blocks_each);
+  const bool converts = wanted.codes || wanted.halves || wanted.blocks;
+  be.parallel_for(count, converts ? 1 + 4096 / (n + 1) : 4096, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t i = begin; i < end; ++i) {
+      activation x{.values = row(i)};
+      if (wanted.codes) {
+        x.scale = quantize_activations<Arch>(x.values, n, codes.row(i), x.code_sum);
+        std::fill(codes.row(i) + n, codes.row(i) + padded, std::int8_t{0});
+        x.codes = codes.row(i);
+      }
+      if (wanted.halves && bf16_products<Arch>) {
+        std::transform(x.values, x.values + n, halves.row(i), [](float v) { return bf16(v); });
+        std::fill(halves.row(i) + n, halves.row(i) + padded, bf16(0.0f));
+        x.halves = halves.row(i);
+      } else if (wanted.halves) {
+        std::transform(x.values, x.values + n, rounded.row(i), [](float v) { return static_cast<float>(bf16(v)); });
+        std::fill(rounded.row(i) + n, rounded.row(i) + padded, 0.0f);
+        x.rounded = rounded.row(i);
+      }
+      if (wanted.blocks) {
+        quantize_blocks<Arch>(x.values, n, blocks.row(i));
+        x.blocks = blocks.row(i);
+      }
+      rows(i) = x;
+    }
+  });
+  return rows;
+}
+
+// Lays rows of n values out for matrix tiles, in all wanted forms, where the machine has tiles: run r, the rows [first(r),
+// first(r + 1)), are those that are multiplied together, sixteen at a time.
+template <class Arch, class Backend, class Scope, class First>
+void lay_out_tiles([[maybe_unused]] Backend& be, [[maybe_unused]] Scope& scope,
+                   [[maybe_unused]] const activation_forms& wanted, [[maybe_unused]] std::size_t n,
+                   [[maybe_unused]] const view<activation, 1>& rows, [[maybe_unused]] std::size_t runs,
+                   [[maybe_unused]] First&& first) {
+  if constexpr (uses_tiles<Arch>) {
+    const std::size_t least =
+        wanted.halves ? tile_tokens_min<Arch, packed_matrix<bf16>> : tile_tokens_min<Arch, packed_matrix<std::int8_t>>;
+    std::size_t longest = 0;
+    for (std::size_t r = 0; r < runs; ++r) longest = std::max(longest, first(r + 1) - first(r));
+    if (!wanted.tiles || longest < least || !amx_tiles::available()) return;
+    // Run r's first tile: no two runs of `least` rows share one.
+    const auto first_tile = [&](std::size_t r) { return first(r) / tile_height + std::min(r, first(r) / least); };
+    const std::size_t tiles = first_tile(runs), blocks_each = activation_block::count(n);
+    const std::size_t codes_each = tiled_size(n), halves_each = tiled_size(n * sizeof(bf16));
+    const auto tile = scope.template tensor<activation_tile>(tiles);
+    const auto codes = scope.template tensor<std::uint8_t>(wanted.codes ? tiles : 0, codes_each);
+    const auto halves = scope.template tensor<std::uint8_t>(wanted.halves ? tiles : 0, halves_each);
+    const auto blocks = scope.template tensor<tiled_blocks>(wanted.blocks ? tiles : 0, blocks_each);
+    be.parallel_for(tiles, 1 + 256 / (n + 1), [&](std::size_t begin, std::size_t end) {
+      for (std::size_t i = begin; i < end; ++i) {
+        // The last run that begins at this tile or before.
+        std::size_t r = 0;
+        for (std::size_t more = runs; more > 1;) {
+          const std::size_t half = more / 2;
+          if (first_tile(r + half) <= i) r += half;
+          more -= half;
+        }
+        const std::size_t row = first(r) + (i - first_tile(r)) * tile_height, last = first(r + 1);
+        if (row >= last || last - first(r) < least) continue;
+        const std::size_t some = std::min(tile_height, last - row);
+        tile(i) = {wanted.codes ? codes.row(i) : nullptr, wanted.halves ? halves.row(i) : nullptr,
+                   wanted.blocks ? blocks.row(i) : nullptr};
+        if (wanted.blocks && some < tile_height) std::fill_n(blocks.row(i), blocks_each, tiled_blocks{});
+        for (std::size_t c = 0; c < some; ++c) {
+          activation& x = rows(row + c);
+          if (wanted.codes) put_in_tiles(x.codes, n, c, codes.row(i));
+          if (wanted.halves) put_in_tiles(x.halves, n * sizeof(bf16), c, halves.row(i));
+          x.tile = &tile(i);
+        }
+        for (std::size_t b = 0; b < blocks_each && wanted.blocks; ++b) {
+          for (std::size_t c = 0; c < some; ++c) blocks.row(i)[b].put(rows(row + c).blocks[b], c);
+        }
+      }
+    });
+  }
+}
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
+// ---- mote/ops/matmul/block_kernel.hpp
+// Products of block formats: a tile of R strips of a packed panel (quant/packed.hpp), or of two side by side, by C tokens,
+// output rows in the lanes, so that nothing is summed across lanes.
+//
+// Activations are quantized to int8 in blocks of 32, once for all matrices that read them. For each group of weights
+//
+//   total += scale · d_x · Σ q q_x - min · d_x · Σ q_x,     the sums exact in int32
+//
+// in the order of k whatever the tile's shape: a token's result has the same bits alone and in a batch.
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
 
 constexpr int log2_of(int power) {
   int exponent = 0;
@@ -5165,431 +5848,6 @@ struct block_tile_kernel {
 
 MOTE_END_NAMESPACE
 
-// ---- mote/ops/matmul/element_kernel.hpp
-// Products of packed elements (quant/packed.hpp), int8 codes or bf16: a tile of R vectors of output rows by C tokens.
-//
-//   std::int8_t   exact int32 sums of codes; activations are int8 codes too. x86 multiplies unsigned by signed: weights are
-//                 read as q + 128, and 128 · Σ x is taken off before
-//   bf16          activations are rounded to bf16, sums in float32; with AVX-512 BF16 as vdpbf16ps adds them, elsewhere
-//                 one multiply-add after the other, for which activations are float32 again
-//
-// A token's result has the same bits alone and in a batch.
-
-MOTE_BEGIN_NAMESPACE
-
-namespace detail {
-
-// What a quad of weights and one of activations add to a vector of sums, a row in each lane, in one or two parts.
-template <class Arch, class T>
-struct element_dot;
-
-template <class Arch>
-struct element_dot<Arch, std::int8_t> {
-  using dot = int8_dot<Arch>;
-  using sums = typename dot::ints;
-  using operand = typename dot::operand;
-  static constexpr std::size_t lanes = dot::lanes, parts = 1;
-  static constexpr bool unsigned_weights = dot::unsigned_limit == 255;
-  static constexpr std::size_t x_bytes = 4;  // a quad of activations
-
-  // 128 · Σ x is beyond int32 for rows of more than 131072; sums wrap, and so come out right.
-  static sums start(std::int32_t code_sum) {
-    const auto surplus = unsigned_weights ? 128 * static_cast<std::uint32_t>(code_sum) : 0u;
-    return dot::splat(static_cast<std::int32_t>(-surplus));
-  }
-  template <std::size_t>
-  static operand load(const std::uint8_t* w) {
-    if constexpr (unsigned_weights) {
-      return dot::flip_signs(dot::load(w));
-    } else {
-      return dot::load(w);
-    }
-  }
-  template <std::size_t>
-  static operand splat(const std::uint8_t* x) {
-    return dot::splat_codes(reinterpret_cast<const std::int8_t*>(x));
-  }
-  static sums add(sums acc, const operand& w, const operand& x) {
-    if constexpr (unsigned_weights) {
-      return dot::dot_unsigned(acc, w, x);
-    } else {
-      return dot::dot_signed(acc, w, x);
-    }
-  }
-};
-
-template <class Arch>
-struct element_dot<Arch, bf16> {
-  using sums = batch<float, Arch>;
-  static constexpr std::size_t lanes = sums::size;
-#if defined(__AVX512BF16__)
-  static constexpr bool dot_products = lanes == 16;
-#else
-  static constexpr bool dot_products = false;
-#endif
-  // Pairs as they are; or the even element of each, then the odd one, widened.
-  using pairs = batch<std::uint32_t, Arch>;
-  using operand = std::conditional_t<dot_products, pairs, sums>;
-  static constexpr std::size_t parts = dot_products ? 1 : 2, x_bytes = dot_products ? 4 : 8;
-
-  static sums start(std::int32_t) { return sums(0.0f); }
-  template <std::size_t Part>
-  static operand load(const std::uint8_t* w) {
-    const auto both = pairs::load_unaligned(reinterpret_cast<const std::uint32_t*>(w));
-    if constexpr (dot_products) {
-      return both;
-    } else {
-      return Part == 0 ? first_bf16(both) : second_bf16(both);
-    }
-  }
-  template <std::size_t Part>
-  static operand splat(const std::uint8_t* x) {
-    std::conditional_t<dot_products, std::uint32_t, float> value;
-    std::memcpy(&value, x + Part * sizeof value, sizeof value);
-    return operand(value);
-  }
-  static sums add(const sums& acc, const operand& w, const operand& x) {
-    if constexpr (dot_products) {
-#if defined(__AVX512BF16__)
-      return sums(_mm512_dpbf16_ps(acc, bf16_lanes(w), bf16_lanes(x)));
-#endif
-    } else {
-      return fused_multiply_add(w, x, acc);
-    }
-  }
-#if defined(__AVX512BF16__)
-  static __m512bh bf16_lanes(const batch<std::uint32_t, Arch>& x) {
-    const __m512i bits = x;
-    return reinterpret_cast<__m512bh>(bits);
-  }
-#endif
-};
-
-template <class Arch, class T>
-struct element_kernel {
-  using dot = element_dot<Arch, T>;
-  using layout = packed_layout<T>;
-  using sums = typename dot::sums;
-  using operand = typename dot::operand;
-
-  // Vectors of rows. One or two tokens take four, so that with AVX2 a panel is read from front to back.
-  static constexpr std::size_t lanes = dot::lanes, strips = many_registers<Arch> ? 4 : 2, few_tokens = 2,
-                               few_strips = 4;
-  // Widened bf16 adds to each sum twice a quad: ten sums hide the latency of that, eight do not.
-  static constexpr std::size_t tokens = many_registers<Arch> ? 6 : std::is_same_v<T, bf16> ? 5 : 4;
-  // Rows that a tile covers, and that are shared out together: of two panels with AVX-512.
-  static constexpr std::size_t rows = std::max(strips * lanes, packed_rows);
-  // Bytes from what is multiplied to what is asked of memory; with AVX-512 there are two panels.
-  static constexpr std::size_t look_ahead(std::size_t token_count) {
-    return token_count > few_tokens ? 4096 : strips * lanes > packed_rows ? 1024 : 1536;
-  }
-  // Zen 4 with AVX-512 gives the second-level cache more than the first, at any distance: one token, int8, 35 and 32 GB/s,
-  // four tokens 31 and 27. With AVX2 it gives more to the first, two tokens 26 and 25.
-  static constexpr int locality = lanes == 16 && !has_tiles_beside<Arch> ? 2 : 3;
-
-  // strip[R]: the first quad of each vector of rows; x[C]: the first quad of each token; sums go on from out[c · stride +
-  // r · lanes], where there were quads before these (`resume`), and are left there as they are.
-  template <std::size_t R, std::size_t C>
-  static void tile(const std::uint8_t* const* strip, const std::uint8_t* const* x, std::size_t quads,
-                   const std::int32_t* code_sum, bool resume, float* out, std::size_t stride) noexcept {
-    sums acc[R][C];
-    const std::uint8_t *w[R], *token[C];
-    unroll<R>([&](std::size_t r) __attribute__((always_inline)) { w[r] = strip[r]; });
-    unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
-      token[c] = x[c];
-      unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
-        acc[r][c] = dot::start(code_sum[c]);
-        if (resume) std::memcpy(&acc[r][c], out + c * stride + r * lanes, sizeof(sums));
-      });
-    });
-    for (std::size_t q = 0; q < quads; ++q) {
-      const auto multiply = [&]<std::size_t Part>() __attribute__((always_inline)) {
-        operand weights[R];
-        unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
-          const std::uint8_t* from = w[r] + q * layout::quad_bytes;
-          weights[r] = dot::template load<Part>(from);
-          if (Part == 0 && r * lanes * 4 % 64 == 0) __builtin_prefetch(from + look_ahead(C), 0, locality);
-        });
-        unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
-          const operand quad = dot::template splat<Part>(token[c] + q * dot::x_bytes);
-          unroll<R>([&](std::size_t r)
-                        __attribute__((always_inline)) { acc[r][c] = dot::add(acc[r][c], weights[r], quad); });
-        });
-      };
-      multiply.template operator()<0>();
-      if constexpr (dot::parts == 2) multiply.template operator()<1>();
-    }
-    unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
-      unroll<R>([&](std::size_t r) __attribute__((always_inline)) {
-        std::memcpy(out + c * stride + r * lanes, &acc[r][c], sizeof(sums));
-      });
-    });
-  }
-
-  template <std::size_t R, std::size_t Most = tokens>
-  static auto function(std::size_t count) {
-    constexpr auto tiles = []<std::size_t... I>(std::index_sequence<I...>) {
-      return std::array{&element_kernel::template tile<R, I + 1>...};
-    }
-    (std::make_index_sequence<Most>{});
-    return tiles[count - 1];
-  }
-
-  // `panels` consecutive panels of w from panel `first` on against `count` tokens x[c] of in_features(w), padded to
-  // whole quads: the sums, to out[row + c · stride].
-  static void product(const packed_matrix<T>& w, std::size_t first, std::size_t panels, const std::uint8_t* const* x,
-                      const std::int32_t* code_sum, std::size_t count, float* out, std::size_t stride) noexcept {
-    constexpr std::size_t in_panel = packed_rows / lanes;
-    // Quads at a time: what a tile's rows have of them stays in a cache while tokens pass by. Where a tile has not all the
-    // rows of a panel, those of few passes must not lag far behind each other, or memory is read in pieces: Zen 3, four
-    // tokens, went from 12 to 17 GB/s, Zen 4 with AVX2, six tokens, bf16, from 750 to 470 us.
-    constexpr bool whole_panels = strips * lanes >= packed_rows;
-    constexpr std::size_t few_passes_tokens = 24;  // with more it makes no difference
-    const std::size_t quads = layout::quads(w.in_features());
-    std::size_t step = std::max(quads, std::size_t{1});
-    if constexpr (whole_panels) {
-      if (count > tokens) step = 1024;
-    } else {
-      if (count > few_tokens) step = count > few_passes_tokens ? 128 : 16;
-    }
-    const std::size_t apart = quads == 0 ? 0 : lanes * 4;  // an empty matrix has no memory to step in
-    for (std::size_t begin = 0; begin == 0 || begin < quads; begin += step) {
-      const std::size_t part = std::min(step, quads - begin);
-      for (std::size_t s = 0; s < panels * in_panel;) {
-        const std::size_t available = panels * in_panel - s, wanted = count <= few_tokens ? few_strips : strips;
-        const std::size_t taken = available >= wanted ? wanted : std::min(strips, in_panel);
-        const std::uint8_t* strip[std::max(strips, few_strips)] = {};
-        for (std::size_t r = 0; r < taken; ++r) {
-          strip[r] = w.panel(first + (s + r) / in_panel) + begin * layout::quad_bytes + (s + r) % in_panel * apart;
-        }
-        // Evenly: a tile of one token takes as long as one of three.
-        for (std::size_t t = 0, some = 0, left = (count + tokens - 1) / tokens; left != 0; t += some, --left) {
-          some = (count - t + left - 1) / left;
-          const std::uint8_t* token[tokens] = {};
-          for (std::size_t c = 0; c < some; ++c) token[c] = x[t + c] + begin * dot::x_bytes;
-          const auto run = taken == strips                              ? function<strips>(some)
-                           : taken == few_strips && count <= few_tokens ? function<few_strips, few_tokens>(some)
-                                                                        : function<std::min(strips, in_panel)>(some);
-          run(strip, token, part, code_sum + t, begin != 0, out + t * stride + s * lanes, stride);
-        }
-        s += taken;
-      }
-    }
-  }
-};
-
-}  // namespace detail
-
-MOTE_END_NAMESPACE
-
-// ---- mote/ops/matmul/int8_kernel.hpp
-// The inner loop of int8 products with weights in rows: exact int32 sums of int8 codes, vectors along k.
-//
-// x86's dot product multiplies unsigned by signed bytes: there weights are read as q + 128 (their sign bit flipped), and
-// the surplus, 128 · Σ_k x, is taken off at the end (modulo 2^32, so it never matters that partial sums wrap). Where the
-// dot product is missing, codes are widened and multiplied as 16-bit integers.
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#elif defined(__ARM_NEON)
-#include <arm_neon.h>
-#endif
-
-MOTE_BEGIN_NAMESPACE
-
-namespace detail {
-
-// An accumulator of int32 lanes, how many codes one step takes and what is added to weights: by instruction set.
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-struct int8_lanes {
-  static constexpr std::size_t step = 64, tile_rows = 4, tile_tokens = 6;
-  static constexpr std::int32_t offset = 128;
-  using accumulator = __m512i;
-  static accumulator zero() { return _mm512_setzero_si512(); }
-  static accumulator dot(accumulator a, const std::int8_t* x, const std::int8_t* w) {
-    const __m512i ws = _mm512_xor_si512(_mm512_loadu_si512(w), _mm512_set1_epi8(-128));
-    return _mm512_dpbusd_epi32(a, ws, _mm512_loadu_si512(x));
-  }
-  static std::int32_t sum(accumulator a) { return _mm512_reduce_add_epi32(a); }
-};
-#elif defined(__AVX2__)
-struct int8_lanes {
-  static constexpr std::size_t step = 32, tile_rows = 2, tile_tokens = 4;
-  using accumulator = __m256i;
-  static accumulator zero() { return _mm256_setzero_si256(); }
-#if defined(__AVXVNNI__)
-  static constexpr std::int32_t offset = 128;
-  static accumulator dot(accumulator a, const std::int8_t* x, const std::int8_t* w) {
-    const __m256i xs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
-    const __m256i ws = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
-    return _mm256_dpbusd_avx_epi32(a, _mm256_xor_si256(ws, _mm256_set1_epi8(-128)), xs);
-  }
-#else
-  static constexpr std::int32_t offset = 0;
-  // |w| ≤ 127 by x with w's sign: 2 · 127 · 127 fits 16 bits.
-  static accumulator dot(accumulator a, const std::int8_t* x, const std::int8_t* w) {
-    const __m256i xs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
-    const __m256i ws = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
-    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(ws), _mm256_sign_epi8(xs, ws));
-    return _mm256_add_epi32(a, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-  }
-#endif
-  static std::int32_t sum(accumulator a) {
-    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
-    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4E));
-    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0xB1));
-    return _mm_cvtsi128_si32(s);
-  }
-};
-#elif defined(__SSE2__)
-struct int8_lanes {
-  static constexpr std::size_t step = 16, tile_rows = 2, tile_tokens = 4;
-  static constexpr std::int32_t offset = 0;
-  using accumulator = __m128i;
-  static accumulator zero() { return _mm_setzero_si128(); }
-  static accumulator dot(accumulator a, const std::int8_t* x, const std::int8_t* w) {
-    const __m128i xs = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x)), none = _mm_setzero_si128();
-    const __m128i ws = _mm_loadu_si128(reinterpret_cast<const __m128i*>(w));
-    const __m128i sign = _mm_cmpgt_epi8(none, ws), sign_x = _mm_cmpgt_epi8(none, xs);
-    const __m128i low = _mm_madd_epi16(_mm_unpacklo_epi8(xs, sign_x), _mm_unpacklo_epi8(ws, sign));
-    const __m128i high = _mm_madd_epi16(_mm_unpackhi_epi8(xs, sign_x), _mm_unpackhi_epi8(ws, sign));
-    return _mm_add_epi32(a, _mm_add_epi32(low, high));
-  }
-  static std::int32_t sum(accumulator a) {
-    a = _mm_add_epi32(a, _mm_shuffle_epi32(a, 0x4E));
-    a = _mm_add_epi32(a, _mm_shuffle_epi32(a, 0xB1));
-    return _mm_cvtsi128_si32(a);
-  }
-};
-#elif defined(__ARM_NEON)
-struct int8_lanes {
-  static constexpr std::size_t step = 16, tile_rows = 4, tile_tokens = 4;
-  static constexpr std::int32_t offset = 0;
-  using accumulator = int32x4_t;
-  static accumulator zero() { return vdupq_n_s32(0); }
-  static accumulator dot(accumulator a, const std::int8_t* x, const std::int8_t* w) {
-    const int8x16_t ws = vld1q_s8(w), xs = vld1q_s8(x);
-#if defined(__ARM_FEATURE_DOTPROD)
-    return vdotq_s32(a, xs, ws);
-#else
-    a = vpadalq_s16(a, vmull_s8(vget_low_s8(xs), vget_low_s8(ws)));
-    return vpadalq_s16(a, vmull_s8(vget_high_s8(xs), vget_high_s8(ws)));
-#endif
-  }
-  static std::int32_t sum(accumulator a) { return vaddvq_s32(a); }
-};
-#else
-struct int8_lanes {
-  static constexpr std::size_t step = 1, tile_rows = 1, tile_tokens = 1;
-  static constexpr std::int32_t offset = 0;
-  using accumulator = std::int32_t;
-  static accumulator zero() { return 0; }
-  static accumulator dot(accumulator a, const std::int8_t* x, const std::int8_t* w) { return a + *x * *w; }
-  static std::int32_t sum(accumulator a) { return a; }
-};
-#endif
-
-// One row of activations to codes round(x / s), s = amax / 127, as quantize_int8_row does. Returns s; `sum` receives the
-// codes' sum.
-template <class Arch>
-float quantize_activations(const float* x, std::size_t n, std::int8_t* codes, std::int32_t& sum) noexcept {
-  using dot = int8_dot<Arch>;
-  using vector = batch<float, Arch>;
-  constexpr std::size_t at_once = 4, step = at_once * vector::size;
-  const std::size_t steps = n / step * step;
-  const auto larger = [](const vector& values, const vector& most) __attribute__((always_inline)) {
-    const vector magnitude = xsimd::abs(values);
-    return xsimd::select(magnitude > most, magnitude, most);  // not max, which may keep a NaN: that is found below
-  };
-  vector largest[at_once];  // so that no maximum waits for the one before
-  for (auto& l : largest) l = vector(0.0f);
-  for (std::size_t i = 0; i < steps; i += step) {
-    unroll<at_once>([&](std::size_t v) __attribute__((always_inline)) {
-      largest[v] = larger(vector::load_unaligned(x + i + v * vector::size), largest[v]);
-    });
-  }
-  for_each_vector<Arch>(n - steps,
-                        [&](std::size_t i, auto load, auto) { largest[0] = larger(load(x + steps + i), largest[0]); });
-  float lanes[at_once * vector::size], amax = 0.0f;
-  for (std::size_t v = 0; v < at_once; ++v) largest[v].store_unaligned(lanes + v * vector::size);
-  for (const float lane : lanes) amax = lane > amax ? lane : amax;
-  const float scale = amax / 127.0f > 0.0f ? amax / 127.0f : 1.0f;
-  // A product with the inverse has the quotient's code, unless it ends within 127 · 3 · 2^-24 < 3e-5 of a tie (three
-  // roundings) or is NaN; the inverse may be infinite or subnormal. Divisions are scalar: xsimd only approximates a
-  // vector's for NEON.
-  const vector inverse(1.0f / scale);
-  const bool divides = !(scale > 0x1p-100f && scale < 0x1p100f);
-  bool finite = std::isfinite(amax);
-  const auto divided = [&](const vector& values) {
-    float quotients[vector::size];
-    values.store_unaligned(quotients);
-    for (float& q : quotients) {
-      q /= scale;
-      finite = finite && !std::isnan(q);
-      q = std::min(std::max(-127.0f, q), 127.0f);
-    }
-    return vector::load_unaligned(quotients);
-  };
-  const auto is_sure = [](const vector& q) {
-    return xsimd::abs(q - xsimd::to_float(xsimd::nearbyint_as_int(q))) <= vector(0.49997f);
-  };
-  for (std::size_t i = 0; i < steps; i += step) {
-    vector q[at_once];
-    unroll<at_once>([&](std::size_t v) __attribute__((always_inline)) {
-      q[v] = vector::load_unaligned(x + i + v * vector::size) * inverse;
-    });
-    if (divides || !xsimd::all(is_sure(q[0]) & is_sure(q[1]) & is_sure(q[2]) & is_sure(q[3]))) {
-      for (std::size_t v = 0; v < at_once; ++v) q[v] = divided(vector::load_unaligned(x + i + v * vector::size));
-    }
-    unroll<at_once>([&](std::size_t v)
-                        __attribute__((always_inline)) { dot::store_codes(codes + i + v * vector::size, q[v]); });
-  }
-  for (std::size_t i = steps; i < n; i += vector::size) {
-    const std::size_t some = std::min(vector::size, n - i);
-    std::int8_t last[vector::size];
-    dot::store_codes(last, divided(load_tail<Arch>(x + i, some)));
-    std::copy_n(last, some, codes + i);
-  }
-  sum = 0;
-  if (!finite) {
-    std::fill_n(codes, n, std::int8_t{0});
-    return std::numeric_limits<float>::quiet_NaN();
-  }
-  std::size_t i = 0;
-  for (; i + 16 <= n; i += 16) sum += sum_of_codes(codes + i);
-  for (; i < n; ++i) sum += codes[i];
-  return scale;
-}
-
-// R weight rows by C tokens over k codes: out[r + c · out_stride] = Σ_k x (w + offset), modulo 2^32.
-template <std::size_t R, std::size_t C>
-void dot_tile_int8(const std::int8_t* const* w, const std::int8_t* const* x, std::size_t k, std::int32_t* out,
-                   std::size_t out_stride) noexcept {
-  int8_lanes::accumulator acc[R][C];
-  for (auto& row : acc) {
-    for (auto& a : row) a = int8_lanes::zero();
-  }
-  const std::size_t whole = k / int8_lanes::step * int8_lanes::step;
-  for (std::size_t i = 0; i < whole; i += int8_lanes::step) {
-    for (std::size_t c = 0; c < C; ++c) {
-      for (std::size_t r = 0; r < R; ++r) acc[r][c] = int8_lanes::dot(acc[r][c], x[c] + i, w[r] + i);
-    }
-  }
-  for (std::size_t r = 0; r < R; ++r) {
-    for (std::size_t c = 0; c < C; ++c) {
-      auto total = static_cast<std::uint32_t>(int8_lanes::sum(acc[r][c]));
-      for (std::size_t i = whole; i < k; ++i) {
-        total += static_cast<std::uint32_t>(x[c][i] * (w[r][i] + int8_lanes::offset));
-      }
-      out[r + c * out_stride] = static_cast<std::int32_t>(total);
-    }
-  }
-}
-
-}  // namespace detail
-
-MOTE_END_NAMESPACE
-
 // ---- mote/ops/matmul/pair_kernel.hpp
 // Products of packed int8 matrices by ARM's matrix products (i8mm): smmla multiplies two rows by two tokens over eight k.
 // The sums are exact, so they are those of element_kernel.
@@ -6120,99 +6378,7 @@ struct tile_kernel {
 
 MOTE_END_NAMESPACE
 
-// ---- mote/ops/matmul/tile_sum_kernel.hpp
-// Products of packed bf16 by vectors with the bits that matrix tiles give (core/amx.hpp): for a few tokens, where memory is
-// what is waited for, vectors ask more of it than tiles do (Sapphire Rapids, one and four tokens: 1.3 times as fast).
-//
-// Of each 32 elements of k, a tile sums the products of the even ones and of the odd ones, and adds both sums to what it
-// has:
-//
-//   even = Σ w_2i x_2i,    odd = Σ w_2i+1 x_2i+1,    total += even + odd
-//
-// in float32, in this order, each product exact; what is subnormal is zero to it.
-
-MOTE_BEGIN_NAMESPACE
-
-namespace detail {
-
-template <class Arch>
-struct tile_sum_kernel {
-  using floats = batch<float, Arch>;
-  using pairs = batch<std::uint32_t, Arch>;
-  using layout = packed_layout<bf16>;
-
-  static constexpr std::size_t tokens = 4, lanes = floats::size, strips = 2;
-  static constexpr std::size_t look_ahead = 1024;  // bytes from what is multiplied to what is asked of memory
-
-  // As element_kernel::product, without surplus, for at most `tokens` tokens. Two panels side by side: memory gives more to
-  // two streams than to one.
-  static void product(const packed_matrix<bf16>& w, std::size_t first, std::size_t panels, const std::uint8_t* const* x,
-                      std::size_t count, float* out, std::size_t stride) noexcept {
-    const std::size_t quads = layout::quads(w.in_features());
-    for (std::size_t i = 0; i < panels; i += 2) {
-      const std::size_t abreast = std::min<std::size_t>(2, panels - i);
-      for (std::size_t c = 0; c < count; ++c)
-        std::fill_n(out + c * stride + i * packed_rows, abreast * packed_rows, 0.0f);
-      for (std::size_t begin = 0; begin < quads; begin += tile_height) {
-        const std::size_t some = std::min(tile_height, quads - begin);
-        for (std::size_t p = i; p < i + abreast; ++p) {
-          const std::uint8_t* const from = w.panel(first + p) + begin * layout::quad_bytes;
-          for (std::size_t n = 0; n < packed_rows; n += strips * lanes) {
-            step_of(count)(from + n * 4, some, x, begin * 4, out + p * packed_rows + n, stride);
-          }
-        }
-      }
-    }
-  }
-
- private:
-  // The `quads` pairs of k that a tile takes at once, of `strips` vectors of rows and C tokens: adds to out[row + c · stride].
-  template <std::size_t C>
-  static void step(const std::uint8_t* w, std::size_t quads, const std::uint8_t* const* x, std::size_t from, float* out,
-                   std::size_t stride) noexcept {
-    floats sum[2][strips][C];
-    const std::uint8_t* token[C];
-    unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
-      token[c] = x[c] + from;
-      unroll<strips>([&](std::size_t r) __attribute__((always_inline)) { sum[0][r][c] = sum[1][r][c] = floats(0.0f); });
-    });
-    for (std::size_t q = 0; q < quads; ++q, w += layout::quad_bytes) {
-      pairs both[strips];
-      unroll<strips>([&](std::size_t r) __attribute__((always_inline)) {
-        both[r] = pairs::load_unaligned(reinterpret_cast<const std::uint32_t*>(w) + r * lanes);
-        if (r * lanes * 4 % 64 == 0) __builtin_prefetch(w + look_ahead + r * lanes * 4, 0, 3);
-      });
-      unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
-        std::uint32_t pair;
-        std::memcpy(&pair, token[c] + q * 4, sizeof pair);
-        const floats x_even = first_bf16(pairs(pair)), x_odd = second_bf16(pairs(pair));
-        unroll<strips>([&](std::size_t r) __attribute__((always_inline)) {
-          sum[0][r][c] = fused_multiply_add(first_bf16(both[r]), x_even, sum[0][r][c]);
-          sum[1][r][c] = fused_multiply_add(second_bf16(both[r]), x_odd, sum[1][r][c]);
-        });
-      });
-    }
-    unroll<C>([&](std::size_t c) __attribute__((always_inline)) {
-      unroll<strips>([&](std::size_t r) __attribute__((always_inline)) {
-        float* const to = out + c * stride + r * lanes;
-        (floats::load_unaligned(to) + (sum[0][r][c] + sum[1][r][c])).store_unaligned(to);
-      });
-    });
-  }
-  static auto step_of(std::size_t count) {
-    constexpr auto steps = []<std::size_t... I>(std::index_sequence<I...>) {
-      return std::array{&tile_sum_kernel::template step<I + 1>...};
-    }
-    (std::make_index_sequence<tokens>{});
-    return steps[count - 1];
-  }
-};
-
-}  // namespace detail
-
-MOTE_END_NAMESPACE
-
-// ---- mote/ops/matmul/panel.hpp
+// ---- mote/ops/matmul/unit.hpp
 MOTE_BEGIN_NAMESPACE
 
 namespace detail {
@@ -6226,24 +6392,6 @@ inline constexpr std::size_t float_tokens = 24;    // whose accumulators are kep
 inline constexpr std::size_t decoded_depth = 512;  // elements of k that are decoded at a time, of some rows
 inline constexpr std::size_t decoded_tokens =
     std::min<std::size_t>(unit_tokens, 64);  // for which they are decoded once
-
-// Whether packed bf16 is multiplied as such, not as float32.
-template <class Arch>
-inline constexpr bool bf16_products = element_dot<Arch, bf16>::dot_products;
-
-// Whether matrix tiles multiply packed matrices; whether they do those of this form.
-template <class Arch>
-inline constexpr bool uses_tiles = has_tiles_beside<Arch>&& bf16_products<Arch>;
-template <class Arch, class Matrix>
-inline constexpr bool multiplied_by_tiles = false;
-template <class Arch, class T>
-inline constexpr bool multiplied_by_tiles<Arch, packed_matrix<T>> = uses_tiles<Arch>;
-
-// Tokens from which on they do: tiles take as long for a few of their rows as for all.
-template <class Arch, class Matrix>
-inline constexpr std::size_t tile_tokens_min = tile_height / 2;
-template <class Arch>
-inline constexpr std::size_t tile_tokens_min<Arch, packed_matrix<bf16>> = tile_sum_kernel<Arch>::tokens + 1;
 
 // Rows of a unit for so many tokens: a panel's, or what the kernel takes at once. Blocks take two panels, so that an expert's
 // gate and up take turns less often: experts of Q8_0 are 1.05 times as fast on Zen 4. Where tokens come in several units, one
@@ -6264,19 +6412,6 @@ std::size_t unit_rows_for(std::size_t tokens) {
   if (is_packed_blocks<Matrix> && tokens > unit_tokens) return packed_rows;
   return unit_rows<Arch, Matrix>;
 }
-
-// A row of activations, in the forms that the weights at hand multiply: float32, int8 codes with one scale, bf16 or
-// rounded to it, int8 blocks.
-struct activation {
-  const float* values = nullptr;
-  const std::int8_t* codes = nullptr;
-  std::int32_t code_sum = 0;
-  float scale = 1.0f;
-  const bf16* halves = nullptr;
-  const float* rounded = nullptr;
-  const activation_block* blocks = nullptr;
-  const activation_tile* tile = nullptr;  // in which this row is one of sixteen, where tiles may multiply them
-};
 
 // Kernel::tile<r, c> for every r <= Kernel::rows and c <= Kernel::tokens, to be chosen at run time.
 template <class Kernel>
@@ -6647,127 +6782,6 @@ std::size_t units_at_once(const Matrix& w, std::size_t unit, std::size_t units, 
   const std::size_t unit_bytes = bytes(w) / std::max(out_features(w), std::size_t{1}) * unit + 1;
   return std::clamp<std::size_t>((std::size_t{1} << 21) / unit_bytes / (tokens + 1), 1,
                                  std::max(units / (8 * concurrency), std::size_t{1}));
-}
-
-// The forms of activations that matrices read.
-struct activation_forms {
-  bool codes = false, halves = false, blocks = false;
-  bool tiles = false;  // whether matrix tiles may read them
-
-  friend activation_forms operator|(const activation_forms& a, const activation_forms& b) {
-    return {a.codes || b.codes, a.halves || b.halves, a.blocks || b.blocks, a.tiles || b.tiles};
-  }
-};
-
-template <class Matrix>
-inline constexpr activation_forms forms_of{};
-template <>
-inline constexpr activation_forms forms_of<int8_matrix>{.codes = true};
-template <>
-inline constexpr activation_forms forms_of<packed_matrix<std::int8_t>>{.codes = true, .tiles = true};
-template <>
-inline constexpr activation_forms forms_of<packed_matrix<bf16>>{.halves = true, .tiles = true};
-template <integer_format F>
-inline constexpr activation_forms forms_of<view<const F, 2>>{.blocks = true};
-template <integer_format F>
-inline constexpr activation_forms forms_of<packed_matrix<F>>{.blocks = true, .tiles = true};
-
-template <class Matrix>
-activation_forms forms(const Matrix&) {
-  return forms_of<Matrix>;
-}
-template <std::same_as<weight> W>
-activation_forms forms(const W& w) {
-  return std::visit([](const auto& m) { return forms_of<std::remove_cvref_t<decltype(m)>>; }, w);
-}
-
-// Rows i < count of n values at row(i) in the wanted forms, made once for all the units that read them; they live in
-// `scope`, codes, halves and rounded padded with zeros to whole quads.
-template <class Arch, class Backend, class Scope, class Row>
-view<activation, 1> prepare_rows(Backend& be, Scope& scope, const activation_forms& wanted, std::size_t count,
-                                 std::size_t n, Row&& row) {
-  const std::size_t blocks_each = activation_block::count(n), padded = (n + 3) / 4 * 4;
-  const auto rows = scope.template tensor<activation>(count);
-  const auto codes = scope.template tensor<std::int8_t>(wanted.codes ? count : 0, padded);
-  const auto halves = scope.template tensor<bf16>(wanted.halves && bf16_products<Arch> ? count : 0, padded);
-  const auto rounded = scope.template tensor<float>(wanted.halves && !bf16_products<Arch> ? count : 0, padded);
-  const auto blocks = scope.template tensor<activation_block>(wanted.blocks ? count : 0, blocks_each);
-  const bool converts = wanted.codes || wanted.halves || wanted.blocks;
-  be.parallel_for(count, converts ? 1 + 4096 / (n + 1) : 4096, [&](std::size_t begin, std::size_t end) {
-    for (std::size_t i = begin; i < end; ++i) {
-      activation x{.values = row(i)};
-      if (wanted.codes) {
-        x.scale = quantize_activations<Arch>(x.values, n, codes.row(i), x.code_sum);
-        std::fill(codes.row(i) + n, codes.row(i) + padded, std::int8_t{0});
-        x.codes = codes.row(i);
-      }
-      if (wanted.halves && bf16_products<Arch>) {
-        std::transform(x.values, x.values + n, halves.row(i), [](float v) { return bf16(v); });
-        std::fill(halves.row(i) + n, halves.row(i) + padded, bf16(0.0f));
-        x.halves = halves.row(i);
-      } else if (wanted.halves) {
-        std::transform(x.values, x.values + n, rounded.row(i), [](float v) { return static_cast<float>(bf16(v)); });
-        std::fill(rounded.row(i) + n, rounded.row(i) + padded, 0.0f);
-        x.rounded = rounded.row(i);
-      }
-      if (wanted.blocks) {
-        quantize_blocks<Arch>(x.values, n, blocks.row(i));
-        x.blocks = blocks.row(i);
-      }
-      rows(i) = x;
-    }
-  });
-  return rows;
-}
-
-// Lays rows of n values out for matrix tiles, in all wanted forms, where the machine has tiles: run r, the rows [first(r),
-// first(r + 1)), are those that are multiplied together, sixteen at a time.
-template <class Arch, class Backend, class Scope, class First>
-void lay_out_tiles([[maybe_unused]] Backend& be, [[maybe_unused]] Scope& scope,
-                   [[maybe_unused]] const activation_forms& wanted, [[maybe_unused]] std::size_t n,
-                   [[maybe_unused]] const view<activation, 1>& rows, [[maybe_unused]] std::size_t runs,
-                   [[maybe_unused]] First&& first) {
-  if constexpr (uses_tiles<Arch>) {
-    const std::size_t least =
-        wanted.halves ? tile_tokens_min<Arch, packed_matrix<bf16>> : tile_tokens_min<Arch, packed_matrix<std::int8_t>>;
-    std::size_t longest = 0;
-    for (std::size_t r = 0; r < runs; ++r) longest = std::max(longest, first(r + 1) - first(r));
-    if (!wanted.tiles || longest < least || !amx_tiles::available()) return;
-    // Run r's first tile: no two runs of `least` rows share one.
-    const auto first_tile = [&](std::size_t r) { return first(r) / tile_height + std::min(r, first(r) / least); };
-    const std::size_t tiles = first_tile(runs), blocks_each = activation_block::count(n);
-    const std::size_t codes_each = tiled_size(n), halves_each = tiled_size(n * sizeof(bf16));
-    const auto tile = scope.template tensor<activation_tile>(tiles);
-    const auto codes = scope.template tensor<std::uint8_t>(wanted.codes ? tiles : 0, codes_each);
-    const auto halves = scope.template tensor<std::uint8_t>(wanted.halves ? tiles : 0, halves_each);
-    const auto blocks = scope.template tensor<tiled_blocks>(wanted.blocks ? tiles : 0, blocks_each);
-    be.parallel_for(tiles, 1 + 256 / (n + 1), [&](std::size_t begin, std::size_t end) {
-      for (std::size_t i = begin; i < end; ++i) {
-        // The last run that begins at this tile or before.
-        std::size_t r = 0;
-        for (std::size_t more = runs; more > 1;) {
-          const std::size_t half = more / 2;
-          if (first_tile(r + half) <= i) r += half;
-          more -= half;
-        }
-        const std::size_t row = first(r) + (i - first_tile(r)) * tile_height, last = first(r + 1);
-        if (row >= last || last - first(r) < least) continue;
-        const std::size_t some = std::min(tile_height, last - row);
-        tile(i) = {wanted.codes ? codes.row(i) : nullptr, wanted.halves ? halves.row(i) : nullptr,
-                   wanted.blocks ? blocks.row(i) : nullptr};
-        if (wanted.blocks && some < tile_height) std::fill_n(blocks.row(i), blocks_each, tiled_blocks{});
-        for (std::size_t c = 0; c < some; ++c) {
-          activation& x = rows(row + c);
-          if (wanted.codes) put_in_tiles(x.codes, n, c, codes.row(i));
-          if (wanted.halves) put_in_tiles(x.halves, n * sizeof(bf16), c, halves.row(i));
-          x.tile = &tile(i);
-        }
-        for (std::size_t b = 0; b < blocks_each && wanted.blocks; ++b) {
-          for (std::size_t c = 0; c < some; ++c) blocks.row(i)[b].put(rows(row + c).blocks[b], c);
-        }
-      }
-    });
-  }
 }
 
 }  // namespace detail

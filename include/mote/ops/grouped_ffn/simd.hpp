@@ -8,7 +8,7 @@
 #include <span>
 
 #include "../../core/output.hpp"
-#include "../matmul/panel.hpp"
+#include "../matmul/unit.hpp"
 #include "residency.hpp"
 
 MOTE_BEGIN_NAMESPACE

@@ -27,51 +27,6 @@ MOTE_BEGIN_NAMESPACE
 
 namespace detail {
 
-// Whole blocks of quantize_activation_blocks by vectors, so many at once that none waits for the one before, nor reads codes
-// that were only just written; the same bits where d is finite.
-inline constexpr std::size_t blocks_at_once = 16;
-
-template <class Arch>
-void quantize_whole_blocks(const float* x, std::size_t count, activation_block* blocks) noexcept {
-  using dot = int8_dot<Arch>;
-  using floats = typename dot::floats;
-  using ints = batch<std::int32_t, Arch>;
-  constexpr std::size_t lanes = floats::size, size = activation_block::size;
-  float inverse[blocks_at_once];
-  for (std::size_t b = 0; b < count; ++b) {
-    ints magnitudes(0);
-    for (std::size_t i = 0; i < size; i += lanes) {
-      const floats values = floats::load_unaligned(x + b * size + i);
-      magnitudes = xsimd::max(magnitudes, bits_as<std::int32_t>(xsimd::abs(values)));
-    }
-    typename dot::ints all;
-    static_assert(sizeof all == sizeof magnitudes);
-    std::memcpy(&all, &magnitudes, sizeof all);
-    inverse[b] = blocks[b].set_scale(dot::largest(all));
-  }
-  for (std::size_t b = 0; b < count; ++b) {
-    for (std::size_t i = 0; i < size; i += lanes) {
-      dot::store_codes(blocks[b].q + i, floats::load_unaligned(x + b * size + i) * floats(inverse[b]));
-    }
-  }
-  for (std::size_t b = 0; b < count; ++b) {
-    blocks[b].set_sums(sum_of_codes(blocks[b].q), sum_of_codes(blocks[b].q + size / 2));
-  }
-}
-
-template <class Arch>
-void quantize_blocks(const float* x, std::size_t n, activation_block* blocks) noexcept {
-  constexpr std::size_t size = activation_block::size;
-  const std::size_t whole = n / size, rest = n % size;
-  for (std::size_t b = 0; b < whole; b += blocks_at_once) {
-    quantize_whole_blocks<Arch>(x + b * size, std::min(blocks_at_once, whole - b), blocks + b);
-  }
-  if (rest == 0) return;
-  float padded[size] = {};
-  std::copy_n(x + whole * size, rest, padded);
-  quantize_whole_blocks<Arch>(padded, 1, blocks + whole);
-}
-
 constexpr int log2_of(int power) {
   int exponent = 0;
   while (1 << exponent < power) ++exponent;

@@ -5,7 +5,7 @@
 
 #include "../../core/output.hpp"
 #include "../../core/simd.hpp"
-#include "panel.hpp"
+#include "unit.hpp"
 
 MOTE_BEGIN_NAMESPACE
 
