@@ -29,10 +29,18 @@ struct model_config {
   bool attention_bias = false;
   bool tie_word_embeddings = false;
   mote::decoder_config decoder;  // attention sizes, router, epsilon
-  mote::rope_frequencies rope;
+  double rope_theta = 10000.0;
+  std::optional<mote::yarn_scaling> yarn;
+  mote::rope_frequencies rope;  // by both
 
   bool is_moe_layer(std::size_t i) const {
     return n_routed_experts > 0 && i >= first_k_dense_replace && i % moe_layer_freq == 0;
+  }
+  bool has_moe_layers() const {
+    for (std::size_t i = 0; i < num_hidden_layers; ++i) {
+      if (is_moe_layer(i)) return true;
+    }
+    return false;
   }
 };
 
@@ -66,19 +74,17 @@ inline std::optional<mote::yarn_scaling> read_rope_scaling(const mote::json_obje
 
 // Older files: rope_theta and rope_scaling; newer ones: one rope_parameters object.
 inline void read_rope(const mote::json_object& json, model_config& c) {
-  double theta = 10000.0;
-  std::optional<mote::yarn_scaling> yarn;
   if (json.has_value("rope_parameters")) {
     const mote::json_object parameters = json.object("rope_parameters");
-    theta = parameters.float_number_or("rope_theta", theta);
-    yarn = read_rope_scaling(parameters);
+    c.rope_theta = parameters.float_number_or("rope_theta", c.rope_theta);
+    c.yarn = read_rope_scaling(parameters);
   }
-  theta = json.float_number_or("rope_theta", theta);
-  if (json.has_value("rope_scaling")) yarn = read_rope_scaling(json.object("rope_scaling"));
-  if (!(theta > 1.0)) json.fail("rope_theta", "expected a number above 1");
+  c.rope_theta = json.float_number_or("rope_theta", c.rope_theta);
+  if (json.has_value("rope_scaling")) c.yarn = read_rope_scaling(json.object("rope_scaling"));
+  if (!(c.rope_theta > 1.0)) json.fail("rope_theta", "expected a number above 1");
 
   mote::mla_config& a = c.decoder.attention;
-  c.rope = mote::make_rope_frequencies(a.qk_rope_head_dim, theta, yarn);
+  c.rope = mote::make_rope_frequencies(a.qk_rope_head_dim, c.rope_theta, c.yarn);
   a.softmax_scale = c.rope.softmax_multiplier / std::sqrt(static_cast<float>(a.qk_head_dim()));
   if (!std::isfinite(a.softmax_scale) || !std::isfinite(c.rope.attention_factor)) {
     json.fail("mscale", "the scale of attention is not finite");

@@ -13,20 +13,34 @@ namespace lm {
 
 namespace detail {
 
-inline nlohmann::json read_gguf_rope_scaling(const mote::gguf_metadata& m, const std::string& prefix) {
-  const std::string type = m.string_or(prefix + "type", "none");
-  if (type == "none") return nullptr;
-  if (type != "yarn") m.fail(prefix + "type", "expected \"none\" or \"yarn\", got \"" + type + "\"");
+inline nlohmann::json read_gguf_rope_scaling(const mote::gguf_metadata& m, const std::string& p) {
+  const std::string prefix = p + "rope.scaling.", type = m.string_or(prefix + "type", "linear");
   if (m.number_or(prefix + "attn_factor", 1.0) != 1.0) m.fail(prefix + "attn_factor", "is not supported: expected 1");
-  // The file has a tenth of mscale_all_dim, and no mscale: the published models have the same for both.
+  if (type == "none") return nullptr;
+  const std::string factor = m.contains(prefix + "factor") ? prefix + "factor" : p + "rope.scale_linear";
+  if (type == "linear") {
+    const double scale = m.number_or(factor, 1.0);
+    if (scale != 0.0 && scale != 1.0) m.fail(factor, "is not supported but with rope.scaling.type \"yarn\"");
+    return nullptr;
+  }
+  if (type != "yarn") {
+    m.fail(prefix + "type", "expected \"none\", \"linear\" or \"yarn\", got \"" + type + "\"");
+  }
+  nlohmann::json yarn = {{"type", "yarn"},
+                         {"factor", m.number(prefix + "factor")},
+                         {"original_max_position_embeddings", m.number(prefix + "original_context_length")},
+                         {"beta_fast", m.number_or(prefix + "yarn_beta_fast", 32.0)},
+                         {"beta_slow", m.number_or(prefix + "yarn_beta_slow", 1.0)}};
+  // The file has a tenth of mscale_all_dim, and no mscale: the published models have the same for both. Without it llama.cpp
+  // takes 1, and multiplies cos and sin, too.
   const double mscale = m.number_or(prefix + "yarn_log_multiplier", 0.0) * 10.0;
-  return {{"type", "yarn"},
-          {"factor", m.number(prefix + "factor")},
-          {"original_max_position_embeddings", m.number(prefix + "original_context_length")},
-          {"beta_fast", m.number_or(prefix + "yarn_beta_fast", 32.0)},
-          {"beta_slow", m.number_or(prefix + "yarn_beta_slow", 1.0)},
-          {"mscale", mscale},
-          {"mscale_all_dim", mscale}};
+  yarn["mscale"] = yarn["mscale_all_dim"] = mscale == 0.0 ? 1.0 : mscale;
+  if (mscale == 0.0) {
+    mote::yarn_scaling scaling;
+    scaling.factor = m.number(prefix + "factor");
+    yarn["attention_factor"] = scaling.magnitude(1.0);
+  }
+  return yarn;
 }
 
 inline void read_gguf_experts(const mote::gguf_checkpoint& files, const std::string& p, nlohmann::json& config) {
@@ -94,7 +108,7 @@ inline model_config read_gguf_config(const mote::gguf_checkpoint& files) {
       {"max_position_embeddings", integer("context_length", 1)},
       {"rms_norm_eps", m.number(p + "attention.layer_norm_rms_epsilon")},
       {"rope_theta", m.number_or(p + "rope.freq_base", 10000.0)},
-      {"rope_scaling", detail::read_gguf_rope_scaling(m, p + "rope.scaling.")},
+      {"rope_scaling", detail::read_gguf_rope_scaling(m, p)},
       {"tie_word_embeddings", !files.contains("output.weight")}};
   if (const std::size_t rank = m.integer_or(p + "attention.q_lora_rank", 0, 0, largest); rank > 0) {
     config["q_lora_rank"] = rank;

@@ -107,9 +107,10 @@ class packed_int4_grid {
   void fit(std::size_t row, std::size_t column, const float* x) const {
     const mote::range r =
         mote::estimate_range(std::span(x, int4_group), {.method = mote::range_method::mse, .bits = 4});
-    const float wanted = mote::integer_grid(r, 4, true).scale();
-    // A model in bf16 is read with scales in bf16; one that float16 cannot hold, too, would cost exactness there.
-    scale_(row, column / int4_group) = mote::bf16(std::clamp(wanted, 0x1p-14f, 65024.0f));
+    // A model in bf16 is read with scales in bf16; numbers that float16 has, too, keep the matrix one of fast blocks when it is
+    // read. Below 2^-17 those are the multiples of 2^-24.
+    const float wanted = std::clamp(mote::integer_grid(r, 4, true).scale(), 0x1p-24f, 65024.0f);
+    scale_(row, column / int4_group) = mote::bf16(wanted < 0x1p-17f ? static_cast<float>(mote::f16(wanted)) : wanted);
   }
   float round(std::size_t row, std::size_t column, float x) const {
     const auto s = static_cast<float>(scale_(row, column / int4_group));
@@ -237,14 +238,12 @@ struct nvfp4_scale {
   float global = 1.0f;
 };
 
-// The tensor's scale is a power of two, so that bf16 holds every number that is encoded.
 class nvfp4_encoder : public fp4_encoder<16, nvfp4_scale> {
  public:
   bool looks_first() const override { return true; }
   void look(const mote::view<const float, 2>& rows) override {
     for (std::size_t i = 0; i < rows.size(); ++i) amax_ = std::max(amax_, std::fabs(rows.data()[i]));
-    const float least = std::max(amax_ / (448.0f * 6.0f), 0x1p-100f);
-    scales_.global = 1.0f / std::ldexp(1.0f, static_cast<int>(std::ceil(std::log2(least))));
+    scales_.global = 448.0f * 6.0f / std::max(amax_, 0x1p-100f);
   }
   std::vector<std::span<const std::byte>> rest() const override {
     return {bytes_of(scale_), std::as_bytes(std::span(&scales_.global, 1))};

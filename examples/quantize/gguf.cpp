@@ -5,6 +5,8 @@
 #include <filesystem>
 #include <optional>
 
+#include <fmt/core.h>
+
 #include <mote/core/buffer.hpp>
 #include <mote/core/error.hpp>
 #include <mote/io/gguf/writer.hpp>
@@ -220,6 +222,12 @@ class gguf_output : public model_output {
 
 std::uint32_t u32(std::size_t n) { return static_cast<std::uint32_t>(n); }
 
+// Whether some experts cannot be chosen for the group that they are in.
+bool leaves_groups_out(const lm::model_config& c) {
+  const auto& r = c.decoder.router;
+  return r.method != mote::topk_method::greedy && r.topk_group < r.n_group && r.n_group < c.n_routed_experts;
+}
+
 void add_model(const mote::json_file& file, const lm::model_config& c, metadata_entries& to) {
   const mote::json_object json = file.root();
   const auto& a = c.decoder.attention;
@@ -245,32 +253,31 @@ void add_model(const mote::json_file& file, const lm::model_config& c, metadata_
   add("attention.value_length_mla", u32(a.v_head_dim));
   add("rope.dimension_count", u32(a.qk_rope_head_dim));
 
-  const bool nested = json.has_value("rope_parameters");
-  const mote::json_object rope = nested ? json.object("rope_parameters") : json;
-  add("rope.freq_base", static_cast<float>(json.number_or("rope_theta", rope.number_or("rope_theta", 10000.0))));
-  if (nested || json.has_value("rope_scaling")) {
-    const mote::json_object scaling = nested ? rope : json.object("rope_scaling");
-    if (scaling.string_or("rope_type", scaling.string_or("type", "default")) == "yarn") {
-      add("rope.scaling.type", std::string("yarn"));
-      add("rope.scaling.factor", static_cast<float>(scaling.number("factor")));
-      add("rope.scaling.original_context_length",
-          u32(static_cast<std::size_t>(scaling.number("original_max_position_embeddings"))));
-      add("rope.scaling.yarn_beta_fast", static_cast<float>(scaling.number_or("beta_fast", 32.0)));
-      add("rope.scaling.yarn_beta_slow", static_cast<float>(scaling.number_or("beta_slow", 1.0)));
-      // A tenth, for what llama.cpp takes it to be.
-      add("rope.scaling.yarn_log_multiplier", static_cast<float>(0.1 * scaling.number_or("mscale_all_dim", 0.0)));
-      if (scaling.number_or("mscale", 0.0) != scaling.number_or("mscale_all_dim", 0.0)) {
-        scaling.fail("mscale", "GGUF's deepseek2 holds models whose mscale is their mscale_all_dim only");
-      }
+  add("rope.freq_base", static_cast<float>(c.rope_theta));
+  if (c.yarn) {
+    const mote::yarn_scaling& yarn = *c.yarn;
+    // The file has one number for mscale and mscale_all_dim, and neither attention_factor nor truncate.
+    const std::string field = json.has_value("rope_scaling") ? "rope_scaling" : "rope_parameters";
+    if (yarn.factor > 1.0 && (c.rope.attention_factor != 1.0f || yarn.mscale_all_dim == 0.0)) {
+      json.fail(field, "GGUF's deepseek2 holds models whose mscale is their mscale_all_dim, which is not 0, only");
     }
+    if (!yarn.truncate) json.fail(field, "GGUF's deepseek2 holds models that truncate only");
+    add("rope.scaling.type", std::string("yarn"));
+    add("rope.scaling.factor", static_cast<float>(yarn.factor));
+    add("rope.scaling.original_context_length", u32(static_cast<std::size_t>(yarn.original_max_position_embeddings)));
+    add("rope.scaling.yarn_beta_fast", static_cast<float>(yarn.beta_fast));
+    add("rope.scaling.yarn_beta_slow", static_cast<float>(yarn.beta_slow));
+    // A tenth, for what llama.cpp takes it to be.
+    add("rope.scaling.yarn_log_multiplier", static_cast<float>(0.1 * yarn.mscale_all_dim));
   }
 
-  add("leading_dense_block_count", u32(c.n_routed_experts > 0 ? c.first_k_dense_replace : c.num_hidden_layers));
-  add("expert_count", u32(c.n_routed_experts));
-  add("expert_used_count", u32(c.n_routed_experts > 0 ? r.num_experts_per_tok : 0));
+  const bool moe = c.has_moe_layers();
+  add("leading_dense_block_count", u32(moe ? c.first_k_dense_replace : c.num_hidden_layers));
+  add("expert_count", u32(moe ? c.n_routed_experts : 0));
+  add("expert_used_count", u32(moe ? r.num_experts_per_tok : 0));
   add("expert_shared_count", u32(c.n_shared_experts));
   add("expert_feed_forward_length", u32(c.moe_intermediate_size));
-  if (c.n_routed_experts == 0) return;
+  if (!moe) return;
   if (c.moe_layer_freq != 1) json.fail("moe_layer_freq", "GGUF's deepseek2 holds models with 1 only");
   // Published models neither scale normalised weights without a bias, nor normalise a single one (ops/route).
   const bool biased = r.method == mote::topk_method::noaux_tc;
@@ -278,7 +285,7 @@ void add_model(const mote::json_file& file, const lm::model_config& c, metadata_
   add("expert_weights_scale", normalised && !biased ? 1.0f : r.routed_scaling_factor);
   add("expert_weights_norm", normalised);
   add("expert_gating_func", std::uint32_t{r.scoring == mote::scoring_func::softmax ? 1u : 2u});
-  if (r.method != mote::topk_method::greedy) {
+  if (leaves_groups_out(c)) {
     add("expert_group_count", u32(r.n_group));
     add("expert_group_used_count", u32(r.topk_group));
   }
@@ -296,6 +303,24 @@ metadata_entries gguf_entries(const mote::json_file& config_file, const lm::mode
   add_model(config_file, config, entries);
   add_gguf_tokenizer(model, config.vocab_size, entries);
   return entries;
+}
+
+std::vector<std::string> llama_cpp_differences(const lm::model_config& c) {
+  std::vector<std::string> found;
+  if (c.yarn && (c.yarn->beta_fast != 32.0 || c.yarn->beta_slow != 1.0)) {
+    found.push_back(
+        fmt::format("takes beta_fast = 32 and beta_slow = 1 unless told --yarn-beta-fast {} --yarn-beta-slow {}",
+                    c.yarn->beta_fast, c.yarn->beta_slow));
+  }
+  if (c.decoder.rms_norm_eps > 1e-5f) {
+    found.push_back("adds rms_norm_eps in q_a_layernorm and kv_a_layernorm, too, where the model adds 1e-6");
+  }
+  if (!c.has_moe_layers()) return found;
+  if (c.n_shared_experts == 0) found.push_back("refuses models without shared experts");
+  if (c.decoder.router.method == mote::topk_method::group_limited_greedy && leaves_groups_out(c)) {
+    found.push_back("chooses groups by their best two experts, where the model takes the best one");
+  }
+  return found;
 }
 
 std::unique_ptr<model_output> make_gguf_output(const std::string& directory, metadata_entries entries) {

@@ -27,6 +27,9 @@ std::vector<output_tensor> plan_gguf(const model_source& source, const lm::model
 metadata_entries gguf_entries(const mote::json_file& config_file, const lm::model_config& config,
                               const std::string& model);
 
+// What llama.cpp does otherwise than the model with a file of it, a phrase each.
+std::vector<std::string> llama_cpp_differences(const lm::model_config& config);
+
 // Adds the tokenizer of tokenizer.json in `model` and its chat template, or, where there is none, that there is none.
 void add_gguf_tokenizer(const std::string& model, std::size_t vocab_size, metadata_entries& entries);
 

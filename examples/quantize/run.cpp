@@ -132,10 +132,15 @@ void run(const options& o) {
   const planner planning(o, tensors);
   const model_plan decided = planning.plan(be, text);
   const auto& plan = decided.layers;
+  const auto print_notes = [&] {
+    if (text) print_calibration(o, *text, channels);
+    if (!gguf) return;
+    for (const std::string& difference : llama_cpp_differences(sizes)) fmt::print("note: llama.cpp {}\n", difference);
+  };
   if (o.dry_run) {
     print_table(planning.order(), plan, o.by == sensitivity::error ? "error" : "added loss", decided.sensitivity,
                 planning.fixed_bytes());
-    if (text) print_calibration(o, *text, channels);
+    print_notes();
     return;
   }
   const auto precision_of = [&](const output_tensor& t) {
@@ -187,7 +192,7 @@ void run(const options& o) {
   std::map<std::string, double> relative;
   for (const auto& [layer, e] : errors) relative[layer] = std::sqrt(e.mean());
   print_table(planning.order(), plan, "error", relative, planning.fixed_bytes());
-  if (text) print_calibration(o, *text, channels);
+  print_notes();
   progress.remove();
   std::error_code problem;
   fs::rename(partial, output, problem);

@@ -234,12 +234,12 @@ TEST_CASE("gguf model: routers, yarn and queries of the published kinds") {
   for (const char* name : {"deepseek_v2_lite", "deepseek_v2_group", "deepseek_v3"}) {
     CAPTURE(name);
     // GGUF has one number for yarn's mscale and mscale_all_dim.
-    std::string config = test::read_bytes(test::golden_model(name) + "/config.json");
-    if (const std::size_t other = config.find("\"mscale_all_dim\": 0.707"); other != std::string::npos) {
-      const std::size_t at = config.find("\"mscale\": ");
-      config.replace(at, config.find(',', at) - at, "\"mscale\": 0.707");
+    auto config = nlohmann::json::parse(test::read_bytes(test::golden_model(name) + "/config.json"));
+    if (config.contains("rope_scaling") && config["rope_scaling"].is_object()) {
+      nlohmann::json& scaling = config["rope_scaling"];
+      scaling["mscale"] = scaling["mscale_all_dim"] = scaling.value("mscale_all_dim", 1.0);
     }
-    directory.write("config.json", config);
+    directory.write("config.json", config.dump());
     directory.write("model.safetensors", test::read_bytes(test::golden_model(name) + "/model.safetensors"));
     write_gguf(directory.path(), path, {});
     check_close(logits_of(path), logits_of(directory.path()), 1e-5f);
@@ -318,6 +318,8 @@ TEST_CASE("gguf model: text, whichever part of a split model is named") {
 TEST_CASE("gguf model: bad files are refused by key or tensor") {
   const test::temporary_directory directory;
   const std::string path = directory.path() + "/x.gguf", source = test::golden_model("deepseek_v2_lite");
+  const lm::model_config config = lm::read_config(source);
+  const std::string experts = "blk." + std::to_string(config.first_k_dense_replace) + ".ffn_up_exps.";
   const auto refuses = [&](const std::function<void(metadata&, sources&)>& spoil, const std::string& what) {
     CAPTURE(what);
     write_gguf(source, path, {.spoil = spoil});
@@ -333,10 +335,27 @@ TEST_CASE("gguf model: bad files are refused by key or tensor") {
   refuses(key("embedding_length", std::string("wide")), "deepseek2.embedding_length");
   refuses(key("nextn_predict_layers", u32(1000)), "deepseek2.nextn_predict_layers");
   refuses(key("attention.key_length_mla", u32(1)), "deepseek2.attention.key_length_mla");
-  refuses(key("attention.head_count", u32(3)), "attn_q.weight");
+  refuses(key("attention.head_count", u32(config.decoder.attention.num_attention_heads + 1)), "attn_q.weight");
   refuses(key("rope.dimension_count", u32(3)), "qk_rope_head_dim");
-  refuses(key("rope.scaling.type", std::string("linear")), "deepseek2.rope.scaling.type");
-  refuses(key("rope.scaling.attn_factor", 2.0f), "deepseek2.rope.scaling.attn_factor");
+  refuses(key("rope.scaling.type", std::string("longrope")), "deepseek2.rope.scaling.type");
+  for (const char* type : {"none", "linear", "yarn", ""}) {
+    refuses(
+        [&](metadata& m, sources&) {
+          m["deepseek2.rope.scaling.type"] = std::string(type);
+          if (*type == '\0') m.erase("deepseek2.rope.scaling.type");
+          m["deepseek2.rope.scaling.attn_factor"] = 2.0f;
+        },
+        "deepseek2.rope.scaling.attn_factor");
+  }
+  for (const char* factor : {"deepseek2.rope.scaling.factor", "deepseek2.rope.scale_linear"}) {
+    refuses(
+        [&](metadata& m, sources&) {
+          m.erase("deepseek2.rope.scaling.type");
+          m.erase("deepseek2.rope.scaling.factor");
+          m[factor] = 4.0f;
+        },
+        factor);
+  }
   refuses(key("expert_gating_func", u32(3)), "deepseek2.expert_gating_func");
   refuses(key("expert_used_count", u32(0)), "deepseek2.expert_used_count");
   refuses(key("expert_count", u32(1u << 20)), "deepseek2.expert_count");
@@ -350,18 +369,15 @@ TEST_CASE("gguf model: bad files are refused by key or tensor") {
       "deepseek2.expert_weights_scale");
   refuses([](metadata&, sources& t) { t.erase("blk.0.attn_kv_a_norm.weight"); },
           "tensor blk.0.attn_kv_a_norm.weight: missing");
-  refuses([](metadata&, sources& t) { t.erase("blk.1.ffn_up_exps.weight"); },
-          "tensor blk.1.ffn_up_exps.weight: missing");
+  refuses([&](metadata&, sources& t) { t.erase(experts + "weight"); }, "tensor " + experts + "weight: missing");
   refuses(
-      [](metadata&, sources& t) {
-        std::swap(t.at("blk.1.ffn_up_exps.weight").shape[1], t.at("blk.1.ffn_up_exps.weight").shape[2]);
-      },
-      "tensor blk.1.ffn_up_exps.weight: expected shape");
+      [&](metadata&, sources& t) { std::swap(t.at(experts + "weight").shape[1], t.at(experts + "weight").shape[2]); },
+      "tensor " + experts + "weight: expected shape");
   refuses(
-      [](metadata&, sources& t) {
-        t["blk.1.ffn_up_exps.scale"] = {{1}, {0.5f}};
+      [&](metadata&, sources& t) {
+        t[experts + "scale"] = {{1}, {0.5f}};
       },
-      "tensor blk.1.ffn_up_exps.scale: expected shape");
+      "tensor " + experts + "scale: expected shape");
   refuses(
       [](metadata&, sources& t) {
         t["blk.0.attn_output.scale"] = {{1}, {std::nanf("")}};

@@ -79,7 +79,8 @@ void pack_nvfp4(tensors& all, const std::string& name, std::size_t rows, std::si
 // The multi-token-prediction module of a model, with an embedding and a head of its own: its matrices packed in `packed`, the
 // same numbers as float32 in `plain`.
 void write_models(pack how, const std::string& packed, const std::string& plain) {
-  const std::string source = test::golden_model("deepseek_v3_mtp"), module = "model.layers.3.";
+  const std::string source = test::golden_model("deepseek_v3_mtp");
+  const std::string module = "model.layers." + std::to_string(lm::read_config(source).num_hidden_layers) + ".";
   tensors all = read_tensors(source);
   all[module + "embed_tokens.weight"] = all.at("model.embed_tokens.weight");
   all[module + "shared_head.head.weight"] = all.at("lm_head.weight");

@@ -55,16 +55,27 @@ TEST_CASE("mxfp4: the safetensors layout, both ways, and the MX rounding") {
 TEST_CASE("nvfp4: the safetensors layout with a scale of the tensor, both ways") {
   const test::golden golden("block_formats");
   const auto x = golden.floats("x");
-  const std::size_t rows = golden.extent("x", 0), columns = golden.extent("x", 1), blocks = columns / 64;
-  const auto bytes = golden.unsigned_bytes("nvfp4.bytes"), scale_bits = golden.unsigned_bytes("nvfp4.scales");
-  const auto scales = scales_of<mote::f8_e4m3>(scale_bits);
-  const float g = mote::nvfp4_tensor_scale({x.data(), rows, columns});
+  const std::size_t rows = golden.extent("x", 0), blocks = golden.extent("x", 1) / 64, columns = 64 * blocks;
+  const float g = mote::nvfp4_tensor_scale({x.data(), rows, golden.extent("x", 1)});
   CHECK(g == golden.floats("nvfp4.global_scale")[0]);
+  // What whole blocks hold of each row.
+  const auto used = [&](const auto& all, std::size_t each) {
+    std::remove_cvref_t<decltype(all)> part;
+    for (std::size_t r = 0; r < rows; ++r) {
+      const auto row = all.begin() + static_cast<std::ptrdiff_t>(r * (all.size() / rows));
+      part.insert(part.end(), row, row + static_cast<std::ptrdiff_t>(each));
+    }
+    return part;
+  };
+  const auto values = used(x, columns);
+  const auto bytes = used(golden.unsigned_bytes("nvfp4.bytes"), columns / 2);
+  const auto scale_bits = used(golden.unsigned_bytes("nvfp4.scales"), columns / 16);
+  const auto scales = scales_of<mote::f8_e4m3>(scale_bits);
   std::vector<mote::nvfp4> loaded(rows * blocks), encoded;
   mote::load_nvfp4({bytes.data(), rows, columns / 2}, {scales.data(), rows, 4 * blocks}, {loaded.data(), rows, blocks});
-  test::check_close(decode_blocks(loaded, g), golden.floats("nvfp4.dequantized"), 0.0f, 1e-6f);
+  test::check_close(decode_blocks(loaded, g), used(golden.floats("nvfp4.dequantized"), columns), 0.0f, 1e-6f);
 
-  for (std::size_t b = 0; b < rows * blocks; ++b) encoded.push_back(mote::encode_nvfp4(x.data() + 64 * b, g));
+  for (std::size_t b = 0; b < rows * blocks; ++b) encoded.push_back(mote::encode_nvfp4(values.data() + 64 * b, g));
   std::vector<std::uint8_t> stored(bytes.size());
   std::vector<mote::f8_e4m3> stored_scales(scales.size());
   mote::store_nvfp4({encoded.data(), rows, blocks}, {stored.data(), rows, columns / 2},

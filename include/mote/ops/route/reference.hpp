@@ -48,10 +48,14 @@ inline void route_impl(reference& be, const router_config& config, view<const fl
 
   for (std::size_t t = 0; t < logits.extent(0); ++t) {
     if (config.scoring == scoring_func::softmax) {
-      float maximum = -INFINITY, total = 0.0f;
+      float maximum = -INFINITY;
+      double total = 0.0;
       for (std::size_t e = 0; e < experts; ++e) maximum = std::fmax(maximum, logits(t, e));
-      for (std::size_t e = 0; e < experts; ++e) total += score(e) = std::exp(logits(t, e) - maximum);
-      for (std::size_t e = 0; e < experts; ++e) score(e) /= total;
+      for (std::size_t e = 0; e < experts; ++e) {
+        score(e) = std::exp(logits(t, e) - maximum);
+        total += static_cast<double>(score(e));
+      }
+      for (std::size_t e = 0; e < experts; ++e) score(e) = static_cast<float>(static_cast<double>(score(e)) / total);
     } else {
       for (std::size_t e = 0; e < experts; ++e) score(e) = 1.0f / (1.0f + std::exp(-logits(t, e)));
     }
