@@ -27,6 +27,7 @@ class backend_engine final : public engine {
         pending_(config_.hidden_size) {
     mote::check(!speculative_ || model_.has_mtp(), "speculative",
                 "the checkpoint has no multi-token-prediction module");
+    mote::check(!speculative_ || o.chunk > 1, "chunk", "expected at least 2, a token and its draft, with speculative");
     if (o.memory_limit > 0) {
       mote::check(weights_.packed.has_value(), "memory_limit", "needs packed_cache: the experts stay in that file");
       experts_ = limit_memory(backend_, config_, weights_, speculative_, step(), o.memory_limit, o.expert_profile);

@@ -57,10 +57,14 @@ inline void read_gguf_experts(const mote::gguf_checkpoint& files, const std::str
   if (normalised && !biased && scale != 1.0) {
     m.fail(p + "expert_weights_scale", "expected 1 for normalised weights without exp_probs_b");
   }
+  const std::size_t used = m.integer(p + "expert_used_count", 1, experts);
+  if (normalised && !biased && used == 1) {
+    m.fail(p + "expert_weights_norm", "expected false where one expert is used and there is no exp_probs_b");
+  }
   config["n_routed_experts"] = experts;
   config["first_k_dense_replace"] = dense;
   config["n_shared_experts"] = m.integer_or(p + "expert_shared_count", 0, 0, most);
-  config["num_experts_per_tok"] = m.integer(p + "expert_used_count", 1, experts);
+  config["num_experts_per_tok"] = used;
   config["moe_intermediate_size"] = m.integer(p + "expert_feed_forward_length", 1, std::size_t{1} << 24);
   config["scoring_func"] = gating == 2 ? "sigmoid" : "softmax";
   config["topk_method"] = biased ? "noaux_tc" : groups > 1 ? "group_limited_greedy" : "greedy";

@@ -29,12 +29,15 @@ using expert_uses = std::vector<std::vector<std::uint64_t>>;
 inline expert_uses read_expert_profile(const std::string& path) {
   const mote::json_file file(path);
   const mote::json_object root = file.root();
+  constexpr std::uint64_t most = std::uint64_t{1} << 53;
   expert_uses uses;
   for (const nlohmann::json& layer : root.array("expert_uses")) {
     auto& row = uses.emplace_back();
     if (!layer.is_array()) root.fail("expert_uses", "expected arrays of whole numbers");
     for (const nlohmann::json& n : layer) {
-      if (!n.is_number_unsigned()) root.fail("expert_uses", "expected arrays of whole numbers");
+      if (!n.is_number_unsigned() || n.get<std::uint64_t>() > most) {
+        root.fail("expert_uses", "expected arrays of whole numbers up to 2^53");
+      }
       row.push_back(n.get<std::uint64_t>());
     }
   }

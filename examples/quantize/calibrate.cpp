@@ -322,7 +322,6 @@ class calibration::run {
     embed(model_.files().contains(p + "embed_tokens.weight") ? p + "embed_tokens" : "model.embed_tokens", 1, next);
     const auto enorm = read.vector(p + "enorm.weight", hidden), hnorm = read.vector(p + "hnorm.weight", hidden);
     const auto eh_proj = read.matrix(p + "eh_proj", hidden, 2 * hidden);
-    if (record) be_.watch(eh_proj.data(), p + "eh_proj", 2 * hidden);
     for_each_window([&](std::size_t begin, std::size_t count) {
       auto scratch = be_.scope();
       const auto both = scratch.tensor<float>(count, 2 * hidden);
@@ -330,7 +329,6 @@ class calibration::run {
       mote::rms_norm(be_.plain(), x.slice(0, begin, count), hnorm, eps, both.slice(1, hidden, hidden));
       mote::matmul(be_, both, mote::weight(eh_proj), x.slice(0, begin, count));
     });
-    be_.unwatch();
   }
 
   // x [tokens, hidden] becomes the layer's output; `normed` and `routes` what entered its experts.

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include <mote/core/error.hpp>
+#include <mote/io/mapped_file.hpp>
 #include <mote/io/part_file.hpp>
 #include <nlohmann/json.hpp>
 
@@ -50,38 +51,41 @@ ordered_json scheme(std::string_view precision) {
   return group;
 }
 
-// A layer's name, or a regular expression for the experts that it stands for, as the package compressed-tensors reads it.
-std::string target(const std::string& layer) {
-  if (layer.find(".experts.*.") == std::string::npos) return layer;
+// A module's name, or a regular expression for the experts that it stands for, as the package compressed-tensors reads it.
+std::string pattern_of(const std::string& target) {
+  if (target.find(".experts.*.") == std::string::npos) return target;
   std::string pattern;
-  for (const char c : layer) pattern += c == '.' ? "\\." : c == '*' ? "\\d+" : std::string(1, c);
+  for (const char c : target) pattern += c == '.' ? "\\." : c == '*' ? "\\d+" : std::string(1, c);
   return "re:" + pattern + "$";
 }
 
+// `kept` are linear layers, by name, that keep their numbers beside those of `not_converted`.
 ordered_json quantization_config(const std::map<std::string, std::set<std::string>>& layers,
-                                 const std::vector<const output_tensor*>& not_converted) {
+                                 const std::vector<const output_tensor*>& not_converted,
+                                 const std::vector<std::string>& kept) {
   if (layers.count("fp8") != 0) {
     ordered_json q = {
         {"quant_method", "fp8"}, {"fmt", "e4m3"}, {"activation_scheme", "dynamic"}, {"weight_block_size", {128, 128}}};
     // Names alone: who reads this knows no patterns.
     ordered_json names = ordered_json::array({"lm_head"});
+    for (const std::string& name : kept) names.push_back(name);
     for (const output_tensor* t : not_converted) names.push_back(t->name);
-    if (!not_converted.empty()) q["modules_to_not_convert"] = std::move(names);
+    if (names.size() > 1) q["modules_to_not_convert"] = std::move(names);
     return q;
   }
   ordered_json ignore = ordered_json::array({"lm_head", "re:.*mlp\\.gate$"});
-  std::set<std::string> kept;
-  for (const output_tensor* t : not_converted) kept.insert(target(t->layer));
-  for (const std::string& name : kept) ignore.push_back(name);
+  std::set<std::string> names(kept.begin(), kept.end());
+  for (const output_tensor* t : not_converted) names.insert(pattern_of(t->target));
+  for (const std::string& name : names) ignore.push_back(name);
   ordered_json q = {{"quant_method", "compressed-tensors"}, {"quantization_status", "compressed"}};
   ordered_json groups = ordered_json::object();
-  for (const auto& [precision, names] : layers) {
+  for (const auto& [precision, targets] : layers) {
     ordered_json group = scheme(precision);
     group["targets"] = ordered_json::array();
     if (layers.size() == 1) {
       group["targets"].push_back("Linear");
     } else {
-      for (const std::string& name : names) group["targets"].push_back(name);
+      for (const std::string& name : targets) group["targets"].push_back(name);
     }
     q["format"] = layers.size() == 1 ? group["format"] : ordered_json("mixed-precision");
     groups["group_" + std::to_string(groups.size())] = std::move(group);
@@ -98,32 +102,40 @@ void write_config(const mote::json_file& config, const std::vector<output_tensor
                   const std::string& directory) {
   std::map<std::string, std::set<std::string>> layers;
   std::vector<const output_tensor*> not_converted;
+  std::vector<std::string> kept;
   for (const output_tensor& t : tensors) {
-    if (!t.is_matrix()) continue;
+    if (!t.is_matrix()) {
+      // Of the multi-token-prediction module.
+      for (const std::string_view module : {".eh_proj", ".shared_head.head"}) {
+        if (t.name.ends_with(std::string(module) + ".weight")) kept.push_back(t.name.substr(0, t.name.rfind('.')));
+      }
+      continue;
+    }
     const std::string precision(precision_of(t));
     if (precision == "bf16") {
       not_converted.push_back(&t);
     } else {
-      layers[precision].insert(target(t.layer));
+      layers[precision].insert(pattern_of(t.target));
     }
   }
   ordered_json result = ordered_json::parse(config.value().dump());
   result.erase("quantization_config");
-  if (!layers.empty()) result["quantization_config"] = quantization_config(layers, not_converted);
+  if (!layers.empty()) result["quantization_config"] = quantization_config(layers, not_converted, kept);
   std::ofstream file(directory + "/config.json");
   file << result.dump(2) << '\n';
   if (!file.flush()) mote::raise_unwritable(directory + "/config.json");
 }
 
 void copy_tokenizer(const std::string& model, const std::string& directory) {
-  namespace fs = std::filesystem;
   for (const char* name : {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
                            "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json"}) {
-    const fs::path from = fs::path(model) / name;
-    std::error_code problem;
-    if (!fs::is_regular_file(from, problem)) continue;
-    fs::copy_file(from, fs::path(directory) / name, fs::copy_options::overwrite_existing, problem);
-    if (problem) mote::raise<mote::format_error>(from.string() + ": cannot be copied: " + problem.message());
+    const std::string from = model + "/" + name, to = directory + "/" + name;
+    std::error_code none;
+    if (!std::filesystem::is_regular_file(from, none)) continue;
+    const mote::mapped_file file(from);
+    std::ofstream copy(to, std::ios::binary);
+    copy.write(reinterpret_cast<const char*>(file.bytes().data()), static_cast<std::streamsize>(file.bytes().size()));
+    if (!copy.flush()) mote::raise_unwritable(to);
   }
 }
 

@@ -12,9 +12,20 @@ namespace quantize {
 namespace {
 
 // All experts of a layer go together.
-std::string layer_of(const std::string& name) {
+std::string target_of(const std::string& name) {
   static const std::regex expert("\\.experts\\.[0-9]+\\.");
   return std::regex_replace(name, expert, ".experts.*.");
+}
+
+// So does what other programs multiply at once: experts' three matrices, gate and up, and what reads the hidden state in
+// front of the latents.
+std::string layer_of(const std::string& target) {
+  const std::size_t dot = target.rfind('.') + 1;
+  const std::string before = target.substr(0, dot), module = target.substr(dot);
+  if (before.ends_with(".experts.*.")) return before.substr(0, dot - 1);
+  if (module == "gate_proj" || module == "up_proj") return before + "gate_proj+up_proj";
+  if (module == "q_a_proj" || module == "kv_a_proj_with_mqa") return before + "q_a_proj+kv_a_proj_with_mqa";
+  return target;
 }
 
 }  // namespace
@@ -30,7 +41,8 @@ std::optional<std::size_t> decoder_layer(const std::string& name) {
 }
 
 bool is_linear_layer(const std::string& tensor) {
-  return tensor.ends_with("_proj.weight") || tensor.ends_with("_proj_with_mqa.weight");
+  return (tensor.ends_with("_proj.weight") && !tensor.ends_with(".eh_proj.weight")) ||
+         tensor.ends_with("_proj_with_mqa.weight");
 }
 
 std::vector<output_tensor> plan_safetensors(const model_source& source) {
@@ -47,7 +59,8 @@ std::vector<output_tensor> plan_safetensors(const model_source& source) {
     if (is_linear_layer(t.name)) {
       if (t.shape.size() != 2 || t.size() == 0) t.fail("expected a matrix");
       out.name = t.name.substr(0, t.name.size() - std::string(".weight").size());
-      out.layer = layer_of(out.name);
+      out.target = target_of(out.name);
+      out.layer = layer_of(out.target);
       out.modules = {out.name};
       const auto matrix = std::make_shared<model_source::matrix>(source, out.name, t.shape[0], t.shape[1]);
       out.read = [matrix](std::size_t begin, const mote::view<float, 2>& rows) { matrix->read(begin, rows); };

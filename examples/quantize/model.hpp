@@ -20,8 +20,9 @@ std::optional<std::size_t> decoder_layer(const std::string& name);
 
 // A tensor of the output: the matrix or matrices of a layer, or something that is not quantized.
 struct output_tensor {
-  std::string name;   // in the output; of a safetensors matrix without ".weight"
-  std::string layer;  // tensors of one layer have one precision: what the table calls it; "" where not quantized
+  std::string name;    // in the output; of a safetensors matrix without ".weight"
+  std::string layer;   // tensors of one layer have one precision: what the table calls it; "" where not quantized
+  std::string target;  // of a safetensors matrix: the name of its module, the same for all experts of a layer
   std::vector<std::size_t> shape;  // [..., rows, columns]
 
   // Of a matrix: rows [begin, begin + rows.extent(0)) of all its matrices.
@@ -45,8 +46,8 @@ struct output_tensor {
   }
 };
 
-// Whether the tensor is the weight of a linear layer that is quantized. Norms, biases, routers, embeddings and the head
-// are not.
+// Whether the tensor is the weight of a linear layer that is quantized. Norms, biases, routers, embeddings, the head and
+// eh_proj, which published models keep, are not.
 bool is_linear_layer(const std::string& tensor);
 
 // The tensors of a safetensors checkpoint with the same tensors, in the order of the decoder layers. `source` must outlive

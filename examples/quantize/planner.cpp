@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <numeric>
 
 #include <fmt/core.h>
 
@@ -140,7 +141,9 @@ mote::assignment planner::assign(const std::vector<std::vector<mote::layer_optio
 std::vector<std::string_view> planner::choices_of(const layer& l) const {
   const std::string_view least = l.tensors[0]->least;
   if (!least.empty() && info(o_.kind, least).bits > info(o_.kind, o_.precision).bits) return {least};
-  return precision_ladder(o_, l.tensors[0]->columns());
+  std::size_t columns = 0;
+  for (const output_tensor* t : l.tensors) columns = std::gcd(columns, t->columns());
+  return precision_ladder(o_, columns);
 }
 
 layer_plan planner::planned(const std::string& name, std::size_t choice) const {

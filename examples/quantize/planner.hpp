@@ -22,7 +22,8 @@ std::vector<stored_tensor> stored(container kind, const output_tensor& t, std::s
 // Their bytes.
 std::size_t bytes_of(container kind, const output_tensor& t, std::string_view precision);
 
-// What a layer of so many columns may become: the wanted precision where it divides them, then what has more bits.
+// What a layer whose columns are multiples of `columns` may become: the wanted precision where it divides them, then what
+// has more bits.
 std::vector<std::string_view> precision_ladder(const options& o, std::size_t columns);
 
 struct layer_plan {
@@ -53,7 +54,7 @@ class planner {
 
  private:
   struct layer {
-    std::vector<const output_tensor*> tensors;  // of the same columns
+    std::vector<const output_tensor*> tensors;
   };
 
   std::vector<std::string_view> choices_of(const layer& l) const;

@@ -107,6 +107,7 @@ void run(const options& o) {
   const bool gguf = o.kind == container::gguf;
   lm::model_config sizes;
   if (gguf || !o.calibration.empty()) sizes = lm::parse_config(entries);
+  if (gguf) sizes.num_nextn_predict_layers = 0;  // that module is left out
   model_source values(files, !gguf);
   const std::vector<output_tensor> tensors = gguf ? plan_gguf(values, sizes) : plan_safetensors(values);
   const auto is_matrix = [](const output_tensor& t) { return t.is_matrix(); };

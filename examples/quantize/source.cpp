@@ -99,9 +99,10 @@ std::uint64_t channel_scales::fingerprint() const {
   return hash;
 }
 
-void model_source::finish(const mote::tensor_ref& t, std::size_t begin, const mote::view<float, 2>& rows) const {
-  scales_.apply(t.name, begin, rows);
-  const bool rounds = types_stay_ && scales_.change(t.name) && !is_linear_layer(t.name);
+void model_source::finish(const mote::tensor_ref& t, const std::string& name, std::size_t begin,
+                          const mote::view<float, 2>& rows) const {
+  scales_.apply(name, begin, rows);
+  const bool rounds = types_stay_ && scales_.change(name) && !is_linear_layer(name);
   for (std::size_t r = 0; r < rows.extent(0); ++r) {
     for (std::size_t c = 0; c < rows.extent(1); ++c) {
       if (rounds) rows(r, c) = rounded_to(t.dtype, rows(r, c));
@@ -112,14 +113,14 @@ void model_source::finish(const mote::tensor_ref& t, std::size_t begin, const mo
 
 void model_source::matrix::read(std::size_t begin, const mote::view<float, 2>& rows) const {
   stored_.read(begin, rows);
-  source_.finish(stored_.weight(), begin, rows);
+  source_.finish(stored_.weight(), name_, begin, rows);
   source_.used(stored_.weight().bytes.size() / std::max(stored_.out_features(), std::size_t{1}) * rows.extent(0));
 }
 
 mote::buffer<float> model_source::floats(const mote::tensor_ref& t) const {
   mote::buffer<float> values = mote::read_float(t);
   const std::size_t rows = t.shape.empty() ? 1 : t.shape[0];
-  if (t.size() > 0) finish(t, 0, values.as(rows, t.size() / rows));
+  if (t.size() > 0) finish(t, t.name, 0, values.as(rows, t.size() / rows));
   used(t.bytes.size());
   return values;
 }

@@ -67,7 +67,7 @@ class model_source {
   class matrix {
    public:
     matrix(const model_source& source, const std::string& name, std::size_t out, std::size_t in)
-        : source_(source), stored_(source.files(), name, out, in) {}
+        : source_(source), name_(name + ".weight"), stored_(source.files(), name, out, in) {}
 
     std::size_t out_features() const { return stored_.out_features(); }
 
@@ -76,6 +76,7 @@ class model_source {
 
    private:
     const model_source& source_;
+    std::string name_;
     mote::matrix_ref stored_;
   };
 
@@ -83,7 +84,9 @@ class model_source {
   mote::buffer<float> floats(const mote::tensor_ref& t) const;
 
  private:
-  void finish(const mote::tensor_ref& t, std::size_t begin, const mote::view<float, 2>& rows) const;
+  // `name` is that of scales, which packed tensors do not have themselves.
+  void finish(const mote::tensor_ref& t, const std::string& name, std::size_t begin,
+              const mote::view<float, 2>& rows) const;
 
   const mote::checkpoint& files_;
   channel_scales scales_;
