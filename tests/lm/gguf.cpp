@@ -1,5 +1,6 @@
 // GGUF files against the published checkpoints that they were made from.
 #include <lm/engine.hpp>
+#include <lm/gguf_config.hpp>
 #include <lm/gguf_names.hpp>
 #include <lm/model_files.hpp>
 #include <lm/parameters.hpp>
@@ -17,6 +18,7 @@
 #include <mote/core/backend.hpp>
 #include <mote/io/gguf.hpp>
 #include <mote/quant/quantize.hpp>
+#include <nlohmann/json.hpp>
 
 #include "io/temporary.hpp"
 #include "lm/support.hpp"
@@ -246,6 +248,22 @@ TEST_CASE("gguf model: routers, yarn and queries of the published kinds") {
   }
 }
 
+TEST_CASE("gguf model: yarn without an mscale_all_dim is llama.cpp's") {
+  const test::temporary_directory directory;
+  const std::string path = directory.path() + "/x.gguf";
+  const auto spoil = [](metadata& m, sources&) {
+    m["deepseek2.rope.scaling.type"] = std::string("yarn");
+    m["deepseek2.rope.scaling.factor"] = 4.0f;
+    m["deepseek2.rope.scaling.original_context_length"] = u32(64);
+    m.erase("deepseek2.rope.scaling.yarn_log_multiplier");
+  };
+  write_gguf(test::golden_model("deepseek_v2_lite"), path, {.spoil = spoil});
+  const lm::model_config config = lm::read_gguf_config(mote::gguf_checkpoint(path));
+  const float m = 0.1f * std::log(4.0f) + 1.0f;
+  CHECK(std::abs(config.rope.attention_factor - m) < 1e-6f);
+  CHECK(std::abs(config.rope.softmax_multiplier - m * m) < 1e-6f);
+}
+
 TEST_CASE("gguf model: blocks stay blocks, whichever back end, and can be turned into another format") {
   const test::temporary_directory directory;
   const std::string path = directory.path() + "/x.gguf";
@@ -359,6 +377,13 @@ TEST_CASE("gguf model: bad files are refused by key or tensor") {
   refuses(key("expert_gating_func", u32(3)), "deepseek2.expert_gating_func");
   refuses(key("expert_used_count", u32(0)), "deepseek2.expert_used_count");
   refuses(key("expert_count", u32(1u << 20)), "deepseek2.expert_count");
+  refuses(
+      [](metadata& m, sources&) {
+        m["deepseek2.expert_weights_norm"] = true;
+        m["deepseek2.expert_weights_scale"] = 1.0f;
+        m["deepseek2.expert_used_count"] = u32(1);
+      },
+      "deepseek2.expert_weights_norm");
   refuses(key("attention.layer_norm_rms_epsilon", 1e300), "rms_norm_eps: expected a number in the range of float32");
   refuses(key("attention.temperature_scale", 1.0f), "deepseek2.attention.temperature_scale");
   refuses(

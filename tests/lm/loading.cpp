@@ -310,6 +310,7 @@ TEST_CASE("expert profile: bad files are refused by name") {
   refuses(R"({"expert_uses": [1]})", "arrays");
   refuses(R"({"expert_uses": [[-1]]})", "whole numbers");
   refuses(R"({"expert_uses": [[1.5]]})", "whole numbers");
+  refuses(R"({"expert_uses": [[18446744073709551615]]})", "whole numbers");
   CHECK(lm::read_expert_profile(directory.write("p", R"({"expert_uses": [[1, 2], []]})")) ==
         lm::expert_uses{{1, 2}, {}});
 }

@@ -127,6 +127,11 @@ TEST_CASE("packed checkpoints: the multi-token-prediction module, its embedding 
   }
 }
 
+TEST_CASE("speculative decoding: a token and its draft must fit a chunk") {
+  CHECK_THROWS_WITH(lm::make_engine({.model = test::golden_model("deepseek_v3_mtp"), .chunk = 1, .speculative = true}),
+                    contains("chunk: expected at least 2"));
+}
+
 TEST_CASE("parameters: a matrix counts as it is, neither its words nor its scales") {
   for (const pack how : {pack_int4, pack_nvfp4}) {
     const test::temporary_directory packed, plain;
