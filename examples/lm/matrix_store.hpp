@@ -98,6 +98,13 @@ class matrix_store {
       if (std::holds_alternative<mote::view<const F, 2>>(arranged)) bytes_.push_back(std::move(bytes));
       return arranged;
     };
+    if (stored.layout() == mote::matrix_layout::blocks) {
+      std::optional<mote::weight> found;
+      mote::for_each_format([&]<class F>() {
+        if (!found) found = blocks(stored.to_blocks<F>());
+      });
+      return found;
+    }
     if (auto four = blocks(stored.to_q4_0())) return four;
     if (auto four = blocks(stored.to_mxfp4())) return four;
     if (const auto four = stored.to_nvfp4()) {

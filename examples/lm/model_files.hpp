@@ -70,9 +70,10 @@ class model_files {
     return place && gguf().contains(place->name);
   }
 
-  // The same of the matrix NAME.weight, which is NAME.weight_packed where a checkpoint has packed codes.
+  // The same of the matrix NAME.weight, which has another name where a checkpoint has packed codes.
   bool contains_matrix(const std::string& name) const {
-    return contains(name) || (std::holds_alternative<mote::checkpoint>(files_) && contains(name + "_packed"));
+    const auto* published = std::get_if<mote::checkpoint>(&files_);
+    return contains(published != nullptr ? mote::stored_matrix_name(*published, stem(name)) : name);
   }
 
   // A copy, in memory alone: the pages of the file are given back.

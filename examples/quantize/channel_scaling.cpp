@@ -78,9 +78,8 @@ class scaler {
  private:
   model_source::matrix matrix(const std::string& module, std::size_t in) const {
     const mote::checkpoint& files = source_.files();
-    const bool packed = files.contains(module + ".weight_packed");
-    const mote::tensor_ref& t = files.tensor(module + (packed ? ".weight_packed" : ".weight"));
-    if (t.shape.size() != 2 || t.size() == 0 || (!packed && t.shape[1] != in)) {
+    const mote::tensor_ref& t = files.tensor(mote::stored_matrix_name(files, module));
+    if (t.shape.size() != 2 || t.size() == 0 || (t.name.ends_with(".weight") && t.shape[1] != in)) {
       t.fail("expected a matrix of " + std::to_string(in) + " columns");
     }
     return {source_, module, t.shape[0], in};

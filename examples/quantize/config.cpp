@@ -1,5 +1,6 @@
 #include "config.hpp"
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -10,6 +11,8 @@
 #include <mote/io/mapped_file.hpp>
 #include <mote/io/part_file.hpp>
 #include <nlohmann/json.hpp>
+
+#include "encoder.hpp"
 
 namespace quantize {
 namespace {
@@ -77,6 +80,9 @@ ordered_json quantization_config(const std::map<std::string, std::set<std::strin
   std::set<std::string> names(kept.begin(), kept.end());
   for (const output_tensor* t : not_converted) names.insert(pattern_of(t->target));
   for (const std::string& name : names) ignore.push_back(name);
+  if (!std::all_of(layers.begin(), layers.end(), [](const auto& l) { return published_in_safetensors(l.first); })) {
+    return {{"quant_method", "mote"}, {"ignore", std::move(ignore)}};  // tensors' names say the rest
+  }
   ordered_json q = {{"quant_method", "compressed-tensors"}, {"quantization_status", "compressed"}};
   ordered_json groups = ordered_json::object();
   for (const auto& [precision, targets] : layers) {

@@ -51,7 +51,7 @@ class bf16_encoder : public matrix_encoder {
   std::vector<mote::bf16> halves_;
 };
 
-// Blocks as GGUF stores them.
+// Blocks as they lie in memory, which is how GGUF stores them.
 template <class F>
 class block_encoder : public matrix_encoder {
  public:
@@ -271,16 +271,20 @@ std::vector<precision_info> precisions(container kind) {
   std::vector<precision_info> all;
   if (kind == container::safetensors) {
     all = {{"mxfp4", 4.25, 32}, {"nvfp4", 4.5, 16}, {"int4", 4.5, int4_group}, {"fp8", 8.0, 1}, {"int8", 8.0, 1}};
-  } else {
-    mote::for_each_format([&]<class F>() {
-      if (!mote::ggml_type_named(F::name)) return;
-      all.push_back(
-          {F::name, 8.0 * static_cast<double>(sizeof(F)) / static_cast<double>(F::block_size), F::block_size});
-    });
-    std::stable_sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.bits < b.bits; });
   }
+  mote::for_each_format([&]<class F>() {
+    const auto known = std::find_if(all.begin(), all.end(), [](const auto& p) { return p.name == F::name; });
+    if (known != all.end() || (kind == container::gguf && !mote::ggml_type_named(F::name))) return;
+    all.push_back({F::name, 8.0 * static_cast<double>(sizeof(F)) / static_cast<double>(F::block_size), F::block_size});
+  });
+  std::stable_sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.bits < b.bits; });
   all.push_back({"bf16", 16.0, 1});
   return all;
+}
+
+bool published_in_safetensors(std::string_view precision) {
+  constexpr std::string_view all[] = {"int8", "int4", "fp8", "mxfp4", "nvfp4"};
+  return std::find(std::begin(all), std::end(all), precision) != std::end(all);
 }
 
 std::vector<stored_tensor> stored_tensors(container kind, std::string_view precision, const std::string& name,
@@ -304,26 +308,25 @@ std::vector<stored_tensor> stored_tensors(container kind, std::string_view preci
             {weight + "_scale", "F8_E4M3", {out, in / 16}},
             {weight + "_global_scale", "F32", {1}}};
   }
-  return {{weight, "BF16", shape}};
+  std::vector<stored_tensor> stored = {{weight, "BF16", shape}};
+  with_format(precision, [&]<class F>() {
+    stored = {{weight + "_" + std::string(F::name), "U8", {out, in / F::block_size * sizeof(F)}}};
+  });
+  return stored;
 }
 
 std::unique_ptr<matrix_encoder> make_encoder(container kind, std::string_view precision, std::size_t rows,
                                              std::size_t columns) {
   if (precision == "bf16") return std::make_unique<bf16_encoder>();
-  std::unique_ptr<matrix_encoder> encoder;
-  if (kind == container::gguf) {
-    with_format(precision, [&]<class F>() { encoder = std::make_unique<block_encoder<F>>(); });
-  } else if (precision == "int8") {
-    encoder = std::make_unique<int8_encoder>();
-  } else if (precision == "int4") {
-    encoder = std::make_unique<int4_encoder>(rows, columns);
-  } else if (precision == "fp8") {
-    encoder = std::make_unique<fp8_encoder>();
-  } else if (precision == "mxfp4") {
-    encoder = std::make_unique<mxfp4_encoder>();
-  } else {
-    encoder = std::make_unique<nvfp4_encoder>();
+  if (kind == container::safetensors) {
+    if (precision == "int8") return std::make_unique<int8_encoder>();
+    if (precision == "int4") return std::make_unique<int4_encoder>(rows, columns);
+    if (precision == "fp8") return std::make_unique<fp8_encoder>();
+    if (precision == "mxfp4") return std::make_unique<mxfp4_encoder>();
+    if (precision == "nvfp4") return std::make_unique<nvfp4_encoder>();
   }
+  std::unique_ptr<matrix_encoder> encoder;
+  with_format(precision, [&]<class F>() { encoder = std::make_unique<block_encoder<F>>(); });
   return encoder;
 }
 

@@ -56,6 +56,9 @@ struct precision_info {
 // The precisions that a container can hold, from the fewest bits on; bf16, which means not quantized, is the last.
 std::vector<precision_info> precisions(container kind);
 
+// Whether others than mote read the precision in safetensors files: DeepSeek's fp8 and what compressed-tensors has.
+bool published_in_safetensors(std::string_view precision);
+
 // The tensors that hold a matrix of shape [..., out, in] called `name` (GGUF) or `name`.weight (safetensors). The columns
 // must be a multiple of the precision's.
 std::vector<stored_tensor> stored_tensors(container kind, std::string_view precision, const std::string& name,

@@ -59,8 +59,10 @@ int main(int argc, char** argv) {
       ->type_name("NAME");
   std::optional<container> format;
   program
-      .add_option("--format", format,
-                  "safetensors or gguf (default: the one that has the precision, safetensors where both have it)")
+      .add_option(
+          "--format", format,
+          "safetensors or gguf (default: gguf for its block formats and bf16, safetensors for what other programs "
+          "read there)")
       ->transform(lm::one_of<container>({{"safetensors", container::safetensors}, {"gguf", container::gguf}}))
       ->type_name("NAME");
   program
@@ -117,13 +119,11 @@ int main(int argc, char** argv) {
       const auto known = names(kind);
       return std::find(known.begin(), known.end(), o.precision) != known.end();
     };
-    o.kind = format.value_or(has(container::safetensors) || !has(container::gguf) ? container::safetensors
-                                                                                  : container::gguf);
+    const bool published = quantize::published_in_safetensors(o.precision);
+    o.kind = format.value_or(has(container::gguf) && !published ? container::gguf : container::safetensors);
     if (!has(o.kind)) {
       auto known = names(o.kind);
-      for (const std::string& name : format ? std::vector<std::string>() : names(container::gguf)) {
-        if (std::find(known.begin(), known.end(), name) == known.end()) known.push_back(name);
-      }
+      if (!format) known.emplace_back("bf16");
       throw CLI::ValidationError("--precision", "expected one of " + joined(known) + ", got " + o.precision);
     }
     const auto needs = [](bool given, const char* option, bool met, const char* what) {

@@ -41,8 +41,9 @@ const precision_info& info(container kind, std::string_view name) {
 
 std::vector<std::string_view> precision_ladder(const options& o, std::size_t columns) {
   std::vector<std::string_view> wanted = {o.precision};
-  for (const std::string_view more : o.kind == container::gguf ? std::vector<std::string_view>{"q5_0", "q6_k", "q8_0"}
-                                                               : std::vector<std::string_view>{"int8"}) {
+  const bool blocks = o.kind == container::gguf || !published_in_safetensors(o.precision);
+  for (const std::string_view more :
+       blocks ? std::vector<std::string_view>{"q5_0", "q6_k", "q8_0"} : std::vector<std::string_view>{"int8"}) {
     wanted.push_back(more);
   }
   wanted.push_back("bf16");

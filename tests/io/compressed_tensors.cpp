@@ -2,10 +2,12 @@
 #include <mote/io/compressed_tensors.hpp>
 #include <mote/io/safetensors_writer.hpp>
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "io/temporary.hpp"
@@ -210,6 +212,37 @@ TEST_CASE("matrix_ref: nvfp4 as blocks times the tensor's scale") {
   write(other, nv(std::string("\x38\x40\x81\x7E\x39\x3A\x3B\x3C", 8)));  // blocks have no negative scales
   const mote::checkpoint negative(other.path());
   CHECK(!mote::matrix_ref(negative, "w", 2, 64).to_nvfp4());
+}
+
+TEST_CASE("matrix_ref: blocks of every format, by its name") {
+  mote::for_each_format([]<class F>() {
+    CAPTURE(F::name);
+    constexpr std::size_t out = 3, in = 2 * F::block_size;
+    std::vector<float> values(out * in), decoded(out * in);
+    for (std::size_t i = 0; i < values.size(); ++i) values[i] = std::sin(static_cast<float>(i));
+    std::string bytes;
+    for (std::size_t i = 0; i < values.size(); i += F::block_size) {
+      const F block = F::encode(values.data() + i);
+      block.decode(decoded.data() + i);
+      bytes.append(reinterpret_cast<const char*>(&block), sizeof block);
+    }
+    const std::string name = "w.weight_" + std::string(F::name);
+    const test::temporary_directory directory;
+    write(directory, {{"a", mote::dtype::u8, {1}, "x"}, {name, mote::dtype::u8, {out, 2 * sizeof(F)}, bytes}});
+    const mote::checkpoint files(directory.path());
+    CHECK(mote::stored_matrix_name(files, "w") == name);
+    const mote::matrix_ref matrix(files, "w", out, in);
+    const auto all = matrix.read();
+    CHECK(std::vector<float>(all.begin(), all.end()) == decoded);
+    const auto blocks = matrix.template to_blocks<F>();
+    REQUIRE(blocks);
+    CHECK(std::memcmp(blocks->data(), bytes.data(), bytes.size()) == 0);
+    using other = std::conditional_t<std::is_same_v<F, mote::q8_0>, mote::q4_0, mote::q8_0>;
+    CHECK(!matrix.template to_blocks<other>());
+  });
+  refuses({{"w.weight_q8_0", mote::dtype::u8, {1, 34}, std::string(34, 'a')}}, 1, 64, "expected shape [1, 68]");
+  refuses({{"w.weight_q8_0", mote::dtype::u8, {1, 34}, std::string(34, 'a')}}, 1, 33, "columns in multiples of 32");
+  refuses({{"w.weight_q8_0", mote::dtype::i8, {1, 34}, std::string(34, 'a')}}, 1, 32, "expected U8");
 }
 
 TEST_CASE("matrix_ref: malformed layers are refused by name") {

@@ -12,9 +12,11 @@
 //   mxfp4   NAME.weight_packed U8 [out, in / 2], NAME.weight_scale U8 [out, in / 32]          w = e2m1 · 2^(scale - 127)
 //   nvfp4   NAME.weight_packed U8 [out, in / 2], NAME.weight_scale F8_E4M3 [out, in / 16],
 //           NAME.weight_global_scale [1]; a byte holds two codes, the first low             w = e2m1 · scale · (1 / global_scale)
+//   blocks  NAME.weight_FORMAT U8 [out, in / F::block_size · sizeof(F)] for each F of quant/formats.hpp, its blocks as they
+//           lie in memory                                                                                  w = F::decode()
 //
-// Source: fp8 as DeepSeek-V3 stores it and as the package compressed-tensors does; the others as that package does (formats
-// float-quantized, int-quantized, pack-quantized, mxfp4-pack-quantized, nvfp4-pack-quantized).
+// Source: fp8 as DeepSeek-V3 stores it and as the package compressed-tensors does; int8 to nvfp4 as that package does (formats
+// float-quantized, int-quantized, pack-quantized, mxfp4-pack-quantized, nvfp4-pack-quantized); blocks are mote's own.
 #pragma once
 
 #include <algorithm>
@@ -31,7 +33,7 @@
 #include "../core/error.hpp"
 #include "../core/types.hpp"
 #include "../core/view.hpp"
-#include "../quant/formats/q4_0.hpp"
+#include "../quant/formats.hpp"
 #include "../quant/fp8.hpp"
 #include "../quant/microscaling.hpp"
 #include "../quant/scaled_matrix.hpp"
@@ -39,7 +41,7 @@
 
 MOTE_BEGIN_NAMESPACE
 
-enum class matrix_layout { plain, fp8, int8, int4, mxfp4, nvfp4 };
+enum class matrix_layout { plain, fp8, int8, int4, mxfp4, nvfp4, blocks };
 
 namespace detail {
 
@@ -60,6 +62,18 @@ inline std::int64_t whole_element(const tensor_ref& t, std::size_t i) {
 
 }  // namespace detail
 
+// The tensor with the numbers or codes of linear layer `name`: NAME.weight where there is none.
+inline std::string stored_matrix_name(const checkpoint& files, const std::string& name) {
+  std::string found = name + ".weight";
+  if (files.contains(found)) return found;
+  if (files.contains(found + "_packed")) return found + "_packed";
+  for_each_format([&]<class F>() {
+    const std::string blocks = name + ".weight_" + std::string(F::name);
+    if (files.contains(blocks)) found = blocks;
+  });
+  return found;
+}
+
 // A matrix [out, in] in a checkpoint, which must outlive it.
 class matrix_ref {
  public:
@@ -67,8 +81,13 @@ class matrix_ref {
   // that is not supported: a group order, codes of other widths.
   matrix_ref(const checkpoint& files, const std::string& name, std::size_t out, std::size_t in) : out_(out), in_(in) {
     if (files.contains(name + ".weight_g_idx")) files.tensor(name + ".weight_g_idx").fail("is not supported");
-    if (files.contains(name + ".weight_packed")) {
-      weight_ = files.tensor(name + ".weight_packed");
+    const std::string stored = stored_matrix_name(files, name);
+    for_each_format([&]<class F>() {
+      if (stored == name + ".weight_" + std::string(F::name)) find_blocks<F>(files.tensor(stored));
+    });
+    if (layout_ == matrix_layout::blocks) return;
+    if (stored.ends_with(".weight_packed")) {
+      weight_ = files.tensor(stored);
       if (weight_.dtype == dtype::i32) {
         find_int4(files, name);
       } else {
@@ -76,7 +95,7 @@ class matrix_ref {
       }
       return;
     }
-    weight_ = files.tensor(name + ".weight", std::vector<std::size_t>{out, in});
+    weight_ = files.tensor(stored, std::vector<std::size_t>{out, in});
     const std::string inverse = name + ".weight_scale_inv";
     if (weight_.dtype == dtype::i8) {
       layout_ = matrix_layout::int8;
@@ -115,6 +134,8 @@ class matrix_ref {
     for (std::size_t r = 0; r < rows.extent(0); ++r) {
       if (has_scaled()) {
         dequantize_row(scaled_, begin + r, rows.row(r));
+      } else if (layout_ == matrix_layout::blocks) {
+        decode_blocks_(weight_.bytes.data() + (begin + r) * weight_.shape[1], in_, rows.row(r));
       } else {
         for (std::size_t k = 0; k < in_; ++k) rows(r, k) = fp4_value((begin + r) * in_ + k);
       }
@@ -171,6 +192,16 @@ class matrix_ref {
   }
   float tensor_scale() const { return tensor_scale_; }
 
+  // The blocks of format F, where that is how the matrix is stored.
+  template <block_format F>
+  std::optional<buffer<F>> to_blocks() const {
+    if (layout_ != matrix_layout::blocks || decode_blocks_ != &decode_blocks<F>) return std::nullopt;
+    buffer<F> blocks(weight_.bytes.size() / sizeof(F));
+    if (!weight_.bytes.empty())
+      std::memcpy(static_cast<void*>(blocks.data()), weight_.bytes.data(), weight_.bytes.size());
+    return blocks;
+  }
+
  private:
   bool has_scaled() const {
     return layout_ == matrix_layout::fp8 || layout_ == matrix_layout::int8 || layout_ == matrix_layout::int4;
@@ -218,6 +249,26 @@ class matrix_ref {
     zero_ = buffer<std::int8_t>(t.size());
     for (std::size_t i = 0; i < zero_.size(); ++i) zero_[i] = detail::element<std::int8_t>(t, i);
     scaled_.zero = zero_.as(scale_rows(), scale_columns());
+  }
+
+  // n numbers of blocks, which may be unaligned.
+  template <block_format F>
+  static void decode_blocks(const std::byte* bytes, std::size_t n, float* y) {
+    for (std::size_t i = 0; i < n; i += F::block_size, bytes += sizeof(F)) {
+      F block;
+      std::memcpy(static_cast<void*>(&block), bytes, sizeof(F));
+      block.decode(y + i);
+    }
+  }
+
+  template <block_format F>
+  void find_blocks(const tensor_ref& t) {
+    weight_ = t;
+    layout_ = matrix_layout::blocks;
+    decode_blocks_ = &decode_blocks<F>;
+    if (t.dtype != dtype::u8) t.fail("expected U8");
+    if (in_ % F::block_size != 0) t.fail("expected columns in multiples of " + std::to_string(F::block_size));
+    expect(t, {out_, in_ / F::block_size * sizeof(F)});
   }
 
   void find_int4(const checkpoint& files, const std::string& name) {
@@ -303,6 +354,7 @@ class matrix_ref {
   buffer<float> scale_;
   buffer<std::int8_t> zero_;
   float tensor_scale_ = 1.0f;
+  void (*decode_blocks_)(const std::byte* bytes, std::size_t n, float* y) = nullptr;
 };
 
 MOTE_END_NAMESPACE
