@@ -1,10 +1,12 @@
 // Tokenizers against the `tokenizers` package (tests/golden/tokenizer) and against hostile files.
 #include <mote/io/tokenizer.hpp>
 
+#include <algorithm>
 #include <filesystem>
 #include <latch>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "io/refused.hpp"
@@ -19,7 +21,15 @@ const std::string golden = std::string(MOTE_GOLDEN_DIR) + "/tokenizer/";
 std::string small(const std::string& model = "", const std::string& rest = "") {
   const std::string plain_model = R"({"type":"BPE","vocab":{"a":0,"b":1,"ab":2},"merges":["a b"]})";
   const std::string plain_rest = R"("pre_tokenizer":{"type":"ByteLevel","add_prefix_space":false})";
-  return "{\"model\":" + (model.empty() ? plain_model : model) + "," + (rest.empty() ? plain_rest : rest) + "}";
+  const std::string decoder = rest.find("\"decoder\"") == rest.npos ? R"("decoder":{"type":"ByteLevel"},)" : "";
+  return "{\"model\":" + (model.empty() ? plain_model : model) + "," + decoder + (rest.empty() ? plain_rest : rest) +
+         "}";
+}
+
+std::string split_at(const std::string& expression, const std::string& behavior = "Isolated") {
+  return small("", R"("pre_tokenizer":{"type":"Sequence","pretokenizers":[{"type":"Split","pattern":{"Regex":)" +
+                       nlohmann::json(expression).dump() + R"(},"behavior":")" + behavior +
+                       R"("},{"type":"ByteLevel","add_prefix_space":false,"use_regex":false}]})");
 }
 
 void refuses_tokenizer(const std::string& json, const std::string& what) {
@@ -155,11 +165,18 @@ TEST_CASE("tokenizer: what is not supported is refused, never passed over") {
   const std::string byte_level = R"("pre_tokenizer":{"type":"ByteLevel"},)";
   refuses_tokenizer(small("", byte_level + R"("normalizer":{"type":"NFC"})"), "NFC");
   refuses_tokenizer(small("", byte_level + R"("decoder":{"type":"WordPiece"})"), "decoder");
+  refuses_tokenizer(small("", byte_level + R"("decoder":null)"), "decoder");
+  refuses_tokenizer(small("", byte_level + R"("truncation":{"max_length":2})"), "truncation");
+  refuses_tokenizer(small("", byte_level + R"("padding":{"pad_id":0})"), "padding");
+  refuses_tokenizer(split_at("x*", "Contiguous"), "Contiguous");
   refuses_tokenizer(small("", byte_level + R"("post_processor":{"type":"BertProcessing"})"), "BertProcessing");
   refuses_tokenizer(small("", byte_level + R"("added_tokens":[{"id":5}])"), "added_tokens[0]");
   refuses_tokenizer(small("", byte_level + R"("added_tokens":[{"id":5,"content":""}])"), "empty");
   refuses_tokenizer(small("", byte_level + R"("added_tokens":[{"id":0,"content":"<s>"}])"), "contradicts");
   refuses_tokenizer(small("", byte_level + R"("added_tokens":7)"), "added_tokens");
+  refuses_tokenizer(small("", byte_level + R"("added_tokens":[{"id":4,"content":"<s>"}])"), "expected 3");
+  refuses_tokenizer(small("", byte_level + R"("added_tokens":[{"id":3,"content":"<s>"},{"id":4,"content":"<s>"}])"),
+                    "stands twice");
 
   const test::temporary_directory directory;
   directory.write("tokenizer.json", small());
@@ -174,6 +191,96 @@ TEST_CASE("tokenizer: patterns that would cut a character or step back are refus
         small("", R"("pre_tokenizer":{"type":"Split","pattern":{"Regex":")" + escape + R"("},"behavior":"Isolated"})"),
         "pattern");
   }
+}
+
+// One piece for each match and for what lies between, as the tokenizers package cuts.
+TEST_CASE("tokenizer: patterns are read as Oniguruma reads them") {
+  using pieces = std::vector<std::string>;
+  const auto cut = [](const std::string& expression, const std::string& text) {
+    const std::string steps[] = {expression};
+    return mote::pre_tokenizer(steps, "p").split(text);
+  };
+  CHECK(cut("\\s", "a\u180eb c\u0085d") == pieces{"a\u180eb", " ", "c", "\u0085", "d"});
+  CHECK(cut("[^\\S\n]+", " \n\u3000\u180e") == pieces{" ", "\n", "\u3000", "\u180e"});
+  CHECK(cut("\\S+", "a\u180e b") == pieces{"a\u180e", " ", "b"});
+  CHECK(cut("\\w+", "aⅧⓐe\u0301 ²") == pieces{"aⅧⓐe\u0301", " ²"});
+  CHECK(cut("\\b", "a\u0301b c") == pieces{"a\u0301b", " ", "c"});
+  CHECK(cut("\\B", "ab") == pieces{"a", "b"});
+  CHECK(cut("[[:^alpha:]]+", "aⅧb\u0301") == pieces{"aⅧb", "\u0301"});
+  CHECK(cut("[[:space:]]", "a\u180e b") == pieces{"a\u180e", " ", "b"});
+  CHECK(cut("[[:punct:]]+", "a+°«b") == pieces{"a", "+°«", "b"});
+  CHECK(cut("\\p{N}{1,3}+", "12345") == pieces{"12345"});
+  CHECK(cut("a{2}+b?", "aaaab") == pieces{"aaaab"});
+  CHECK(cut("a{1,3}?", "aab") == pieces{"a", "a", "b"});
+  CHECK(cut("a{2}?b", "baab") == pieces{"b", "aab"});
+  CHECK(cut("a{2}{2}", "aaaaaa") == pieces{"aaaa", "aa"});
+  CHECK(cut("a+*", "aab") == pieces{"aa", "b"});
+  CHECK(cut("ba{,2}", "baaa") == pieces{"baa", "a"});
+  CHECK(cut("a{ 1,2}", "aaa{ 1,2}") == pieces{"aa", "a{ 1,2}"});
+  CHECK(cut("(?m:a.)b", "a\nb") == pieces{"a\nb"});
+  CHECK(cut("(?m)^.", "\n\n") == pieces{"\n", "\n"});
+  CHECK(cut("\\d(?i)a|b", "1A1B") == pieces{"1A", "1B"});
+  CHECK(cut("(?:(?i)a)b", "AbAB") == pieces{"Ab", "AB"});
+  CHECK(cut("\\pL", "apLb") == pieces{"a", "pL", "b"});
+  CHECK(cut("\\v", "a\n\v") == pieces{"a\n", "\v"});
+  CHECK(cut("\\p{Han}+", "漢、字") == pieces{"漢", "、", "字"});
+  CHECK(cut("\\P{^Han}+", "漢、字") == pieces{"漢", "、", "字"});
+  CHECK(cut("\\x41{2}[\\x{42}-\\x43]", "AAB") == pieces{"AAB"});
+  CHECK(cut("(?#[)a(?>b+)(?<n>c)\\k<n>", "abcc.") == pieces{"abcc", "."});
+  CHECK(cut("[]a][\\]b]", "]]ab") == pieces{"]]", "ab"});
+}
+
+TEST_CASE("tokenizer: patterns that PCRE2 alone reads, or reads otherwise, are refused by construct") {
+  for (const auto& [expression, construct] :
+       {std::pair{"(?s:a)", "(?s"}, {"(?x)a b", "(?x"},          {"a(?R)?", "(?R"},
+        {"(?P<n>a)", "(?P"},        {"(?(?=a)b|c)", "(?("},      {"(*FAIL)", "(*"},
+        {"(a)\\g<1>", "\\g"},       {"\\p{L&}", "\\p{L&}"},      {"\\p{Script=Greek}", "\\p{Script=Greek}"},
+        {"\\p{Xan}", "\\p{Xan}"},   {"(?i:ß)", "ignores case"},  {"(?i:[é])", "ignores case"},
+        {"(?i:ss)", "\"ss\""},      {"(?i:\\x{DF})", "\\x"},     {"[[:graph:]]", "[:graph:]"},
+        {"[\\s-\u5b57]", "range"},  {"[!-\\s]", "range"},        {"\\V", "\\V"},
+        {"\\N{U+41}", "\\N{"},      {"*a", "nothing to repeat"}, {"(?i)a)", "unmatched )"}}) {
+    refuses_tokenizer(split_at(expression), construct);
+  }
+}
+
+TEST_CASE("tokenizer: words and white space beside added tokens are Unicode's") {
+  const test::temporary_directory directory;
+  directory.write("tokenizer.json",
+                  small(R"({"type":"BPE","vocab":{"a":0,"b":1,"c":2},"merges":[],"unk_token":"b"})",
+                        R"("pre_tokenizer":{"type":"ByteLevel","add_prefix_space":false},"added_tokens":[)"
+                        R"({"id":3,"content":"<w>","single_word":true},)"
+                        R"({"id":4,"content":"<r>","rstrip":true}])"));
+  const mote::tokenizer tokenizer(directory.path());
+  const auto holds = [&](const std::string& text, std::int32_t id) {
+    const std::vector<std::int32_t> ids = tokenizer.encode(text);
+    return std::find(ids.begin(), ids.end(), id) != ids.end();
+  };
+  CHECK(holds("²<w>", 3));
+  CHECK_FALSE(holds("ⓐ<w>", 3));
+  CHECK_FALSE(holds("<w>Ⅷ", 3));
+  CHECK(tokenizer.encode("<r>\u3000a") == std::vector<std::int32_t>{4, 0});
+  CHECK(tokenizer.encode("<r>\u180ea") == std::vector<std::int32_t>{4, 1, 1, 1, 0});
+}
+
+TEST_CASE("tokenizer: what surrounds a text, from the configuration where there is no template") {
+  const auto surrounded = [](const std::string& post, const std::string& config) {
+    const test::temporary_directory directory;
+    directory.write(
+        "tokenizer.json",
+        small("", R"("pre_tokenizer":{"type":"ByteLevel","add_prefix_space":false},"post_processor":)" + post));
+    directory.write("tokenizer_config.json", config);
+    return mote::tokenizer(directory.path()).encode("a");
+  };
+  const std::string both = R"({"bos_token":"b","eos_token":"ab","add_bos_token":true,"add_eos_token":true})";
+  const std::string byte_level = R"({"type":"ByteLevel"})";
+  const std::string single = R"({"type":"TemplateProcessing","single":[{"Sequence":{"id":"A"}}],"special_tokens":{}})";
+  using tokens = std::vector<std::int32_t>;
+  CHECK(surrounded("null", both) == tokens{1, 0, 2});
+  CHECK(surrounded(byte_level, both) == tokens{1, 0, 2});
+  CHECK(surrounded(byte_level, R"({"bos_token":"b","add_bos_token":false})") == tokens{0});
+  CHECK(surrounded(single, both) == tokens{0});
+  CHECK(surrounded(R"({"type":"Sequence","processors":[)" + byte_level + "," + single + "]}", both) == tokens{0});
+  CHECK_THROWS_WITH(surrounded("null", R"({"add_bos_token":true})"), contains("tokenizer_config.json: add_bos_token"));
 }
 
 TEST_CASE("tokenizer: added tokens that overlap, as the tokenizers package finds them") {
@@ -211,6 +318,16 @@ TEST_CASE("tokenizer: the tokens around a text exist and are not too many") {
     ids += ",0";
   }
   refuses_tokenizer(template_of(items, ids), "too many");
+
+  const std::string text = R"({"Sequence":{"id":"A"}})", pair = R"({"Sequence":{"id":"B"}})";
+  refuses_tokenizer(template_of(item, "0"), "sequence A once");
+  refuses_tokenizer(template_of(pair, "0"), "sequence A once");
+  refuses_tokenizer(template_of(text + "," + item + "," + text, "0"), "sequence A once");
+  const std::string whole = R"({"type":"TemplateProcessing","single":[)" + text + R"(],"special_tokens":{}})";
+  refuses_tokenizer(
+      small("", R"("pre_tokenizer":{"type":"ByteLevel"},"post_processor":{"type":"Sequence","processors":[)" + whole +
+                    "," + whole + "]}"),
+      "second TemplateProcessing");
 }
 
 TEST_CASE("tokenizer: a pattern that would run for ever is stopped") {

@@ -1,9 +1,9 @@
 // Byte-level BPE tokenizers in the published form, tokenizer.json.
 //
 // Text is searched for added tokens first; what lies between is cut into pieces (pre_tokenizer) and merged (bpe); the
-// post-processor adds tokens such as begin-of-sentence. The same ids as the `tokenizers` package gives. Bytes that are not
-// UTF-8, which that package does not accept, are encoded byte by byte as pieces of their own, so that decoding gives the
-// same bytes back.
+// post-processor adds tokens such as begin-of-sentence or, where it has no template, add_bos_token and add_eos_token of
+// tokenizer_config.json do. The same ids as the `tokenizers` package gives. Bytes that are not UTF-8, which that package
+// does not accept, are encoded byte by byte as pieces of their own, so that decoding gives the same bytes back.
 //
 // Supported parts are those of byte-level models (GPT-2, Llama 3, DeepSeek): see tokenizer/*.hpp. Anything else in a file
 // is refused with its name, never passed over.
@@ -19,6 +19,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -42,7 +43,8 @@ struct tokenizer_parts {
 class tokenizer {
  public:
   // Reads DIR/tokenizer.json, and DIR/tokenizer_config.json where there is one for the names of the begin- and
-  // end-of-sentence tokens. Throws format_error naming the file and the field at fault.
+  // end-of-sentence tokens. Where tokenizer.json has no TemplateProcessing, the config's add_bos_token and add_eos_token put
+  // these around a text. Throws format_error naming the file and the field at fault.
   explicit tokenizer(const std::string& directory) : tokenizer(json_file(directory + "/tokenizer.json")) {
     const std::string path = directory + "/tokenizer_config.json";
     std::error_code ignored;
@@ -50,18 +52,24 @@ class tokenizer {
     const json_file config(path);
     bos_ = named_token(config.root(), "bos_token");
     eos_ = named_token(config.root(), "eos_token");
+    if (has_template_) return;
+    add_around(config.root(), "add_bos_token", bos_, prefix_);
+    add_around(config.root(), "add_eos_token", eos_, suffix_);
   }
 
   explicit tokenizer(const json_file& file)
       : model_(file.root().object("model")), added_(file.root()), pre_tokenizer_(file.root().object("pre_tokenizer")) {
     const json_object root = file.root();
     check_normalizer(root);
-    if (root.has_value("decoder")) {
-      const json_object decoder = root.object("decoder");
-      if (decoder.string("type") != "ByteLevel") decoder.fail("type", "expected ByteLevel");
+    for (const char* part : {"truncation", "padding"}) {
+      if (root.has_value(part)) root.fail(part, "is not supported: expected null");
     }
+    const json_object decoder = root.object("decoder");
+    if (decoder.string("type") != "ByteLevel") decoder.fail("type", "expected ByteLevel");
     model_.for_each([&](const std::string& bytes, std::int32_t id) { tokens_.emplace(id, entry{bytes, false}); });
     const detail::byte_alphabet alphabet;
+    std::unordered_set<std::string> contents;
+    std::size_t next_id = tokens_.size();  // of an added token that the vocabulary lacks
     for (const added_token& token : added_.tokens()) {
       const std::string bytes = alphabet.decode(token.content).value_or(token.content);
       const auto in_vocab = model_.find(token.content);
@@ -69,6 +77,14 @@ class tokenizer {
         root.fail("added_tokens",
                   "the id " + std::to_string(token.id) + " of \"" + token.content + "\" contradicts the vocabulary");
       }
+      if (!contents.insert(token.content).second) {
+        root.fail("added_tokens", "\"" + token.content + "\" stands twice");
+      }
+      if (!in_vocab && static_cast<std::size_t>(token.id) != next_id) {
+        root.fail("added_tokens", "\"" + token.content + "\" has the id " + std::to_string(token.id) + ", expected " +
+                                      std::to_string(next_id) + ", the next one");
+      }
+      next_id = std::max(next_id, static_cast<std::size_t>(token.id) + 1);
       tokens_.insert_or_assign(token.id, entry{bytes, token.special});
     }
     if (root.has_value("post_processor")) read_post_processor(root.object("post_processor"), 0);
@@ -159,12 +175,15 @@ class tokenizer {
     if (type != "TemplateProcessing") {
       json.fail("type", "\"" + type + "\" is not supported: expected TemplateProcessing, ByteLevel or Sequence");
     }
+    if (std::exchange(has_template_, true)) json.fail("type", "a second TemplateProcessing is not supported");
     const json_object special = json.object("special_tokens");
     bool text_seen = false;
     for (const nlohmann::json& part : json.array("single")) {
       const json_object item(part, json.where() + ": single");
       if (item.contains("Sequence")) {
-        text_seen = true;
+        if (item.object("Sequence").string("id") != "A" || std::exchange(text_seen, true)) {
+          json.fail("single", "expected the sequence A once");
+        }
         continue;
       }
       const std::string name = item.object("SpecialToken").string("id");
@@ -179,6 +198,7 @@ class tokenizer {
         (text_seen ? suffix_ : prefix_).push_back(static_cast<std::int32_t>(value));
       }
     }
+    if (!text_seen) json.fail("single", "expected the sequence A once");
   }
 
   // A token named by a string or by an object with `content`.
@@ -189,6 +209,13 @@ class tokenizer {
     const auto id = token_to_id(name);
     if (!id) config.fail(field, "\"" + name + "\" is not a token of tokenizer.json");
     return id;
+  }
+
+  static void add_around(const json_object& config, const std::string& field, std::optional<std::int32_t> token,
+                         std::vector<std::int32_t>& around) {
+    if (!config.boolean_or(field, false)) return;
+    if (!token) config.fail(field, "is true, but no such token is named");
+    around.push_back(*token);
   }
 
   void encode_ordinary(std::string_view text, std::vector<std::int32_t>& ids) const {
@@ -211,6 +238,7 @@ class tokenizer {
   std::unordered_map<std::int32_t, entry> tokens_;
   std::vector<std::int32_t> prefix_, suffix_;
   std::optional<std::int32_t> bos_, eos_;
+  bool has_template_ = false;
 };
 
 // Text of tokens as they come: a character is given out when its last byte has arrived.

@@ -152,7 +152,7 @@ class added_tokens {
 
   std::vector<added_token> tokens_;
   std::unordered_map<unsigned char, std::vector<std::size_t>> by_first_byte_;
-  pattern word_{"[\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{200C}\\x{200D}]", "added_tokens"};
+  pattern word_{"[\\w\\x{200C}\\x{200D}]", "added_tokens"};
   pattern space_{"\\s", "added_tokens"};
 };
 

@@ -1,8 +1,4 @@
 // The regular expressions of tokenizer files, on PCRE2.
-//
-// Published files write Oniguruma's dialect. Where PCRE2 reads the same text differently it is translated (\s includes
-// U+0085, \w marks; ^ and $ match at lines) or refused (\h, \Q, && in a class). Refused too is what would let a match end
-// inside a character or begin before the place where it was looked for (\C, \K).
 #pragma once
 
 #ifndef PCRE2_CODE_UNIT_WIDTH
@@ -12,6 +8,7 @@
 
 #include <cctype>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
@@ -19,6 +16,7 @@
 #include <utility>
 
 #include "../../core/error.hpp"
+#include "oniguruma.hpp"
 
 MOTE_BEGIN_NAMESPACE
 
@@ -27,7 +25,7 @@ class pattern {
  public:
   // Throws format_error, naming `where`, for an expression that is malformed or uses what is not supported.
   pattern(const std::string& expression, std::string where) : where_(std::move(where)) {
-    const std::string translated = translate(expression);
+    const std::string translated = detail::oniguruma_expression(expression, where_).to_pcre2();
     int problem = 0;
     PCRE2_SIZE offset = 0;
     code_.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
@@ -58,6 +56,13 @@ class pattern {
     return std::pair{static_cast<std::size_t>(range[0]), static_cast<std::size_t>(range[1])};
   }
 
+  // Whether a match may have no characters.
+  bool may_be_empty() const {
+    std::uint32_t empty = 0;
+    pcre2_pattern_info(code_.get(), PCRE2_INFO_MATCHEMPTY, &empty);
+    return empty != 0;
+  }
+
   // The expression that matches `literal` itself.
   static std::string quote(std::string_view literal) {
     std::string expression;
@@ -69,62 +74,6 @@ class pattern {
   }
 
  private:
-  std::string translate(const std::string& expression) const {
-    const std::string word = "\\p{L}\\p{M}\\p{Nd}\\p{Pc}";
-    std::string out;
-    int depth = 0;  // of character classes
-    for (std::size_t i = 0; i < expression.size(); ++i) {
-      const char c = expression[i];
-      const char next = i + 1 < expression.size() ? expression[i + 1] : '\0';
-      if (c == '\\') {
-        if (next == 's') {
-          out += depth > 0 ? "\\s\\x{85}" : "[\\s\\x{85}]";
-        } else if (next == 'S') {
-          if (depth > 0) raise<format_error>(where_ + ": \\S in a character class is not supported");
-          out += "[^\\s\\x{85}]";
-        } else if (next == 'w') {
-          out += depth > 0 ? word : "[" + word + "]";
-        } else if (next == 'W') {
-          if (depth > 0) raise<format_error>(where_ + ": \\W in a character class is not supported");
-          out += "[^" + word + "]";
-        } else if (next != '\0' && std::string_view("hHCEKQ").find(next) != std::string_view::npos) {
-          raise<format_error>(where_ + ": \\" + next + " is not supported");
-        } else {
-          out += c;
-          if (i + 1 < expression.size()) out += next;  // next may be a NUL of the text
-        }
-        ++i;
-        continue;
-      }
-      if (c == '[') {
-        if (depth > 0 && next != ':') raise<format_error>(where_ + ": nested character classes are not supported");
-        if (depth > 0) {
-          const std::size_t end = expression.find(":]", i);
-          if (end == std::string::npos) raise<format_error>(where_ + ": malformed pattern: unclosed [:");
-          out.append(expression, i, end + 2 - i);
-          i = end + 1;
-          continue;
-        }
-        ++depth;
-        out += c;
-        if (next == '^') {
-          out += next;
-          ++i;
-        }
-        if (i + 1 < expression.size() && expression[i + 1] == ']') {  // a literal ] in first place
-          out += "\\]";
-          ++i;
-        }
-        continue;
-      }
-      if (c == ']' && depth > 0) --depth;
-      if (c == '&' && next == '&' && depth > 0)
-        raise<format_error>(where_ + ": && in a character class is not supported");
-      out += c;
-    }
-    return out;
-  }
-
   struct free_pcre2 {
     void operator()(pcre2_code* p) const { pcre2_code_free(p); }
     void operator()(pcre2_match_data* p) const { pcre2_match_data_free(p); }

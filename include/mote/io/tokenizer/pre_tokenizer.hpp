@@ -76,6 +76,9 @@ class pre_tokenizer {
       const std::string text = expression.string(literal ? "String" : "Regex");
       steps_.push_back({std::make_unique<pattern>(literal ? pattern::quote(text) : text, json.where() + ": pattern"),
                         read_behavior(json), json.boolean_or("invert", false), false});
+      if (steps_.back().what == behavior::contiguous && steps_.back().expression->may_be_empty()) {
+        json.fail("behavior", "Contiguous is not supported for a pattern that may match nothing");
+      }
     } else if (type == "Digits") {
       steps_.push_back({std::make_unique<pattern>("\\p{N}", json.where()),
                         json.boolean_or("individual_digits", false) ? behavior::isolated : behavior::contiguous, false,
