@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <random>
 #include <string>
 
@@ -128,26 +129,33 @@ TEST_CASE("formats: any bytes decode by code, scale and minimum") {
 
 TEST_CASE("formats: the error of a round trip") {
   // Relative root mean square error on normal numbers, and on heavy tails; a little above what was measured.
-  const auto limits = [](std::string_view name) -> std::array<double, 2> {
-    if (name == "q8_0") return {0.0060, 0.010};
-    if (name == "q6_k") return {0.018, 0.030};
-    if (name == "q5_0") return {0.044, 0.076};
-    if (name == "q4_k") return {0.074, 0.10};
-    if (name == "iq4_nl") return {0.076, 0.107};
-    if (name == "q4_0") return {0.092, 0.14};
-    if (name == "nvfp4") return {0.086, 0.090};
-    if (name == "mxfp4") return {0.12, 0.16};
-    return {0.20, 0.29};  // int3, and formats of which nothing is known
+  using limits = std::array<double, 2>;
+  const auto measured = [](std::string_view name) -> std::optional<limits> {
+    if (name == "q8_0") return limits{0.0060, 0.010};
+    if (name == "q6_k") return limits{0.018, 0.030};
+    if (name == "q5_0") return limits{0.044, 0.076};
+    if (name == "q4_k") return limits{0.074, 0.10};
+    if (name == "iq4_nl") return limits{0.076, 0.107};
+    if (name == "q4_0") return limits{0.092, 0.14};
+    if (name == "nvfp4") return limits{0.086, 0.090};
+    if (name == "mxfp4") return limits{0.12, 0.16};
+    if (name == "int3") return limits{0.20, 0.29};
+    return {};
   };
   test::random_source random(2);
   const std::vector<float> samples[] = {random.normal(1 << 14), heavy_tailed(random, 1 << 14)};
   test::for_each_integer_format([&]<class F>() {
+    const auto known = measured(F::name);
     for (std::size_t i = 0; i < 2; ++i) {
       const double error =
           std::sqrt(squared_distance(samples[i], decode(encode<F>(samples[i]))) / squared_norm(samples[i]));
       CAPTURE(F::name, i, error);
-      CHECK(error < limits(F::name)[i]);
-      CHECK(error > 0.4 * limits(F::name)[i]);
+      if (known) {
+        CHECK(error < (*known)[i]);
+        CHECK(error > 0.4 * (*known)[i]);
+      } else {
+        CHECK(error < 4.0 / (1 << F::code_bits));  // the formats above lose 1.3 to 2.6 times 2^-code_bits
+      }
     }
   });
 }

@@ -6,7 +6,7 @@
 //     static constexpr std::size_t block_size = 32;
 //     f16 d;                                     // the stored fields, in the published order
 //     std::int8_t q[32];
-//     static q8_0 encode(const float* x);        // x[block_size]; finite values
+//     static q8_0 encode(const float* x);        // x[block_size], finite; so is what it decodes to
 //     void decode(float* y) const;               // y[block_size]
 //   };
 //
