@@ -114,7 +114,7 @@ class packed_int4_grid {
   }
   float round(std::size_t row, std::size_t column, float x) const {
     const auto s = static_cast<float>(scale_(row, column / int4_group));
-    const float code = std::clamp(std::nearbyint(x / s), -8.0f, 7.0f);
+    const float code = std::min(std::max(-8.0f, std::nearbyint(x / s)), 7.0f);  // of NaN the lowest
     const std::size_t shift = column % 8 * 4;
     std::uint32_t& word = words_(row, column / 8);
     word = (word & ~(15u << shift)) | static_cast<std::uint32_t>(static_cast<int>(code) + 8) << shift;

@@ -1557,7 +1557,7 @@ MOTE_END_NAMESPACE
 //     static constexpr std::size_t block_size = 32;
 //     f16 d;                                     // the stored fields, in the published order
 //     std::int8_t q[32];
-//     static q8_0 encode(const float* x);        // x[block_size]; finite values
+//     static q8_0 encode(const float* x);        // x[block_size], finite; so is what it decodes to
 //     void decode(float* y) const;               // y[block_size]
 //   };
 //
@@ -1705,6 +1705,8 @@ inline float largest_magnitude(const float* x, std::size_t n) {
   }
   return bit_cast<float>(largest);
 }
+
+inline bool all_finite(const float* x, std::size_t n) { return std::isfinite(largest_magnitude(x, n)); }
 
 // The first element of largest magnitude.
 inline float largest_element(const float* x, std::size_t n) {

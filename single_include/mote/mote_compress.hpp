@@ -76,16 +76,18 @@ MOTE_END_NAMESPACE
 //
 //   grid.rows(), grid.columns()     the matrix that it stores
 //   grid.group()                    so many consecutive columns of a row are fitted together
-//   grid.fit(row, column, x)        chooses scales of the group x[group()] that begins at `column`
-//   grid.round(row, column, x)      keeps the code nearest to x and returns the number that it stands for
+//   grid.fit(row, column, x)        chooses scales of the group x[group()], finite values, that begins at `column`
+//   grid.round(row, column, x)      keeps the code nearest to x, any float, and returns the number that it stands for
 //
 // A format that cannot change one code by itself has, instead of fit and round,
 //
-//   grid.encode(row, column, x, y)  keeps the group x[group()] and writes what it stands for to y
+//   grid.encode(row, column, x, y)  keeps the group x[group()], finite values, and writes what it stands for to y
 //
 // Rows are independent: a grid may be used for different rows at once.
 
+#include <atomic>
 #include <concepts>
+#include <string_view>
 
 MOTE_BEGIN_NAMESPACE
 
@@ -113,19 +115,29 @@ concept rounding_grid = (detail::element_grid<G> || detail::group_grid<G>)&&requ
 
 namespace detail {
 
-template <rounding_grid Grid>
-void check_grid(std::string_view op, const view<const float, 2>& w, const Grid& grid, const view<float, 2>& quantized) {
+// Throws shape_error unless shapes fit and the values of w are finite.
+template <host Backend, rounding_grid Grid>
+void check_grid(Backend& be, std::string_view op, const view<const float, 2>& w, const Grid& grid,
+                const view<float, 2>& quantized) {
   check_view(op, "w", w, {grid.rows(), grid.columns()});
   check_view(op, "quantized", quantized, {grid.rows(), grid.columns()});
+  std::atomic<bool> finite{true};
+  be.parallel_for(w.extent(0), 1, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t n = begin; n < end; ++n) {
+      if (!all_finite(w.row(n), w.extent(1))) finite = false;
+    }
+  });
+  check(finite.load(), op, "w: expected finite values");
 }
 
 }  // namespace detail
 
 // Every element to the nearest number of its group's grid: w [out, in] to codes in `grid`, and what they stand for to
-// quantized [out, in], which may be w. Rows are shared out among the threads of `be`. Throws shape_error.
+// quantized [out, in], which may be w. Rows are shared out among the threads of `be`. Throws shape_error, also when a value
+// is not finite.
 template <host Backend, rounding_grid Grid>
 void round_to_nearest(Backend& be, const view<const float, 2>& w, Grid& grid, const view<float, 2>& quantized) {
-  detail::check_grid("round_to_nearest", w, grid, quantized);
+  detail::check_grid(be, "round_to_nearest", w, grid, quantized);
   be.parallel_for(w.extent(0), 1, [&](std::size_t begin, std::size_t end) {
     for (std::size_t n = begin; n < end; ++n) {
       for (std::size_t c = 0; c < w.extent(1); c += grid.group()) {
@@ -398,11 +410,11 @@ awq_scale search_awq_scale(const view<const float, 1>& mean_abs, Error&& error) 
 }
 
 // One weight w [out, in]: codes of W diag(s) in `grid`, and Q(W diag(s)) diag(1/s) in quantized [out, in], which must not
-// overlap w. Throws shape_error.
+// overlap w. Throws shape_error, also when a value is not finite.
 template <host Backend, rounding_grid Grid>
 awq_scale awq(Backend& be, const view<const float, 2>& w, const activation_statistics& statistics, Grid& grid,
               const view<float, 2>& quantized) {
-  detail::check_grid("awq", w, grid, quantized);
+  detail::check_grid(be, "awq", w, grid, quantized);
   check(statistics.in_features() == w.extent(1), "awq", "statistics: their channels differ from the columns");
   const auto round = [&](const view<const float, 1>& s) {
     scale_columns(w, s, quantized);
@@ -428,8 +440,358 @@ MOTE_END_NAMESPACE
 
 #include <array>
 #include <cstring>
-#include <string_view>
 
+// ---- mote/compress/range.hpp
+// Ranges: the interval of numbers that integer codes are spread over. Every range holds 0.
+//
+//   min_max      from the smallest value to the largest
+//   percentile   the values below (100 - p) % and above p % are clipped; symmetric: of |x| above p %
+//   mse          the range of least Σ (x - x̂)², x̂ being x as its code stands for it, of shrunken min_max ranges
+//   kl           the range whose codes' distribution is nearest to that of the values: least Σ P log(P / Q), P the
+//                histogram with clipped values in its outermost bins, Q the same mass spread evenly over what each code
+//                stands for (only bins that hold something)
+//
+//   symmetric    low = -high, s = high / (2^(bits-1) - 1),  q = clamp(round(x / s)),              x̂ = s q
+//   asymmetric   s = (high - low) / (2^bits - 1),  z = round(-low / s),  q = clamp(round(x / s) + z), x̂ = s (q - z)
+//
+// A tile says which elements of a matrix share a range: whole tensors, rows (tokens of activations, output channels of
+// weights), columns (channels of activations), groups of a row.
+// Sources: Migacz, 8-bit inference with TensorRT (2017); Banner et al. (2019), arXiv:1810.05723.
+
+#include <span>
+
+// ---- mote/compress/histogram.hpp
+// A histogram of a stream of numbers whose range is not known beforehand: bins over [-limit, limit), the limit a power of
+// two that doubles, merging bins in pairs, when a larger number comes. Its memory is fixed.
+
+MOTE_BEGIN_NAMESPACE
+
+class histogram {
+ public:
+  static constexpr std::size_t bins = 8192;
+
+  // Throws shape_error when a value is not finite; then nothing is added.
+  void add(std::span<const float> values) {
+    float low = low_, high = high_, largest = 0.0f;
+    for (const float x : values) {
+      check(std::isfinite(x), "histogram", "expected finite values");
+      largest = std::max(largest, std::fabs(x));
+      low = std::min(low, x);
+      high = std::max(high, x);
+    }
+    low_ = low;
+    high_ = high;
+    if (largest == 0.0f) {
+      counts_[bins / 2] += static_cast<double>(values.size());
+      return;
+    }
+    grow_to(std::ilogb(largest) + 1);
+    for (const float x : values) counts_[bin_of(x)] += 1.0;
+  }
+
+  void merge(const histogram& other) {
+    histogram aligned = other;
+    if (exponent_ == unset) {
+      exponent_ = aligned.exponent_;
+    } else if (aligned.exponent_ == unset) {
+      aligned.exponent_ = exponent_;
+    }
+    grow_to(aligned.exponent_);
+    aligned.grow_to(exponent_);
+    for (std::size_t i = 0; i < bins; ++i) counts_[i] += aligned.counts_[i];
+    low_ = std::min(low_, other.low_);
+    high_ = std::max(high_, other.high_);
+  }
+
+  // Of all values and 0.
+  float low() const { return low_; }
+  float high() const { return high_; }
+
+  // Bin i holds counts()[i] values near center(i).
+  std::span<const double> counts() const { return counts_; }
+  float center(std::size_t i) const {
+    return std::ldexp((static_cast<float>(i) + 0.5f) / (bins / 2) - 1.0f, exponent_ == unset ? 0 : exponent_);
+  }
+
+ private:
+  static constexpr int unset = -1000;
+
+  std::size_t bin_of(float x) const {
+    const double place = (std::ldexp(static_cast<double>(x), -exponent_) + 1.0) * (bins / 2);
+    return std::min(static_cast<std::size_t>(place), bins - 1);
+  }
+
+  // Makes the limit at least 2^exponent.
+  void grow_to(int exponent) {
+    if (exponent_ == unset) exponent_ = exponent;
+    for (; exponent_ < exponent; ++exponent_) {
+      std::vector<double> wider(bins);
+      for (std::size_t i = 0; i < bins; ++i) wider[bins / 4 + i / 2] += counts_[i];
+      counts_ = std::move(wider);
+    }
+  }
+
+  int exponent_ = unset;  // the limit is 2^exponent
+  float low_ = 0.0f, high_ = 0.0f;
+  std::vector<double> counts_ = std::vector<double>(bins);
+};
+
+MOTE_END_NAMESPACE
+
+// ---- mote/compress/range.hpp
+MOTE_BEGIN_NAMESPACE
+
+struct range {
+  float low = 0.0f, high = 0.0f;
+};
+
+enum class range_method { min_max, percentile, mse, kl };
+
+struct range_config {
+  range_method method = range_method::min_max;
+  int bits = 8;
+  bool symmetric = true;
+  double percentile = 99.99;
+};
+
+namespace detail {
+
+// The integer q within [lowest, highest]; for NaN, which std::clamp would keep, `lowest`.
+inline int clamped_integer(float q, int lowest, int highest) {
+  return static_cast<int>(std::min(std::max(static_cast<float>(lowest), q), static_cast<float>(highest)));
+}
+
+}  // namespace detail
+
+// The numbers that integer codes stand for.
+class integer_grid {
+ public:
+  integer_grid() = default;
+  // Symmetric codes of eight bits leave out -128, as quantize_int8 does; those of fewer bits have all 2^bits.
+  integer_grid(const range& r, int bits, bool symmetric)
+      : zero_(0),
+        lowest_(symmetric ? -(1 << (bits - 1)) + (bits == 8 ? 1 : 0) : 0),
+        highest_((1 << (symmetric ? bits - 1 : bits)) - 1) {
+    const float width = symmetric ? r.high : std::min(r.high - r.low, std::numeric_limits<float>::max());
+    const float step = width / static_cast<float>(highest_);
+    if (step > 0.0f) scale_ = step;
+    if (!symmetric) zero_ = detail::clamped_integer(std::nearbyint(-r.low / scale_), 0, highest_);
+  }
+
+  float scale() const { return scale_; }
+  int zero() const { return zero_; }
+  // The code of NaN is the lowest.
+  int code(float x) const {
+    return detail::clamped_integer(std::nearbyint(x / scale_) + static_cast<float>(zero_), lowest_, highest_);
+  }
+  float value(int code) const { return scale_ * static_cast<float>(code - zero_); }
+  // The numbers beyond which x is clipped.
+  range limits() const { return {value(lowest_), value(highest_)}; }
+
+ private:
+  float scale_ = 1.0f;
+  int zero_ = 0, lowest_ = 0, highest_ = 0;
+};
+
+namespace detail {
+
+inline range symmetrized(range r, bool symmetric) {
+  if (!symmetric) return r;
+  const float amax = std::max(-r.low, r.high);
+  return {-amax, amax};
+}
+
+struct range_cost {
+  double total = 0.0, growing = 0.0;  // `growing` is a part of `total` that only grows as the range shrinks
+};
+
+// The range of least cost: both ends of `full` shrunk alike by powers of 2^(-1/16), down to 1/64; of an asymmetric one
+// then the farther end by itself, then the other.
+template <class Cost>
+range best_shrunken(const range& full, bool symmetric, const Cost& cost) {
+  range best = full;
+  double least = std::numeric_limits<double>::infinity();
+  const auto search = [&](const auto& shrunken) {
+    for (int step = 0; step <= 96; ++step) {
+      const range candidate = shrunken(std::exp2(-static_cast<float>(step) / 16.0f));
+      const range_cost c = cost(candidate);
+      if (c.total < least) {
+        least = c.total;
+        best = candidate;
+      }
+      if (c.growing > least) break;
+    }
+  };
+  search([&](float factor) { return range{full.low * factor, full.high * factor}; });
+  if (symmetric) return best;
+  const auto shrink_high = [&](float factor) { return range{best.low, full.high * factor}; };
+  const auto shrink_low = [&](float factor) { return range{full.low * factor, best.high}; };
+  if (full.high > -full.low) {
+    search(shrink_high);
+    search(shrink_low);
+  } else {
+    search(shrink_low);
+    search(shrink_high);
+  }
+  return best;
+}
+
+// Σ count (x - x̂)², and what clipping costs of it.
+inline void add_squared_error(float x, double count, const integer_grid& grid, const range& limits, range_cost& cost) {
+  const double error = static_cast<double>(grid.value(grid.code(x)) - x);
+  cost.total += count * error * error;
+  if (x < limits.low || x > limits.high) cost.growing += count * error * error;
+}
+
+// Σ P log(P / Q) over the bins inside the range.
+inline double kl_divergence(const histogram& values, const range& r, const integer_grid& grid) {
+  const auto counts = values.counts();
+  std::size_t first = 0, last = histogram::bins - 1;
+  while (first < last && values.center(first) < r.low) ++first;
+  while (last > first && values.center(last) > r.high) --last;
+  double below = 0.0, above = 0.0, total = 0.0;
+  for (std::size_t i = 0; i < histogram::bins; ++i) {
+    total += counts[i];
+    if (i < first) below += counts[i];
+    if (i > last) above += counts[i];
+  }
+  const double inside = total - below - above;
+  if (!(inside > 0.0)) return std::numeric_limits<double>::infinity();
+  double divergence = 0.0;
+  for (std::size_t begin = first; begin <= last;) {
+    // The bins of one code, which share their mass evenly.
+    const int code = grid.code(values.center(begin));
+    double mass = 0.0, used = 0.0;
+    std::size_t end = begin;
+    for (; end <= last && grid.code(values.center(end)) == code; ++end) {
+      mass += counts[end];
+      used += counts[end] > 0.0 ? 1.0 : 0.0;
+    }
+    for (std::size_t i = begin; i < end; ++i) {
+      const double p = (counts[i] + (i == first ? below : 0.0) + (i == last ? above : 0.0)) / total;
+      if (p > 0.0) divergence += p * std::log(p / std::max(counts[i] > 0.0 ? mass / used / inside : 0.0, 1e-9));
+    }
+    begin = end;
+  }
+  return divergence;
+}
+
+inline void check_range_config(const range_config& config) {
+  check(config.bits >= 2 && config.bits <= 8, "estimate_range", "bits: expected 2 to 8");
+  check(config.percentile > 50.0 && config.percentile <= 100.0, "estimate_range",
+        "percentile: expected a number above 50, up to 100");
+}
+
+}  // namespace detail
+
+// The range of what a histogram saw. Throws shape_error when `config` is out of range.
+inline range estimate_range(const histogram& values, const range_config& config) {
+  detail::check_range_config(config);
+  const range full = detail::symmetrized({values.low(), values.high()}, config.symmetric);
+  if (!(full.high > full.low) || config.method == range_method::min_max) return full;
+  const auto counts = values.counts();
+  if (config.method == range_method::percentile) {
+    double total = 0.0;
+    for (const double count : counts) total += count;
+    const double clipped = total * (1.0 - config.percentile / 100.0);
+    range r = full;
+    if (config.symmetric) {
+      double seen = 0.0;
+      std::size_t i = histogram::bins - 1;
+      while (i > histogram::bins / 2 && (seen += counts[i] + counts[histogram::bins - 1 - i]) <= clipped) --i;
+      r.high = std::min(full.high, values.center(i));
+      r.low = -r.high;
+    } else {
+      std::size_t first = 0, last = histogram::bins - 1;
+      double below = counts[first], above = counts[last];
+      while (first < histogram::bins / 2 && below <= clipped) below += counts[++first];
+      while (last > histogram::bins / 2 && above <= clipped) above += counts[--last];
+      r.low = std::clamp(values.center(first), full.low, 0.0f);
+      r.high = std::clamp(values.center(last), 0.0f, full.high);
+    }
+    return r;
+  }
+  return detail::best_shrunken(full, config.symmetric, [&](const range& r) {
+    const integer_grid grid(r, config.bits, config.symmetric);
+    detail::range_cost cost;
+    if (config.method == range_method::kl) {
+      cost.total = detail::kl_divergence(values, r, grid);
+      return cost;
+    }
+    const range limits = grid.limits();
+    for (std::size_t i = 0; i < histogram::bins; ++i) {
+      if (counts[i] > 0.0) detail::add_squared_error(values.center(i), counts[i], grid, limits, cost);
+    }
+    return cost;
+  });
+}
+
+// The range of a few values: exact where the histogram rounds to its bins. Throws shape_error, also when a value is not
+// finite.
+inline range estimate_range(std::span<const float> values, const range_config& config) {
+  detail::check_range_config(config);
+  check(detail::all_finite(values.data(), values.size()), "estimate_range", "expected finite values");
+  if (config.method == range_method::kl) {
+    histogram h;
+    h.add(values);
+    return estimate_range(h, config);
+  }
+  range full;
+  for (const float x : values) full = {std::min(full.low, x), std::max(full.high, x)};
+  full = detail::symmetrized(full, config.symmetric);
+  if (!(full.high > full.low) || config.method == range_method::min_max) return full;
+  if (config.method == range_method::percentile) {
+    std::vector<float> sorted(values.begin(), values.end());
+    if (config.symmetric) {
+      for (float& x : sorted) x = std::fabs(x);
+    }
+    std::sort(sorted.begin(), sorted.end());
+    const auto clipped =
+        static_cast<std::size_t>(static_cast<double>(sorted.size()) * (100.0 - config.percentile) / 100.0 + 1e-6);
+    const float high = std::max(sorted[sorted.size() - 1 - clipped], 0.0f);
+    return {config.symmetric ? -high : std::min(sorted[clipped], 0.0f), high};
+  }
+  return detail::best_shrunken(full, config.symmetric, [&](const range& r) {
+    const integer_grid grid(r, config.bits, config.symmetric);
+    const range limits = grid.limits();
+    detail::range_cost cost;
+    for (const float x : values) detail::add_squared_error(x, 1.0, grid, limits, cost);
+    return cost;
+  });
+}
+
+// Which elements of a matrix share a range: `rows` by `columns` of them, fewer at the edges.
+struct tile {
+  std::size_t rows, columns;
+
+  static constexpr std::size_t all = std::numeric_limits<std::size_t>::max();
+  static constexpr tile tensor() { return {all, all}; }
+  static constexpr tile row() { return {1, all}; }     // a token of activations, an output channel of weights
+  static constexpr tile column() { return {all, 1}; }  // a channel of activations
+  static constexpr tile group(std::size_t columns) { return {1, columns}; }
+};
+
+// The ranges of x's tiles, row by row. Throws shape_error, also when a value is not finite.
+inline std::vector<range> estimate_ranges(const view<const float, 2>& x, const tile& t, const range_config& config) {
+  check_view("estimate_ranges", "x", x, {x.extent(0), x.extent(1)});
+  check(t.rows > 0 && t.columns > 0, "estimate_ranges", "tile: expected at least one row and column");
+  std::vector<range> ranges;
+  std::vector<float> values;
+  for (std::size_t r = 0; r < x.extent(0); r += std::min(t.rows, x.extent(0) - r)) {
+    const std::size_t rows = std::min(t.rows, x.extent(0) - r);
+    for (std::size_t c = 0; c < x.extent(1); c += std::min(t.columns, x.extent(1) - c)) {
+      const std::size_t columns = std::min(t.columns, x.extent(1) - c);
+      values.clear();
+      for (std::size_t n = r; n < r + rows; ++n) values.insert(values.end(), x.row(n) + c, x.row(n) + c + columns);
+      ranges.push_back(estimate_range(values, config));
+    }
+  }
+  return ranges;
+}
+
+MOTE_END_NAMESPACE
+
+// ---- mote/compress/block_grid.hpp
 MOTE_BEGIN_NAMESPACE
 
 namespace detail {
@@ -505,6 +867,10 @@ class blocks_of {
 
  protected:
   F& block(std::size_t row, std::size_t column) const { return blocks_(row, column / F::block_size); }
+  static F encoded(const float* x) {
+    check(all_finite(x, F::block_size), "block_grid", "expected finite values");
+    return F::encode(x);
+  }
 
  private:
   view<F, 2> blocks_;
@@ -518,9 +884,8 @@ class block_grid : public detail::blocks_of<F> {
   using detail::blocks_of<F>::blocks_of;
 
   void encode(std::size_t row, std::size_t column, const float* x, float* y) const {
-    F& block = this->block(row, column);
-    block = F::encode(x);
-    block.decode(y);
+    this->block(row, column) = this->encoded(x);
+    this->block(row, column).decode(y);
   }
 };
 
@@ -529,7 +894,7 @@ class block_grid<F> : public detail::blocks_of<F> {
  public:
   using detail::blocks_of<F>::blocks_of;
 
-  void fit(std::size_t row, std::size_t column, const float* x) const { this->block(row, column) = F::encode(x); }
+  void fit(std::size_t row, std::size_t column, const float* x) const { this->block(row, column) = this->encoded(x); }
 
   float round(std::size_t row, std::size_t column, float x) const {
     F& block = this->block(row, column);
@@ -560,7 +925,7 @@ class block_grid<F> : public detail::blocks_of<F> {
       // Of eight bits, -128 is not used: its negative would not fit.
       const int lowest = std::max(layout_.lowest(), -127), highest = layout_.lowest() + (1 << F::code_bits) - 1;
       const float q = std::nearbyint(x / scale);
-      return static_cast<int>(std::clamp(q, static_cast<float>(lowest), static_cast<float>(highest)));
+      return detail::clamped_integer(q, lowest, highest);
     }
   }
 
@@ -740,9 +1105,19 @@ class inverse_hessian {
   std::vector<std::vector<float>> ratios_;
 };
 
-// w [out, in] to codes in `grid`, and what they stand for to quantized [out, in], which must not overlap w. Values must be
-// finite. Rows are shared out among the threads of `be`; results do not depend on their number. Throws shape_error when
-// shapes differ, when a grid's groups straddle the blocks of the second moment, and when act_order is asked of a format
+namespace detail {
+
+// What losses of huge weights add up to may be no float.
+inline void saturate(float* x, std::size_t n) {
+  constexpr float largest = std::numeric_limits<float>::max();
+  for (std::size_t i = 0; i < n; ++i) x[i] = std::min(std::max(-largest, x[i]), largest);
+}
+
+}  // namespace detail
+
+// w [out, in] to codes in `grid`, and what they stand for to quantized [out, in], which must not overlap w. Rows are shared
+// out among the threads of `be`; results do not depend on their number. Throws shape_error when shapes differ, when a
+// value is not finite, when a grid's groups straddle the blocks of the second moment, and when act_order is asked of a format
 // whose codes cannot be set one by one.
 template <host Backend, rounding_grid Grid>
 void gptq(Backend& be, const view<const float, 2>& w, const inverse_hessian& inverse, Grid& grid,
@@ -750,7 +1125,7 @@ void gptq(Backend& be, const view<const float, 2>& w, const inverse_hessian& inv
   constexpr std::size_t step_target = 128;  // columns between two updates of all that follow
   constexpr bool by_element = detail::element_grid<Grid>;
   const std::size_t out = w.extent(0), in = w.extent(1), group = grid.group();
-  detail::check_grid("gptq", w, grid, quantized);
+  detail::check_grid(be, "gptq", w, grid, quantized);
   check(inverse.in_features() == in, "gptq",
         "inverse_hessian: expected " + std::to_string(in) + " channels, got " + std::to_string(inverse.in_features()));
   if (inverse.identity()) return round_to_nearest(be, w, grid, quantized);
@@ -788,6 +1163,7 @@ void gptq(Backend& be, const view<const float, 2>& w, const inverse_hessian& inv
           float* q = rounded.row(n);
           for (std::size_t i = 0; i < count; ++i) {
             const std::size_t channel = order(base + begin + i);
+            if (!fit_first && channel % group == 0) detail::saturate(v + i, group);
             if constexpr (by_element) {
               if (!fit_first && channel % group == 0) grid.fit(n, channel, v + i);
               q[i] = grid.round(n, channel, v[i]);
@@ -818,86 +1194,6 @@ void gptq(Backend& be, const view<const float, 2>& w, const inverse_hessian& inv
 
 MOTE_END_NAMESPACE
 
-// ---- mote/compress/histogram.hpp
-// A histogram of a stream of numbers whose range is not known beforehand: bins over [-limit, limit), the limit a power of
-// two that doubles, merging bins in pairs, when a larger number comes. Its memory is fixed.
-
-#include <span>
-
-MOTE_BEGIN_NAMESPACE
-
-class histogram {
- public:
-  static constexpr std::size_t bins = 8192;
-
-  // Throws shape_error when a value is not finite; then nothing is added.
-  void add(std::span<const float> values) {
-    float low = low_, high = high_, largest = 0.0f;
-    for (const float x : values) {
-      check(std::isfinite(x), "histogram", "expected finite values");
-      largest = std::max(largest, std::fabs(x));
-      low = std::min(low, x);
-      high = std::max(high, x);
-    }
-    low_ = low;
-    high_ = high;
-    if (largest == 0.0f) {
-      counts_[bins / 2] += static_cast<double>(values.size());
-      return;
-    }
-    grow_to(std::ilogb(largest) + 1);
-    for (const float x : values) counts_[bin_of(x)] += 1.0;
-  }
-
-  void merge(const histogram& other) {
-    histogram aligned = other;
-    if (exponent_ == unset) {
-      exponent_ = aligned.exponent_;
-    } else if (aligned.exponent_ == unset) {
-      aligned.exponent_ = exponent_;
-    }
-    grow_to(aligned.exponent_);
-    aligned.grow_to(exponent_);
-    for (std::size_t i = 0; i < bins; ++i) counts_[i] += aligned.counts_[i];
-    low_ = std::min(low_, other.low_);
-    high_ = std::max(high_, other.high_);
-  }
-
-  // Of all values and 0.
-  float low() const { return low_; }
-  float high() const { return high_; }
-
-  // Bin i holds counts()[i] values near center(i).
-  std::span<const double> counts() const { return counts_; }
-  float center(std::size_t i) const {
-    return std::ldexp((static_cast<float>(i) + 0.5f) / (bins / 2) - 1.0f, exponent_ == unset ? 0 : exponent_);
-  }
-
- private:
-  static constexpr int unset = -1000;
-
-  std::size_t bin_of(float x) const {
-    const double place = (std::ldexp(static_cast<double>(x), -exponent_) + 1.0) * (bins / 2);
-    return std::min(static_cast<std::size_t>(place), bins - 1);
-  }
-
-  // Makes the limit at least 2^exponent.
-  void grow_to(int exponent) {
-    if (exponent_ == unset) exponent_ = exponent;
-    for (; exponent_ < exponent; ++exponent_) {
-      std::vector<double> wider(bins);
-      for (std::size_t i = 0; i < bins; ++i) wider[bins / 4 + i / 2] += counts_[i];
-      counts_ = std::move(wider);
-    }
-  }
-
-  int exponent_ = unset;  // the limit is 2^exponent
-  float low_ = 0.0f, high_ = 0.0f;
-  std::vector<double> counts_ = std::vector<double>(bins);
-};
-
-MOTE_END_NAMESPACE
-
 // ---- mote/compress/integer_grids.hpp
 // Rounding grids of plain integers and of fp8: int8 per row, int4 and uint4 in groups of a row, e4m3 in DeepSeek's blocks
 // of 128 × 128. Scales of integers come from a range estimator (range.hpp): with range_method::min_max codes are those of
@@ -905,265 +1201,6 @@ MOTE_END_NAMESPACE
 
 #include <cstdint>
 
-// ---- mote/compress/range.hpp
-// Ranges: the interval of numbers that integer codes are spread over. Every range holds 0.
-//
-//   min_max      from the smallest value to the largest
-//   percentile   the values below (100 - p) % and above p % are clipped; symmetric: of |x| above p %
-//   mse          the range of least Σ (x - x̂)², x̂ being x as its code stands for it, of shrunken min_max ranges
-//   kl           the range whose codes' distribution is nearest to that of the values: least Σ P log(P / Q), P the
-//                histogram with clipped values in its outermost bins, Q the same mass spread evenly over what each code
-//                stands for (only bins that hold something)
-//
-//   symmetric    low = -high, s = high / (2^(bits-1) - 1),  q = clamp(round(x / s)),              x̂ = s q
-//   asymmetric   s = (high - low) / (2^bits - 1),  z = round(-low / s),  q = clamp(round(x / s) + z), x̂ = s (q - z)
-//
-// A tile says which elements of a matrix share a range: whole tensors, rows (tokens of activations, output channels of
-// weights), columns (channels of activations), groups of a row.
-// Sources: Migacz, 8-bit inference with TensorRT (2017); Banner et al. (2019), arXiv:1810.05723.
-
-MOTE_BEGIN_NAMESPACE
-
-struct range {
-  float low = 0.0f, high = 0.0f;
-};
-
-enum class range_method { min_max, percentile, mse, kl };
-
-struct range_config {
-  range_method method = range_method::min_max;
-  int bits = 8;
-  bool symmetric = true;
-  double percentile = 99.99;
-};
-
-// The numbers that integer codes stand for.
-class integer_grid {
- public:
-  integer_grid() = default;
-  // Symmetric codes of eight bits leave out -128, as quantize_int8 does; those of fewer bits have all 2^bits.
-  integer_grid(const range& r, int bits, bool symmetric)
-      : zero_(0),
-        lowest_(symmetric ? -(1 << (bits - 1)) + (bits == 8 ? 1 : 0) : 0),
-        highest_((1 << (symmetric ? bits - 1 : bits)) - 1) {
-    const float width = symmetric ? r.high : std::min(r.high - r.low, std::numeric_limits<float>::max());
-    const float step = width / static_cast<float>(highest_);
-    if (step > 0.0f) scale_ = step;
-    if (!symmetric) zero_ = std::min(static_cast<int>(std::nearbyint(-r.low / scale_)), highest_);
-  }
-
-  float scale() const { return scale_; }
-  int zero() const { return zero_; }
-  int code(float x) const {
-    const float q = std::nearbyint(x / scale_) + static_cast<float>(zero_);
-    return static_cast<int>(std::clamp(q, static_cast<float>(lowest_), static_cast<float>(highest_)));
-  }
-  float value(int code) const { return scale_ * static_cast<float>(code - zero_); }
-  // The numbers beyond which x is clipped.
-  range limits() const { return {value(lowest_), value(highest_)}; }
-
- private:
-  float scale_ = 1.0f;
-  int zero_ = 0, lowest_ = 0, highest_ = 0;
-};
-
-namespace detail {
-
-inline range symmetrized(range r, bool symmetric) {
-  if (!symmetric) return r;
-  const float amax = std::max(-r.low, r.high);
-  return {-amax, amax};
-}
-
-struct range_cost {
-  double total = 0.0, growing = 0.0;  // `growing` is a part of `total` that only grows as the range shrinks
-};
-
-// The range of least cost: both ends of `full` shrunk alike by powers of 2^(-1/16), down to 1/64; of an asymmetric one
-// then the farther end by itself, then the other.
-template <class Cost>
-range best_shrunken(const range& full, bool symmetric, const Cost& cost) {
-  range best = full;
-  double least = std::numeric_limits<double>::infinity();
-  const auto search = [&](const auto& shrunken) {
-    for (int step = 0; step <= 96; ++step) {
-      const range candidate = shrunken(std::exp2(-static_cast<float>(step) / 16.0f));
-      const range_cost c = cost(candidate);
-      if (c.total < least) {
-        least = c.total;
-        best = candidate;
-      }
-      if (c.growing > least) break;
-    }
-  };
-  search([&](float factor) { return range{full.low * factor, full.high * factor}; });
-  if (symmetric) return best;
-  const auto shrink_high = [&](float factor) { return range{best.low, full.high * factor}; };
-  const auto shrink_low = [&](float factor) { return range{full.low * factor, best.high}; };
-  if (full.high > -full.low) {
-    search(shrink_high);
-    search(shrink_low);
-  } else {
-    search(shrink_low);
-    search(shrink_high);
-  }
-  return best;
-}
-
-// Σ count (x - x̂)², and what clipping costs of it.
-inline void add_squared_error(float x, double count, const integer_grid& grid, const range& limits, range_cost& cost) {
-  const double error = static_cast<double>(grid.value(grid.code(x)) - x);
-  cost.total += count * error * error;
-  if (x < limits.low || x > limits.high) cost.growing += count * error * error;
-}
-
-// Σ P log(P / Q) over the bins inside the range.
-inline double kl_divergence(const histogram& values, const range& r, const integer_grid& grid) {
-  const auto counts = values.counts();
-  std::size_t first = 0, last = histogram::bins - 1;
-  while (first < last && values.center(first) < r.low) ++first;
-  while (last > first && values.center(last) > r.high) --last;
-  double below = 0.0, above = 0.0, total = 0.0;
-  for (std::size_t i = 0; i < histogram::bins; ++i) {
-    total += counts[i];
-    if (i < first) below += counts[i];
-    if (i > last) above += counts[i];
-  }
-  const double inside = total - below - above;
-  if (!(inside > 0.0)) return std::numeric_limits<double>::infinity();
-  double divergence = 0.0;
-  for (std::size_t begin = first; begin <= last;) {
-    // The bins of one code, which share their mass evenly.
-    const int code = grid.code(values.center(begin));
-    double mass = 0.0, used = 0.0;
-    std::size_t end = begin;
-    for (; end <= last && grid.code(values.center(end)) == code; ++end) {
-      mass += counts[end];
-      used += counts[end] > 0.0 ? 1.0 : 0.0;
-    }
-    for (std::size_t i = begin; i < end; ++i) {
-      const double p = (counts[i] + (i == first ? below : 0.0) + (i == last ? above : 0.0)) / total;
-      if (p > 0.0) divergence += p * std::log(p / std::max(counts[i] > 0.0 ? mass / used / inside : 0.0, 1e-9));
-    }
-    begin = end;
-  }
-  return divergence;
-}
-
-inline void check_range_config(const range_config& config) {
-  check(config.bits >= 2 && config.bits <= 8, "estimate_range", "bits: expected 2 to 8");
-  check(config.percentile > 50.0 && config.percentile <= 100.0, "estimate_range",
-        "percentile: expected a number above 50, up to 100");
-}
-
-}  // namespace detail
-
-// The range of what a histogram saw. Throws shape_error when `config` is out of range.
-inline range estimate_range(const histogram& values, const range_config& config) {
-  detail::check_range_config(config);
-  const range full = detail::symmetrized({values.low(), values.high()}, config.symmetric);
-  if (!(full.high > full.low) || config.method == range_method::min_max) return full;
-  const auto counts = values.counts();
-  if (config.method == range_method::percentile) {
-    double total = 0.0;
-    for (const double count : counts) total += count;
-    const double clipped = total * (1.0 - config.percentile / 100.0);
-    range r = full;
-    if (config.symmetric) {
-      double seen = 0.0;
-      std::size_t i = histogram::bins - 1;
-      while (i > histogram::bins / 2 && (seen += counts[i] + counts[histogram::bins - 1 - i]) <= clipped) --i;
-      r.high = std::min(full.high, values.center(i));
-      r.low = -r.high;
-    } else {
-      std::size_t first = 0, last = histogram::bins - 1;
-      double below = counts[first], above = counts[last];
-      while (first < histogram::bins / 2 && below <= clipped) below += counts[++first];
-      while (last > histogram::bins / 2 && above <= clipped) above += counts[--last];
-      r.low = std::clamp(values.center(first), full.low, 0.0f);
-      r.high = std::clamp(values.center(last), 0.0f, full.high);
-    }
-    return r;
-  }
-  return detail::best_shrunken(full, config.symmetric, [&](const range& r) {
-    const integer_grid grid(r, config.bits, config.symmetric);
-    detail::range_cost cost;
-    if (config.method == range_method::kl) {
-      cost.total = detail::kl_divergence(values, r, grid);
-      return cost;
-    }
-    const range limits = grid.limits();
-    for (std::size_t i = 0; i < histogram::bins; ++i) {
-      if (counts[i] > 0.0) detail::add_squared_error(values.center(i), counts[i], grid, limits, cost);
-    }
-    return cost;
-  });
-}
-
-// The range of a few values: exact where the histogram rounds to its bins.
-inline range estimate_range(std::span<const float> values, const range_config& config) {
-  detail::check_range_config(config);
-  if (config.method == range_method::kl) {
-    histogram h;
-    h.add(values);
-    return estimate_range(h, config);
-  }
-  range full;
-  for (const float x : values) full = {std::min(full.low, x), std::max(full.high, x)};
-  full = detail::symmetrized(full, config.symmetric);
-  if (!(full.high > full.low) || config.method == range_method::min_max) return full;
-  if (config.method == range_method::percentile) {
-    std::vector<float> sorted(values.begin(), values.end());
-    if (config.symmetric) {
-      for (float& x : sorted) x = std::fabs(x);
-    }
-    std::sort(sorted.begin(), sorted.end());
-    const auto clipped =
-        static_cast<std::size_t>(static_cast<double>(sorted.size()) * (100.0 - config.percentile) / 100.0 + 1e-6);
-    const float high = std::max(sorted[sorted.size() - 1 - clipped], 0.0f);
-    return {config.symmetric ? -high : std::min(sorted[clipped], 0.0f), high};
-  }
-  return detail::best_shrunken(full, config.symmetric, [&](const range& r) {
-    const integer_grid grid(r, config.bits, config.symmetric);
-    const range limits = grid.limits();
-    detail::range_cost cost;
-    for (const float x : values) detail::add_squared_error(x, 1.0, grid, limits, cost);
-    return cost;
-  });
-}
-
-// Which elements of a matrix share a range: `rows` by `columns` of them, fewer at the edges.
-struct tile {
-  std::size_t rows, columns;
-
-  static constexpr std::size_t all = std::numeric_limits<std::size_t>::max();
-  static constexpr tile tensor() { return {all, all}; }
-  static constexpr tile row() { return {1, all}; }     // a token of activations, an output channel of weights
-  static constexpr tile column() { return {all, 1}; }  // a channel of activations
-  static constexpr tile group(std::size_t columns) { return {1, columns}; }
-};
-
-// The ranges of x's tiles, row by row. Throws shape_error.
-inline std::vector<range> estimate_ranges(const view<const float, 2>& x, const tile& t, const range_config& config) {
-  check_view("estimate_ranges", "x", x, {x.extent(0), x.extent(1)});
-  check(t.rows > 0 && t.columns > 0, "estimate_ranges", "tile: expected at least one row and column");
-  std::vector<range> ranges;
-  std::vector<float> values;
-  for (std::size_t r = 0; r < x.extent(0); r += std::min(t.rows, x.extent(0) - r)) {
-    const std::size_t rows = std::min(t.rows, x.extent(0) - r);
-    for (std::size_t c = 0; c < x.extent(1); c += std::min(t.columns, x.extent(1) - c)) {
-      const std::size_t columns = std::min(t.columns, x.extent(1) - c);
-      values.clear();
-      for (std::size_t n = r; n < r + rows; ++n) values.insert(values.end(), x.row(n) + c, x.row(n) + c + columns);
-      ranges.push_back(estimate_range(values, config));
-    }
-  }
-  return ranges;
-}
-
-MOTE_END_NAMESPACE
-
-// ---- mote/compress/integer_grids.hpp
 MOTE_BEGIN_NAMESPACE
 
 // int8 symmetric: codes [out, in], scale [out].

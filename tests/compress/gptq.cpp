@@ -3,7 +3,9 @@
 #include <mote/compress/integer_grids.hpp>
 #include <mote/quant/quantize.hpp>
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "compress/support.hpp"
 #include "support/formats.hpp"
@@ -300,6 +302,47 @@ TEST_CASE("gptq: what does not fit is refused") {
   CHECK_THROWS_WITH(mote::inverse_hessian(test::statistics_of(x, 64), {.damping = 0.0f}), contains("damping"));
   const auto beyond = test::statistics_of(x, 64).divided_by(std::vector<float>(64, 1e-30f));
   CHECK_THROWS_WITH(mote::inverse_hessian(beyond), contains("the second moment is not finite"));
+}
+
+TEST_CASE("gptq: weights that are not finite are refused, and codes of any float are codes") {
+  test::random_source random(5);
+  const std::size_t out = 2, in = 256;
+  const auto w = weight(random, out, in), x = test::correlated(random, 300, in);
+  const mote::inverse_hessian inverse(test::statistics_of(x, in));
+  const float infinity = std::numeric_limits<float>::infinity();
+  mote::simd<> be{mote::threads{2}};
+  for_each_grid(w, [&](auto& grid, const auto& decoded) {
+    matrix got(out, in);
+    for (const float value : {std::nanf(""), infinity}) {
+      auto bad = w;
+      bad(1, in - 1) = value;
+      CHECK_THROWS_WITH(mote::round_to_nearest(be, bad.view(), grid, got.view()),
+                        "round_to_nearest: w: expected finite values");
+      CHECK_THROWS_WITH(mote::gptq(be, bad.view(), inverse, grid, got.view()), "gptq: w: expected finite values");
+    }
+    if constexpr (mote::detail::element_grid<std::remove_reference_t<decltype(grid)>>) {
+      mote::round_to_nearest(be, w.view(), grid, got.view());
+      for (const float value : {std::nanf(""), infinity, -infinity}) got(1, 3) = grid.round(1, 3, value);
+      CHECK(test::same_bits(got.values, decoded().values));
+    }
+  });
+}
+
+TEST_CASE("gptq: losses that add up to more than a float holds are cut") {
+  test::random_source random(6);
+  const std::size_t out = 2, in = 256;
+  auto w = weight(random, out, in);
+  for (float& v : w.values) v = std::clamp(v * 3e38f, -3.4e38f, 3.4e38f);
+  const mote::inverse_hessian inverse(test::statistics_of(test::correlated(random, 300, in), in));
+  mote::simd<> be{mote::threads{2}};
+  std::vector<std::uint8_t> packed(out * in / 2);
+  std::vector<float> scale(out * in / 32);
+  for (const auto method : {mote::range_method::percentile, mote::range_method::kl}) {
+    mote::int4_grid grid(32, {packed.data(), out, in / 2}, {scale.data(), out, in / 32}, method);
+    matrix got(out, in);
+    mote::gptq(be, w.view(), inverse, grid, got.view());
+    for (const float s : scale) CHECK(std::isfinite(s));
+  }
 }
 
 TEST_CASE("gptq: codes and scales of a published implementation") {

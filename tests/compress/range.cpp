@@ -68,6 +68,31 @@ TEST_CASE("histogram: what is refused leaves no trace") {
   CHECK(h.high() == 0.2f);
 }
 
+TEST_CASE("range: every method refuses what is not finite") {
+  for (const float bad : {std::nanf(""), std::numeric_limits<float>::infinity()}) {
+    const std::vector<float> x = {1.0f, -bad, 0.5f, 2.0f};
+    for (const auto method : {range_method::min_max, range_method::percentile, range_method::mse, range_method::kl}) {
+      for (const bool symmetric : {true, false}) {
+        const range_config config{.method = method, .symmetric = symmetric};
+        CHECK_THROWS_WITH(mote::estimate_range(x, config), "estimate_range: expected finite values");
+        CHECK_THROWS_AS(mote::estimate_ranges({x.data(), 2, 2}, mote::tile::row(), config), mote::shape_error);
+      }
+    }
+  }
+}
+
+TEST_CASE("range: beyond it the outermost codes, of NaN the lowest") {
+  const float infinity = std::numeric_limits<float>::infinity();
+  for (const bool symmetric : {true, false}) {
+    const mote::integer_grid grid({-3.5f, 3.5f}, 4, symmetric);
+    const int lowest = symmetric ? -8 : 0;
+    CHECK(grid.code(std::nanf("")) == lowest);
+    CHECK(grid.code(-infinity) == lowest);
+    CHECK(grid.code(infinity) == lowest + 15);
+    CHECK(mote::integer_grid({-infinity, infinity}, 4, symmetric).code(1.0f) == (symmetric ? 0 : 15));
+  }
+}
+
 TEST_CASE("range: percentiles") {
   std::vector<float> x(1000);
   std::iota(x.begin(), x.end(), -99.0f);  // -99 … 900

@@ -64,11 +64,11 @@ awq_scale search_awq_scale(const view<const float, 1>& mean_abs, Error&& error) 
 }
 
 // One weight w [out, in]: codes of W diag(s) in `grid`, and Q(W diag(s)) diag(1/s) in quantized [out, in], which must not
-// overlap w. Throws shape_error.
+// overlap w. Throws shape_error, also when a value is not finite.
 template <host Backend, rounding_grid Grid>
 awq_scale awq(Backend& be, const view<const float, 2>& w, const activation_statistics& statistics, Grid& grid,
               const view<float, 2>& quantized) {
-  detail::check_grid("awq", w, grid, quantized);
+  detail::check_grid(be, "awq", w, grid, quantized);
   check(statistics.in_features() == w.extent(1), "awq", "statistics: their channels differ from the columns");
   const auto round = [&](const view<const float, 1>& s) {
     scale_columns(w, s, quantized);

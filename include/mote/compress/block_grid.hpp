@@ -18,6 +18,7 @@
 #include "../core/view.hpp"
 #include "../quant/format.hpp"
 #include "grid.hpp"
+#include "range.hpp"
 
 MOTE_BEGIN_NAMESPACE
 
@@ -94,6 +95,10 @@ class blocks_of {
 
  protected:
   F& block(std::size_t row, std::size_t column) const { return blocks_(row, column / F::block_size); }
+  static F encoded(const float* x) {
+    check(all_finite(x, F::block_size), "block_grid", "expected finite values");
+    return F::encode(x);
+  }
 
  private:
   view<F, 2> blocks_;
@@ -107,9 +112,8 @@ class block_grid : public detail::blocks_of<F> {
   using detail::blocks_of<F>::blocks_of;
 
   void encode(std::size_t row, std::size_t column, const float* x, float* y) const {
-    F& block = this->block(row, column);
-    block = F::encode(x);
-    block.decode(y);
+    this->block(row, column) = this->encoded(x);
+    this->block(row, column).decode(y);
   }
 };
 
@@ -118,7 +122,7 @@ class block_grid<F> : public detail::blocks_of<F> {
  public:
   using detail::blocks_of<F>::blocks_of;
 
-  void fit(std::size_t row, std::size_t column, const float* x) const { this->block(row, column) = F::encode(x); }
+  void fit(std::size_t row, std::size_t column, const float* x) const { this->block(row, column) = this->encoded(x); }
 
   float round(std::size_t row, std::size_t column, float x) const {
     F& block = this->block(row, column);
@@ -149,7 +153,7 @@ class block_grid<F> : public detail::blocks_of<F> {
       // Of eight bits, -128 is not used: its negative would not fit.
       const int lowest = std::max(layout_.lowest(), -127), highest = layout_.lowest() + (1 << F::code_bits) - 1;
       const float q = std::nearbyint(x / scale);
-      return static_cast<int>(std::clamp(q, static_cast<float>(lowest), static_cast<float>(highest)));
+      return detail::clamped_integer(q, lowest, highest);
     }
   }
 

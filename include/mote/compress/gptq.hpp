@@ -28,6 +28,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <limits>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -129,9 +130,19 @@ class inverse_hessian {
   std::vector<std::vector<float>> ratios_;
 };
 
-// w [out, in] to codes in `grid`, and what they stand for to quantized [out, in], which must not overlap w. Values must be
-// finite. Rows are shared out among the threads of `be`; results do not depend on their number. Throws shape_error when
-// shapes differ, when a grid's groups straddle the blocks of the second moment, and when act_order is asked of a format
+namespace detail {
+
+// What losses of huge weights add up to may be no float.
+inline void saturate(float* x, std::size_t n) {
+  constexpr float largest = std::numeric_limits<float>::max();
+  for (std::size_t i = 0; i < n; ++i) x[i] = std::min(std::max(-largest, x[i]), largest);
+}
+
+}  // namespace detail
+
+// w [out, in] to codes in `grid`, and what they stand for to quantized [out, in], which must not overlap w. Rows are shared
+// out among the threads of `be`; results do not depend on their number. Throws shape_error when shapes differ, when a
+// value is not finite, when a grid's groups straddle the blocks of the second moment, and when act_order is asked of a format
 // whose codes cannot be set one by one.
 template <host Backend, rounding_grid Grid>
 void gptq(Backend& be, const view<const float, 2>& w, const inverse_hessian& inverse, Grid& grid,
@@ -139,7 +150,7 @@ void gptq(Backend& be, const view<const float, 2>& w, const inverse_hessian& inv
   constexpr std::size_t step_target = 128;  // columns between two updates of all that follow
   constexpr bool by_element = detail::element_grid<Grid>;
   const std::size_t out = w.extent(0), in = w.extent(1), group = grid.group();
-  detail::check_grid("gptq", w, grid, quantized);
+  detail::check_grid(be, "gptq", w, grid, quantized);
   check(inverse.in_features() == in, "gptq",
         "inverse_hessian: expected " + std::to_string(in) + " channels, got " + std::to_string(inverse.in_features()));
   if (inverse.identity()) return round_to_nearest(be, w, grid, quantized);
@@ -177,6 +188,7 @@ void gptq(Backend& be, const view<const float, 2>& w, const inverse_hessian& inv
           float* q = rounded.row(n);
           for (std::size_t i = 0; i < count; ++i) {
             const std::size_t channel = order(base + begin + i);
+            if (!fit_first && channel % group == 0) detail::saturate(v + i, group);
             if constexpr (by_element) {
               if (!fit_first && channel % group == 0) grid.fit(n, channel, v + i);
               q[i] = grid.round(n, channel, v[i]);

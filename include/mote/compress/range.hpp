@@ -25,6 +25,7 @@
 
 #include "../core/error.hpp"
 #include "../core/view.hpp"
+#include "../quant/formats/bits.hpp"
 #include "histogram.hpp"
 
 MOTE_BEGIN_NAMESPACE
@@ -42,6 +43,15 @@ struct range_config {
   double percentile = 99.99;
 };
 
+namespace detail {
+
+// The integer q within [lowest, highest]; for NaN, which std::clamp would keep, `lowest`.
+inline int clamped_integer(float q, int lowest, int highest) {
+  return static_cast<int>(std::min(std::max(static_cast<float>(lowest), q), static_cast<float>(highest)));
+}
+
+}  // namespace detail
+
 // The numbers that integer codes stand for.
 class integer_grid {
  public:
@@ -54,14 +64,14 @@ class integer_grid {
     const float width = symmetric ? r.high : std::min(r.high - r.low, std::numeric_limits<float>::max());
     const float step = width / static_cast<float>(highest_);
     if (step > 0.0f) scale_ = step;
-    if (!symmetric) zero_ = std::min(static_cast<int>(std::nearbyint(-r.low / scale_)), highest_);
+    if (!symmetric) zero_ = detail::clamped_integer(std::nearbyint(-r.low / scale_), 0, highest_);
   }
 
   float scale() const { return scale_; }
   int zero() const { return zero_; }
+  // The code of NaN is the lowest.
   int code(float x) const {
-    const float q = std::nearbyint(x / scale_) + static_cast<float>(zero_);
-    return static_cast<int>(std::clamp(q, static_cast<float>(lowest_), static_cast<float>(highest_)));
+    return detail::clamped_integer(std::nearbyint(x / scale_) + static_cast<float>(zero_), lowest_, highest_);
   }
   float value(int code) const { return scale_ * static_cast<float>(code - zero_); }
   // The numbers beyond which x is clipped.
@@ -205,9 +215,11 @@ inline range estimate_range(const histogram& values, const range_config& config)
   });
 }
 
-// The range of a few values: exact where the histogram rounds to its bins.
+// The range of a few values: exact where the histogram rounds to its bins. Throws shape_error, also when a value is not
+// finite.
 inline range estimate_range(std::span<const float> values, const range_config& config) {
   detail::check_range_config(config);
+  check(detail::all_finite(values.data(), values.size()), "estimate_range", "expected finite values");
   if (config.method == range_method::kl) {
     histogram h;
     h.add(values);
@@ -248,7 +260,7 @@ struct tile {
   static constexpr tile group(std::size_t columns) { return {1, columns}; }
 };
 
-// The ranges of x's tiles, row by row. Throws shape_error.
+// The ranges of x's tiles, row by row. Throws shape_error, also when a value is not finite.
 inline std::vector<range> estimate_ranges(const view<const float, 2>& x, const tile& t, const range_config& config) {
   check_view("estimate_ranges", "x", x, {x.extent(0), x.extent(1)});
   check(t.rows > 0 && t.columns > 0, "estimate_ranges", "tile: expected at least one row and column");

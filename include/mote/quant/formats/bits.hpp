@@ -31,6 +31,8 @@ inline float largest_magnitude(const float* x, std::size_t n) {
   return bit_cast<float>(largest);
 }
 
+inline bool all_finite(const float* x, std::size_t n) { return std::isfinite(largest_magnitude(x, n)); }
+
 // The first element of largest magnitude.
 inline float largest_element(const float* x, std::size_t n) {
   const float magnitude = largest_magnitude(x, n);
