@@ -191,6 +191,12 @@ TEST_CASE("view: Eigen matrices, maps, references and blocks") {
   static_assert(!std::is_constructible_v<view<float, 1>, row_major&>, "a matrix is not a vector");
 }
 
+TEST_CASE("view: slices of an empty view without data") {
+  // Constant expressions may not move a null pointer.
+  static_assert(view<float, 2>(nullptr, 0, 4).slice(1, 2, 1).data() == nullptr);
+  static_assert(view<float, 2>(nullptr, 0, 4).slice(1, 2, 1).extent(1) == 1);
+}
+
 TEST_CASE("view: mdspan") {
   auto data = counting(12);
   const view<float, 2> v = mdspan_like{data.data(), {3, 2}, {4, 1}};

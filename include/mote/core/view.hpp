@@ -176,10 +176,10 @@ class view {
   // The first element of row i of the first dimension.
   MOTE_HD constexpr T* row(std::size_t i) const { return data_ + i * strides_[0]; }
 
-  // Indices [begin, begin + count) of one dimension.
+  // Indices [begin, begin + count) of one dimension. Of null data, which an empty view may have, null data.
   MOTE_HD constexpr view slice(std::size_t dimension, std::size_t begin, std::size_t count) const {
     view part = *this;
-    part.data_ += begin * strides_[dimension];
+    if (data_ != nullptr) part.data_ += begin * strides_[dimension];
     part.extents_[dimension] = count;
     return part;
   }
