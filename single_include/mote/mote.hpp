@@ -3217,7 +3217,8 @@ class packed_matrix {
     }
   }
 
-  // Bytes that a packed matrix [out, in] takes. Throws shape_error where `in` is no multiple of the block size.
+  // Bytes that a packed matrix [out, in] takes. Throws shape_error where `in` is no multiple of the block size, and where
+  // std::size_t cannot hold them.
   static std::size_t size(std::size_t out, std::size_t in) {
     if constexpr (integer_format<T>) {
       if (in % T::block_size != 0) {
@@ -3226,7 +3227,14 @@ class packed_matrix {
                            std::to_string(in));
       }
     }
-    return (out + panel_rows - 1) / panel_rows * panel_bytes(in);
+    constexpr std::size_t most = std::numeric_limits<std::size_t>::max();
+    const std::size_t panels = out / panel_rows + (out % panel_rows != 0 ? 1 : 0);
+    // A panel's bytes are far fewer than 512 for each column.
+    if (in > most / 512 || panels > most / std::max(panel_bytes(in), std::size_t{1})) {
+      const std::size_t shape[] = {out, in};
+      raise<shape_error>("packed_matrix: expected a shape that fits into memory, got " + shape_text(shape));
+    }
+    return panels * panel_bytes(in);
   }
   static constexpr std::size_t panel_bytes(std::size_t in) { return layout::panel_bytes(in); }
 
@@ -3302,6 +3310,7 @@ template <class Arch, class Matrix>
 void check_packing(std::string_view, const Matrix&) {}
 template <class Arch, integer_format F>
 void check_packing(std::string_view op, const packed_matrix<F>& w) {
+  check(w.order().lanes != 0, op, "w: an empty packed_matrix");
   check(w.order() == packing_of<Arch>, op, "w: packed for another instruction set");
 }
 

@@ -188,6 +188,8 @@ TEST_CASE("block matmul: packed matrices hold the same numbers, are cut at panel
       std::vector<float> y(37);
       const mote::packed_matrix<F> other(matrix.bytes(), 37, 512, {matrix.order().lanes * 2, 1});
       CHECK_THROWS_WITH(run(be, x, 1, other), "matmul: w: packed for another instruction set");
+      CHECK_THROWS_WITH(mote::matmul(be, {x.data(), 1, 0}, mote::packed_matrix<F>(), {y.data(), 1, 0}),
+                        "matmul: w: an empty packed_matrix");
       CHECK_THROWS_AS((mote::packed_matrix<F>(matrix.bytes(), 33, 256, matrix.order())), mote::shape_error);
       CHECK_THROWS_WITH(mote::packed_matrix<F>(matrix.bytes(), 37, 512),
                         "packed_matrix: order: expected lanes that divide 32");

@@ -3,6 +3,9 @@
 #include <mote/quant/quantize.hpp>
 #include <mote/quant/weight.hpp>
 
+#include <limits>
+#include <string>
+
 #include "support/backends.hpp"
 #include "support/matrices.hpp"
 #include "support/random.hpp"
@@ -30,6 +33,21 @@ TEST_CASE("weight: shape, bytes, elements and row slices in every format") {
     for (std::size_t n = 0; n < 3; ++n) CHECK(row(part, n) == row(w.get(), n + 2));
     CHECK(mote::out_features(mote::slice_rows(w.get(), out, 0)) == 0);
   }
+}
+
+TEST_CASE("packed_matrix: shapes whose bytes std::size_t cannot hold are refused") {
+  const auto check = []<class F>() {
+    constexpr std::size_t most = std::numeric_limits<std::size_t>::max(), columns = std::size_t{1} << 20;
+    CHECK_THROWS_WITH(mote::packed_matrix<F>::size(most / 2, columns),
+                      "packed_matrix: expected a shape that fits into memory, got [" + std::to_string(most / 2) + ", " +
+                          std::to_string(columns) + "]");
+    CHECK_THROWS_AS(mote::packed_matrix<F>::size(most, columns), mote::shape_error);
+    CHECK_THROWS_AS(mote::packed_matrix<F>::size(1, most / 2 + 1), mote::shape_error);
+    CHECK(mote::packed_matrix<F>::size(33, columns) == 2 * mote::packed_matrix<F>::panel_bytes(columns));
+    CHECK(mote::packed_matrix<F>::size(0, columns) == 0);
+  };
+  mote::for_each_format(check);
+  mote::for_each_format(check, mote::type_list<std::int8_t, mote::bf16>{});
 }
 
 TEST_CASE("weight: a packed nvfp4 matrix keeps the tensor's scale") {
