@@ -1,7 +1,8 @@
 // Version, instruction-set tag and the namespace every declaration of mote lives in.
 //
-// The inline namespace is keyed by version and by the instruction set the file was compiled for, so that files compiled
-// with different flags link into one program: their inline functions have different names and are never merged.
+// The inline namespace is keyed by version and by the instruction set the file was compiled for: mote's inline functions in
+// files of different tags have different names and are never merged. The tag names what mote's kernels tell apart, less than
+// -march does, and functions of the standard library have none; mote_add_variant keeps those apart, too.
 #pragma once
 
 #define MOTE_VERSION_MAJOR 0
