@@ -385,6 +385,17 @@ TEST_CASE("q4_k and q6_k: better than the ranges of each group at full precision
   }
 }
 
+TEST_CASE("q4_k: blocks of two values lose no more than the rounding of their super scales") {
+  const auto lost = [](float one, float other, std::size_t period) {
+    std::vector<float> x(mote::q4_k::block_size, one);
+    for (std::size_t i = 5; i < x.size(); i += period) x[i] = other;
+    return std::sqrt(squared_distance(x, decode(encode<mote::q4_k>(x))) / squared_norm(x));
+  };
+  for (const float a : {0.7f, 1.0f, 3.7f}) CHECK(lost(-a, a, 3) < 4e-4);
+  CHECK(lost(0.0f, 0.7f, 2) < 4e-4);
+  CHECK(lost(0.0f, -3.0f, mote::q4_k::block_size) < 4e-4);
+}
+
 TEST_CASE("mxfp4 and nvfp4: every scale and every code") {
   for (unsigned bits = 0; bits < 256; ++bits) {
     mote::mxfp4 block{};
