@@ -166,8 +166,6 @@ TEST_CASE("tokenizer: what is not supported is refused, never passed over") {
   refuses_tokenizer(small("", byte_level + R"("normalizer":{"type":"NFC"})"), "NFC");
   refuses_tokenizer(small("", byte_level + R"("decoder":{"type":"WordPiece"})"), "decoder");
   refuses_tokenizer(small("", byte_level + R"("decoder":null)"), "decoder");
-  refuses_tokenizer(small("", byte_level + R"("truncation":{"max_length":2})"), "truncation");
-  refuses_tokenizer(small("", byte_level + R"("padding":{"pad_id":0})"), "padding");
   refuses_tokenizer(split_at("x*", "Contiguous"), "Contiguous");
   refuses_tokenizer(small("", byte_level + R"("post_processor":{"type":"BertProcessing"})"), "BertProcessing");
   refuses_tokenizer(small("", byte_level + R"("added_tokens":[{"id":5}])"), "added_tokens[0]");

@@ -6,7 +6,7 @@
 // does not accept, are encoded byte by byte as pieces of their own, so that decoding gives the same bytes back.
 //
 // Supported parts are those of byte-level models (GPT-2, Llama 3, DeepSeek): see tokenizer/*.hpp. Anything else in a file
-// is refused with its name, never passed over.
+// is refused with its name, never passed over; but truncation and padding are for who calls to decide, as transformers has it.
 #pragma once
 
 #include <algorithm>
@@ -61,9 +61,6 @@ class tokenizer {
       : model_(file.root().object("model")), added_(file.root()), pre_tokenizer_(file.root().object("pre_tokenizer")) {
     const json_object root = file.root();
     check_normalizer(root);
-    for (const char* part : {"truncation", "padding"}) {
-      if (root.has_value(part)) root.fail(part, "is not supported: expected null");
-    }
     const json_object decoder = root.object("decoder");
     if (decoder.string("type") != "ByteLevel") decoder.fail("type", "expected ByteLevel");
     model_.for_each([&](const std::string& bytes, std::int32_t id) { tokens_.emplace(id, entry{bytes, false}); });

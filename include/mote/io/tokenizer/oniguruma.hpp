@@ -51,9 +51,9 @@ class oniguruma_expression {
       R"(\p{L}\p{Nl}\p{M}\x{24B6}-\x{24E9}\x{1F130}-\x{1F149}\x{1F150}-\x{1F169}\x{1F170}-\x{1F189}\p{Nd}\p{Pc})";
 
   struct group {
-    std::size_t begin = none;   // in the output
-    bool caseless = false;      // around the group
-    std::size_t to_close = 0;   // groups that (?i) and the like have begun in it
+    std::size_t begin = none;  // in the output
+    bool caseless = false;     // around the group
+    std::size_t to_close = 0;  // groups that (?i) and the like have begun in it
   };
 
   [[noreturn]] void refuse(const std::string& construct) const {
