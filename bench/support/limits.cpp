@@ -195,13 +195,16 @@ double update_bandwidth() {
     using vector = mote::batch<float, mote::default_arch>;
     const std::size_t n = beyond_cache / sizeof(float);
     mote::buffer<float> x(n);
-    const double seconds = shortest_of(25, [&] {
-      for (std::size_t i = 0; i < n; i += vector::size) {
-        (vector::load_unaligned(x.data() + i) * vector(0.5f)).store_unaligned(x.data() + i);
-      }
-      benchmark::DoNotOptimize(x.data());
-      benchmark::ClobberMemory();
-    });
+    const double seconds = shortest_of(
+        25,
+        [&] {
+          for (std::size_t i = 0; i < n; i += vector::size) {
+            (vector::load_unaligned(x.data() + i) * vector(0.5f)).store_unaligned(x.data() + i);
+          }
+          benchmark::DoNotOptimize(x.data());
+          benchmark::ClobberMemory();
+        },
+        processor_seconds);
     return 2.0 * static_cast<double>(beyond_cache) / seconds;
   }();
   return measured;
@@ -215,11 +218,12 @@ double rate(arithmetic unit, std::size_t threads) {
   // Several turns for each thread, as one of them may come late.
   mote::simd<> be{mote::threads{threads}};
   const std::size_t turns = threads == 1 ? 1 : 4 * threads;
-  const double seconds = shortest_of(100, [&] {
+  const auto all = [&] {
     be.parallel_for(turns, 1, [&](std::size_t begin, std::size_t end) {
       for (std::size_t i = begin; i < end; ++i) run(unit);
     });
-  });
+  };
+  const double seconds = shortest_of(100, all, threads == 1 ? processor_seconds : wall_seconds);
   return measured[{unit, threads}] = static_cast<double>(turns) * steps * operations_of_step(unit) / seconds;
 }
 

@@ -27,7 +27,6 @@ class backend_engine final : public engine {
         pending_(config_.hidden_size) {
     mote::check(!speculative_ || model_.has_mtp(), "speculative",
                 "the checkpoint has no multi-token-prediction module");
-    mote::check(!speculative_ || o.chunk > 1, "chunk", "expected at least 2, a token and its draft, with speculative");
     if (o.memory_limit > 0) {
       mote::check(weights_.packed.has_value(), "memory_limit", "needs packed_cache: the experts stay in that file");
       experts_ = limit_memory(backend_, config_, weights_, speculative_, step(), o.memory_limit, o.expert_profile);
@@ -129,6 +128,7 @@ std::unique_ptr<engine> make_engine(const engine_options& options) {
               "expected at most the model's " + std::to_string(config.max_position_embeddings) + ", got " +
                   std::to_string(o.context));
   mote::check_whole_blocks(o.model, "latent cache", config.decoder.attention.cache_width(), o.cache);
+  mote::check(!o.speculative || o.chunk > 1, "chunk", "expected at least 2, a token and its draft, with speculative");
   config.decoder.attention.form = o.attention;
   if (o.backend == backend_kind::reference) {
     return std::make_unique<backend_engine<mote::reference>>(o, std::move(config));

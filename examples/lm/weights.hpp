@@ -297,8 +297,9 @@ class weight_loader {
 
   // The matrix in `format` without a change of its numbers, where the file has it so.
   std::optional<mote::weight> same(const mote::matrix_ref& stored, weight_format format, std::size_t) {
-    const bool keep = format == weight_format::stored;
+    bool keep = format == weight_format::stored;
     if (stored.layout() != mote::matrix_layout::plain) {
+      mote::for_each_format([&]<class F>() { keep |= stored.has_blocks<F>() && format == format_of<F>(); });
       return keep ? out_.matrices.same(be_, stored) : std::nullopt;
     }
     const mote::tensor_ref& tensor = stored.weight();

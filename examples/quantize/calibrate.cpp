@@ -293,10 +293,10 @@ class calibration::run {
   }
 
   void advance(bool record) {
-    if (next_ == c_.num_hidden_layers) begin_mtp(record);
+    if (next_ == c_.num_hidden_layers) begin_mtp();
     source_.clear();
     if (record) {
-      if (next_ < c_.num_hidden_layers) be_.forget();
+      be_.forget();
       if (keeps_input_ && input_.size() == 0) input_ = mote::buffer<float>(hidden_.size());
       if (keeps_input_) std::copy(hidden_.begin(), hidden_.end(), input_.begin());
     }
@@ -310,12 +310,11 @@ class calibration::run {
   }
 
   // From the main model's states to what enters the module's decoder layer (blocks/mtp.hpp).
-  void begin_mtp(bool record) {
+  void begin_mtp() {
     const std::size_t hidden = c_.hidden_size;
     const float eps = c_.decoder.rms_norm_eps;
     const std::string p = prefix(next_);
     layer_reader read(model_, as_stored);
-    if (record) be_.forget();
     const auto x = rows(hidden_);
     mote::rms_norm(be_.plain(), x, read.vector("model.norm.weight", hidden), eps, x);
     const auto next = read.space(tokens(), hidden);

@@ -253,16 +253,12 @@ class nvfp4_encoder : public fp4_encoder<16, nvfp4_scale> {
   float amax_ = 0.0f;
 };
 
-// Calls f.operator()<F>() for the block format of that name; gives whether there is one.
+// Calls f.operator()<F>() for the block format of that name, where there is one.
 template <class Function>
-bool with_format(std::string_view name, Function&& f) {
-  bool found = false;
+void with_format(std::string_view name, Function&& f) {
   mote::for_each_format([&]<class F>() {
-    if (F::name != name) return;
-    found = true;
-    f.template operator()<F>();
+    if (F::name == name) f.template operator()<F>();
   });
-  return found;
 }
 
 }  // namespace

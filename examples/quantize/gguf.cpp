@@ -258,7 +258,7 @@ void add_model(const mote::json_file& file, const lm::model_config& c, metadata_
     const mote::yarn_scaling& yarn = *c.yarn;
     // The file has one number for mscale and mscale_all_dim, and neither attention_factor nor truncate.
     const std::string field = json.has_value("rope_scaling") ? "rope_scaling" : "rope_parameters";
-    if (yarn.factor > 1.0 && (c.rope.attention_factor != 1.0f || yarn.mscale_all_dim == 0.0)) {
+    if (c.rope.attention_factor != 1.0f || (yarn.factor > 1.0 && yarn.mscale_all_dim == 0.0)) {
       json.fail(field, "GGUF's deepseek2 holds models whose mscale is their mscale_all_dim, which is not 0, only");
     }
     if (!yarn.truncate) json.fail(field, "GGUF's deepseek2 holds models that truncate only");

@@ -17,9 +17,9 @@ std::string target_of(const std::string& name) {
   return std::regex_replace(name, expert, ".experts.*.");
 }
 
-// So does what other programs multiply at once: experts' three matrices, gate and up, and what reads the hidden state in
-// front of the latents.
-std::string layer_of(const std::string& target) {
+// What other programs multiply at once: experts' three matrices, gate and up, and what reads the hidden state in front of the
+// latents.
+std::string fused_layer_of(const std::string& target) {
   const std::size_t dot = target.rfind('.') + 1;
   const std::string before = target.substr(0, dot), module = target.substr(dot);
   if (before.ends_with(".experts.*.")) return before.substr(0, dot - 1);
@@ -45,7 +45,7 @@ bool is_linear_layer(const std::string& tensor) {
          tensor.ends_with("_proj_with_mqa.weight");
 }
 
-std::vector<output_tensor> plan_safetensors(const model_source& source) {
+std::vector<output_tensor> plan_safetensors(const model_source& source, bool fused) {
   const mote::checkpoint& files = source.files();
   std::vector<output_tensor> all;
   for (const mote::tensor_ref& tensor : files.tensors()) {
@@ -56,11 +56,13 @@ std::vector<output_tensor> plan_safetensors(const model_source& source) {
     if (t.name.ends_with(".weight_scale_inv")) continue;  // read with its matrix
     output_tensor out;
     out.shape = t.shape;
-    if (is_linear_layer(t.name)) {
+    const bool widened = t.name.ends_with(".eh_proj.weight") && mote::dtype_size(t.dtype) == 1;
+    if (is_linear_layer(t.name) || widened) {
       if (t.shape.size() != 2 || t.size() == 0) t.fail("expected a matrix");
       out.name = t.name.substr(0, t.name.size() - std::string(".weight").size());
       out.target = target_of(out.name);
-      out.layer = layer_of(out.target);
+      out.layer = fused ? fused_layer_of(out.target) : out.target;
+      if (widened) out.least = "bf16";
       out.modules = {out.name};
       const auto matrix = std::make_shared<model_source::matrix>(source, out.name, t.shape[0], t.shape[1]);
       out.read = [matrix](std::size_t begin, const mote::view<float, 2>& rows) { matrix->read(begin, rows); };

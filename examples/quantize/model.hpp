@@ -50,8 +50,8 @@ struct output_tensor {
 // eh_proj, which published models keep, are not.
 bool is_linear_layer(const std::string& tensor);
 
-// The tensors of a safetensors checkpoint with the same tensors, in the order of the decoder layers. `source` must outlive
-// them. Throws format_error.
-std::vector<output_tensor> plan_safetensors(const model_source& source);
+// The tensors of a safetensors checkpoint with the same tensors, in the order of the decoder layers; what other programs
+// multiply at once in one layer if `fused`. `source` must outlive them. Throws format_error.
+std::vector<output_tensor> plan_safetensors(const model_source& source, bool fused);
 
 }  // namespace quantize

@@ -109,7 +109,8 @@ void run(const options& o) {
   if (gguf || !o.calibration.empty()) sizes = lm::parse_config(entries);
   if (gguf) sizes.num_nextn_predict_layers = 0;  // that module is left out
   model_source values(files, !gguf);
-  const std::vector<output_tensor> tensors = gguf ? plan_gguf(values, sizes) : plan_safetensors(values);
+  const std::vector<output_tensor> tensors =
+      gguf ? plan_gguf(values, sizes) : plan_safetensors(values, published_in_safetensors(o.precision));
   const auto is_matrix = [](const output_tensor& t) { return t.is_matrix(); };
   if (std::none_of(tensors.begin(), tensors.end(), is_matrix)) {
     mote::raise<mote::format_error>(o.model + ": holds no linear layers to quantize (names that end in _proj.weight)");

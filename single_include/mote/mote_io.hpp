@@ -2223,10 +2223,14 @@ class matrix_ref {
   }
   float tensor_scale() const { return tensor_scale_; }
 
-  // The blocks of format F, where that is how the matrix is stored.
+  // Whether the matrix is stored in blocks of format F; these blocks.
+  template <block_format F>
+  bool has_blocks() const {
+    return layout_ == matrix_layout::blocks && decode_blocks_ == &decode_blocks<F>;
+  }
   template <block_format F>
   std::optional<buffer<F>> to_blocks() const {
-    if (layout_ != matrix_layout::blocks || decode_blocks_ != &decode_blocks<F>) return std::nullopt;
+    if (!has_blocks<F>()) return std::nullopt;
     buffer<F> blocks(weight_.bytes.size() / sizeof(F));
     if (!weight_.bytes.empty())
       std::memcpy(static_cast<void*>(blocks.data()), weight_.bytes.data(), weight_.bytes.size());
@@ -3545,6 +3549,8 @@ MOTE_END_NAMESPACE
 #define PCRE2_CODE_UNIT_WIDTH 8
 #endif
 
+#include <iterator>
+
 MOTE_BEGIN_NAMESPACE
 
 namespace detail {
@@ -3574,9 +3580,9 @@ class oniguruma_expression {
       R"(\p{L}\p{Nl}\p{M}\x{24B6}-\x{24E9}\x{1F130}-\x{1F149}\x{1F150}-\x{1F169}\x{1F170}-\x{1F189}\p{Nd}\p{Pc})";
 
   struct group {
-    std::size_t begin = none;   // in the output
-    bool caseless = false;      // around the group
-    std::size_t to_close = 0;   // groups that (?i) and the like have begun in it
+    std::size_t begin = none;  // in the output
+    bool caseless = false;     // around the group
+    std::size_t to_close = 0;  // groups that (?i) and the like have begun in it
   };
 
   [[noreturn]] void refuse(const std::string& construct) const {
@@ -3785,6 +3791,7 @@ class oniguruma_expression {
     } else if (std::isdigit(static_cast<unsigned char>(c))) {
       std::size_t length = 2;
       while (length < 4 && std::isdigit(static_cast<unsigned char>(at(i_ + length)))) ++length;
+      if (length == 4 && c >= '2' && c < '8') refuse("an octal number of a byte beside ASCII");
       copy(length);
     } else {
       copy(1 + std::max<std::size_t>(1, utf8_length(in_.substr(std::min(i_ + 1, in_.size())))));
@@ -3801,6 +3808,7 @@ class oniguruma_expression {
     }
     std::size_t length = 2;
     while (length < 4 && std::isxdigit(static_cast<unsigned char>(at(i_ + length)))) ++length;
+    if (length == 4 && opening >= '8') refuse("\\x of a byte beside ASCII");
     copy(length);
   }
 
@@ -3822,10 +3830,24 @@ class oniguruma_expression {
       return std::isalnum(static_cast<unsigned char>(c)) || c == ' ' || c == '_' || c == '-';
     });
     const bool pcre2_only = name.size() == 3 && (name[0] == 'X' || name[0] == 'x');  // such as Xan
-    if (!plain || pcre2_only) refuse(std::string(in_.substr(i_, length)));
+    if (!plain || pcre2_only || (caseless_ && is_cased(name))) refuse(std::string(in_.substr(i_, length)));
     // A script's own characters. The bare name has in PCRE2 those that it shares with others, too.
     const std::string script = "\\p{sc:" + std::string(name) + "}";
     replace(length, std::string(negated ? "\\P{" : "\\p{") + (compiles(script) ? "sc:" : "") + std::string(name) + "}");
+  }
+
+  // Where case is ignored these have all letters in Oniguruma, but not in every PCRE2.
+  static bool is_cased(std::string_view property) {
+    std::string name;
+    for (const char c : property) {
+      if (std::isalpha(static_cast<unsigned char>(c))) {
+        name += static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+      }
+    }
+    constexpr std::string_view cased[] = {
+        "lu",    "ll",        "lt",    "uppercaseletter", "lowercaseletter", "titlecaseletter",
+        "upper", "uppercase", "lower", "lowercase"};
+    return std::find(std::begin(cased), std::end(cased), name) != std::end(cased);
   }
 
   static bool compiles(const std::string& expression) {
@@ -3891,7 +3913,7 @@ class oniguruma_expression {
                                             {"xdigit", "[:xdigit:]", "[:^xdigit:]"}};
     for (const translation& t : known) {
       const std::string_view by = negated ? t.others : t.members;
-      if (t.name == name && !by.empty()) return replace(end + 2 - i_, by);
+      if (t.name == name && !by.empty() && !(caseless_ && is_cased(name))) return replace(end + 2 - i_, by);
     }
     refuse(std::string(in_.substr(i_, end + 2 - i_)));
   }

@@ -229,14 +229,31 @@ TEST_CASE("tokenizer: patterns are read as Oniguruma reads them") {
 }
 
 TEST_CASE("tokenizer: patterns that PCRE2 alone reads, or reads otherwise, are refused by construct") {
-  for (const auto& [expression, construct] :
-       {std::pair{"(?s:a)", "(?s"}, {"(?x)a b", "(?x"},          {"a(?R)?", "(?R"},
-        {"(?P<n>a)", "(?P"},        {"(?(?=a)b|c)", "(?("},      {"(*FAIL)", "(*"},
-        {"(a)\\g<1>", "\\g"},       {"\\p{L&}", "\\p{L&}"},      {"\\p{Script=Greek}", "\\p{Script=Greek}"},
-        {"\\p{Xan}", "\\p{Xan}"},   {"(?i:ß)", "ignores case"},  {"(?i:[é])", "ignores case"},
-        {"(?i:ss)", "\"ss\""},      {"(?i:\\x{DF})", "\\x"},     {"[[:graph:]]", "[:graph:]"},
-        {"[\\s-\u5b57]", "range"},  {"[!-\\s]", "range"},        {"\\V", "\\V"},
-        {"\\N{U+41}", "\\N{"},      {"*a", "nothing to repeat"}, {"(?i)a)", "unmatched )"}}) {
+  for (const auto& [expression, construct] : {std::pair{"(?s:a)", "(?s"},
+                                              {"(?x)a b", "(?x"},
+                                              {"a(?R)?", "(?R"},
+                                              {"(?P<n>a)", "(?P"},
+                                              {"(?(?=a)b|c)", "(?("},
+                                              {"(*FAIL)", "(*"},
+                                              {"(a)\\g<1>", "\\g"},
+                                              {"\\p{L&}", "\\p{L&}"},
+                                              {"\\p{Script=Greek}", "\\p{Script=Greek}"},
+                                              {"\\p{Xan}", "\\p{Xan}"},
+                                              {"(?i:ß)", "ignores case"},
+                                              {"(?i:[é])", "ignores case"},
+                                              {"(?i:ss)", "\"ss\""},
+                                              {"(?i:\\x{DF})", "\\x"},
+                                              {"[[:graph:]]", "[:graph:]"},
+                                              {"[\\s-\u5b57]", "range"},
+                                              {"[!-\\s]", "range"},
+                                              {"\\V", "\\V"},
+                                              {"\\N{U+41}", "\\N{"},
+                                              {"\\xC3\\xA9", "\\x of a byte"},
+                                              {"\\351", "octal"},
+                                              {"(?i:[\\p{Lu}])", "\\p{Lu}"},
+                                              {"(?i:[[:lower:]])", "[:lower:]"},
+                                              {"*a", "nothing to repeat"},
+                                              {"(?i)a)", "unmatched )"}}) {
     refuses_tokenizer(split_at(expression), construct);
   }
 }

@@ -192,10 +192,14 @@ class matrix_ref {
   }
   float tensor_scale() const { return tensor_scale_; }
 
-  // The blocks of format F, where that is how the matrix is stored.
+  // Whether the matrix is stored in blocks of format F; these blocks.
+  template <block_format F>
+  bool has_blocks() const {
+    return layout_ == matrix_layout::blocks && decode_blocks_ == &decode_blocks<F>;
+  }
   template <block_format F>
   std::optional<buffer<F>> to_blocks() const {
-    if (layout_ != matrix_layout::blocks || decode_blocks_ != &decode_blocks<F>) return std::nullopt;
+    if (!has_blocks<F>()) return std::nullopt;
     buffer<F> blocks(weight_.bytes.size() / sizeof(F));
     if (!weight_.bytes.empty())
       std::memcpy(static_cast<void*>(blocks.data()), weight_.bytes.data(), weight_.bytes.size());

@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cctype>
 #include <cstddef>
+#include <iterator>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -262,6 +263,7 @@ class oniguruma_expression {
     } else if (std::isdigit(static_cast<unsigned char>(c))) {
       std::size_t length = 2;
       while (length < 4 && std::isdigit(static_cast<unsigned char>(at(i_ + length)))) ++length;
+      if (length == 4 && c >= '2' && c < '8') refuse("an octal number of a byte beside ASCII");
       copy(length);
     } else {
       copy(1 + std::max<std::size_t>(1, utf8_length(in_.substr(std::min(i_ + 1, in_.size())))));
@@ -278,6 +280,7 @@ class oniguruma_expression {
     }
     std::size_t length = 2;
     while (length < 4 && std::isxdigit(static_cast<unsigned char>(at(i_ + length)))) ++length;
+    if (length == 4 && opening >= '8') refuse("\\x of a byte beside ASCII");
     copy(length);
   }
 
@@ -299,10 +302,24 @@ class oniguruma_expression {
       return std::isalnum(static_cast<unsigned char>(c)) || c == ' ' || c == '_' || c == '-';
     });
     const bool pcre2_only = name.size() == 3 && (name[0] == 'X' || name[0] == 'x');  // such as Xan
-    if (!plain || pcre2_only) refuse(std::string(in_.substr(i_, length)));
+    if (!plain || pcre2_only || (caseless_ && is_cased(name))) refuse(std::string(in_.substr(i_, length)));
     // A script's own characters. The bare name has in PCRE2 those that it shares with others, too.
     const std::string script = "\\p{sc:" + std::string(name) + "}";
     replace(length, std::string(negated ? "\\P{" : "\\p{") + (compiles(script) ? "sc:" : "") + std::string(name) + "}");
+  }
+
+  // Where case is ignored these have all letters in Oniguruma, but not in every PCRE2.
+  static bool is_cased(std::string_view property) {
+    std::string name;
+    for (const char c : property) {
+      if (std::isalpha(static_cast<unsigned char>(c))) {
+        name += static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+      }
+    }
+    constexpr std::string_view cased[] = {
+        "lu",    "ll",        "lt",    "uppercaseletter", "lowercaseletter", "titlecaseletter",
+        "upper", "uppercase", "lower", "lowercase"};
+    return std::find(std::begin(cased), std::end(cased), name) != std::end(cased);
   }
 
   static bool compiles(const std::string& expression) {
@@ -368,7 +385,7 @@ class oniguruma_expression {
                                             {"xdigit", "[:xdigit:]", "[:^xdigit:]"}};
     for (const translation& t : known) {
       const std::string_view by = negated ? t.others : t.members;
-      if (t.name == name && !by.empty()) return replace(end + 2 - i_, by);
+      if (t.name == name && !by.empty() && !(caseless_ && is_cased(name))) return replace(end + 2 - i_, by);
     }
     refuse(std::string(in_.substr(i_, end + 2 - i_)));
   }
