@@ -47,9 +47,8 @@ inline std::size_t int4_columns(const mote::checkpoint& files, const mote::tenso
 
 inline std::size_t parameters_of(const mote::checkpoint& files, const mote::tensor_ref& t) {
   std::size_t in_blocks = 0;
-  mote::for_each_format([&]<class F>() {
-    if (t.name.ends_with(".weight_" + std::string(F::name))) in_blocks = t.size() / sizeof(F) * F::block_size;
-  });
+  mote::with_format(mote::detail::stored_format(t.name),
+                    [&]<class F>() { in_blocks = t.size() / sizeof(F) * F::block_size; });
   if (in_blocks > 0) return in_blocks;
   if (!t.name.ends_with(".weight_packed") || t.shape.size() != 2) return t.size();
   return t.dtype == mote::dtype::i32 ? t.shape[0] * int4_columns(files, t) : 2 * t.size();

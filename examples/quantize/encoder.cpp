@@ -253,14 +253,6 @@ class nvfp4_encoder : public fp4_encoder<16, nvfp4_scale> {
   float amax_ = 0.0f;
 };
 
-// Calls f.operator()<F>() for the block format of that name, where there is one.
-template <class Function>
-void with_format(std::string_view name, Function&& f) {
-  mote::for_each_format([&]<class F>() {
-    if (F::name == name) f.template operator()<F>();
-  });
-}
-
 }  // namespace
 
 std::vector<precision_info> precisions(container kind) {
@@ -305,7 +297,7 @@ std::vector<stored_tensor> stored_tensors(container kind, std::string_view preci
             {weight + "_global_scale", "F32", {1}}};
   }
   std::vector<stored_tensor> stored = {{weight, "BF16", shape}};
-  with_format(precision, [&]<class F>() {
+  mote::with_format(precision, [&]<class F>() {
     stored = {{weight + "_" + std::string(F::name), "U8", {out, in / F::block_size * sizeof(F)}}};
   });
   return stored;
@@ -322,7 +314,7 @@ std::unique_ptr<matrix_encoder> make_encoder(container kind, std::string_view pr
     if (precision == "nvfp4") return std::make_unique<nvfp4_encoder>();
   }
   std::unique_ptr<matrix_encoder> encoder;
-  with_format(precision, [&]<class F>() { encoder = std::make_unique<block_encoder<F>>(); });
+  mote::with_format(precision, [&]<class F>() { encoder = std::make_unique<block_encoder<F>>(); });
   return encoder;
 }
 

@@ -136,10 +136,8 @@ std::optional<std::int32_t> find_padding(const std::string& model, const mote::t
   const std::string path = model + "/tokenizer_config.json";
   if (!std::filesystem::exists(path)) return std::nullopt;
   const mote::json_file file(path);
-  const mote::json_object config = file.root();
-  if (!config.has_value("pad_token")) return std::nullopt;
-  const bool plain = config.at("pad_token").is_string();
-  return own.token_to_id(plain ? config.string("pad_token") : config.object("pad_token").string("content"));
+  const std::optional<std::string> name = mote::detail::token_name(file.root(), "pad_token");
+  return name ? own.token_to_id(*name) : std::nullopt;
 }
 
 }  // namespace

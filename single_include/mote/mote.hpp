@@ -2561,6 +2561,14 @@ void for_each_format(Function&& f) {
   for_each_format(f, formats{});
 }
 
+// f.template operator()<F>() for the F of that name, where there is one.
+template <class Function>
+void with_format(std::string_view name, Function&& f) {
+  for_each_format([&]<class F>() {
+    if (F::name == name) f.template operator()<F>();
+  });
+}
+
 MOTE_END_NAMESPACE
 
 // ---- mote/quant/packed.hpp

@@ -1708,6 +1708,24 @@ class json_file {
 
 MOTE_END_NAMESPACE
 
+// ---- mote/io/tokenizer/token_name.hpp
+// Tokens that tokenizer_config.json names.
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+// The text of the token that `field` names by a string or by an object with `content`; nothing where it is missing or null.
+// Throws format_error.
+inline std::optional<std::string> token_name(const json_object& config, const std::string& field) {
+  if (!config.has_value(field)) return std::nullopt;
+  return config.at(field).is_string() ? config.string(field) : config.object(field).string("content");
+}
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
 // ---- mote/io/chat_template.hpp
 MOTE_BEGIN_NAMESPACE
 
@@ -1739,8 +1757,7 @@ class chat_template {
     if (file) {
       const json_object config = file->root();
       for (const char* name : {"bos_token", "eos_token", "unk_token", "pad_token"}) {
-        if (!config.has_value(name)) continue;
-        variables[name] = config.at(name).is_string() ? config.string(name) : config.object(name).string("content");
+        if (auto token = detail::token_name(config, name)) variables[name] = std::move(*token);
       }
     }
     return chat_template(std::move(found->text), std::move(found->where), std::move(variables));
@@ -2091,6 +2108,13 @@ inline std::int64_t whole_element(const tensor_ref& t, std::size_t i) {
   return element<std::int32_t>(t, i);
 }
 
+// FORMAT of a tensor NAME.weight_FORMAT, or "".
+inline std::string_view stored_format(std::string_view tensor) {
+  constexpr std::string_view mark = ".weight_";
+  const std::size_t at = tensor.rfind(mark);
+  return at == std::string_view::npos ? std::string_view() : tensor.substr(at + mark.size());
+}
+
 }  // namespace detail
 
 // The tensor with the numbers or codes of linear layer `name`: NAME.weight where there is none.
@@ -2113,9 +2137,7 @@ class matrix_ref {
   matrix_ref(const checkpoint& files, const std::string& name, std::size_t out, std::size_t in) : out_(out), in_(in) {
     if (files.contains(name + ".weight_g_idx")) files.tensor(name + ".weight_g_idx").fail("is not supported");
     const std::string stored = stored_matrix_name(files, name);
-    for_each_format([&]<class F>() {
-      if (stored == name + ".weight_" + std::string(F::name)) find_blocks<F>(files.tensor(stored));
-    });
+    with_format(detail::stored_format(stored), [&]<class F>() { find_blocks<F>(files.tensor(stored)); });
     if (layout_ == matrix_layout::blocks) return;
     if (stored.ends_with(".weight_packed")) {
       weight_ = files.tensor(stored);
@@ -4715,13 +4737,11 @@ class tokenizer {
     if (!text_seen) json.fail("single", "expected the sequence A once");
   }
 
-  // A token named by a string or by an object with `content`.
   std::optional<std::int32_t> named_token(const json_object& config, const std::string& field) const {
-    if (!config.has_value(field)) return std::nullopt;
-    const bool plain = config.at(field).is_string();
-    const std::string name = plain ? config.string(field) : config.object(field).string("content");
-    const auto id = token_to_id(name);
-    if (!id) config.fail(field, "\"" + name + "\" is not a token of tokenizer.json");
+    const std::optional<std::string> name = detail::token_name(config, field);
+    if (!name) return std::nullopt;
+    const auto id = token_to_id(*name);
+    if (!id) config.fail(field, "\"" + *name + "\" is not a token of tokenizer.json");
     return id;
   }
 

@@ -11,6 +11,7 @@
 
 #include "jinja.hpp"
 #include "json.hpp"
+#include "tokenizer/token_name.hpp"
 
 MOTE_BEGIN_NAMESPACE
 
@@ -42,8 +43,7 @@ class chat_template {
     if (file) {
       const json_object config = file->root();
       for (const char* name : {"bos_token", "eos_token", "unk_token", "pad_token"}) {
-        if (!config.has_value(name)) continue;
-        variables[name] = config.at(name).is_string() ? config.string(name) : config.object(name).string("content");
+        if (auto token = detail::token_name(config, name)) variables[name] = std::move(*token);
       }
     }
     return chat_template(std::move(found->text), std::move(found->where), std::move(variables));

@@ -26,6 +26,7 @@
 #include <limits>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -60,6 +61,13 @@ inline std::int64_t whole_element(const tensor_ref& t, std::size_t i) {
   return element<std::int32_t>(t, i);
 }
 
+// FORMAT of a tensor NAME.weight_FORMAT, or "".
+inline std::string_view stored_format(std::string_view tensor) {
+  constexpr std::string_view mark = ".weight_";
+  const std::size_t at = tensor.rfind(mark);
+  return at == std::string_view::npos ? std::string_view() : tensor.substr(at + mark.size());
+}
+
 }  // namespace detail
 
 // The tensor with the numbers or codes of linear layer `name`: NAME.weight where there is none.
@@ -82,9 +90,7 @@ class matrix_ref {
   matrix_ref(const checkpoint& files, const std::string& name, std::size_t out, std::size_t in) : out_(out), in_(in) {
     if (files.contains(name + ".weight_g_idx")) files.tensor(name + ".weight_g_idx").fail("is not supported");
     const std::string stored = stored_matrix_name(files, name);
-    for_each_format([&]<class F>() {
-      if (stored == name + ".weight_" + std::string(F::name)) find_blocks<F>(files.tensor(stored));
-    });
+    with_format(detail::stored_format(stored), [&]<class F>() { find_blocks<F>(files.tensor(stored)); });
     if (layout_ == matrix_layout::blocks) return;
     if (stored.ends_with(".weight_packed")) {
       weight_ = files.tensor(stored);

@@ -27,6 +27,7 @@
 #include "tokenizer/added_tokens.hpp"
 #include "tokenizer/bpe.hpp"
 #include "tokenizer/pre_tokenizer.hpp"
+#include "tokenizer/token_name.hpp"
 #include "tokenizer/utf8.hpp"
 
 MOTE_BEGIN_NAMESPACE
@@ -198,13 +199,11 @@ class tokenizer {
     if (!text_seen) json.fail("single", "expected the sequence A once");
   }
 
-  // A token named by a string or by an object with `content`.
   std::optional<std::int32_t> named_token(const json_object& config, const std::string& field) const {
-    if (!config.has_value(field)) return std::nullopt;
-    const bool plain = config.at(field).is_string();
-    const std::string name = plain ? config.string(field) : config.object(field).string("content");
-    const auto id = token_to_id(name);
-    if (!id) config.fail(field, "\"" + name + "\" is not a token of tokenizer.json");
+    const std::optional<std::string> name = detail::token_name(config, field);
+    if (!name) return std::nullopt;
+    const auto id = token_to_id(*name);
+    if (!id) config.fail(field, "\"" + *name + "\" is not a token of tokenizer.json");
     return id;
   }
 

@@ -1,6 +1,8 @@
 // Every block format, one after another.
 #pragma once
 
+#include <string_view>
+
 #include "formats/iq4_nl.hpp"
 #include "formats/mxfp4.hpp"
 #include "formats/nvfp4.hpp"
@@ -25,6 +27,14 @@ void for_each_format(Function&& f, type_list<F...>) {
 template <class Function>
 void for_each_format(Function&& f) {
   for_each_format(f, formats{});
+}
+
+// f.template operator()<F>() for the F of that name, where there is one.
+template <class Function>
+void with_format(std::string_view name, Function&& f) {
+  for_each_format([&]<class F>() {
+    if (F::name == name) f.template operator()<F>();
+  });
 }
 
 MOTE_END_NAMESPACE
