@@ -299,7 +299,7 @@ class weight_loader {
   std::optional<mote::weight> same(const mote::matrix_ref& stored, weight_format format, std::size_t) {
     bool keep = format == weight_format::stored;
     if (stored.layout() != mote::matrix_layout::plain) {
-      mote::for_each_format([&]<class F>() { keep |= stored.has_blocks<F>() && format == format_of<F>(); });
+      with_block_format(format, [&]<class F>() { keep = stored.has_blocks<F>(); });
       return keep ? out_.matrices.same(be_, stored) : std::nullopt;
     }
     const mote::tensor_ref& tensor = stored.weight();
