@@ -1281,14 +1281,15 @@ MOTE_END_NAMESPACE
 //
 //   float32, bf16, f16   products and sums in float32
 //   scaled (fp8 …)       each number rounded to float32, scale · (code - zero), then as float32: the same bits
-//   int8                 x is quantized to int8 per token; y = scale_x · scale_w · Σ q_x q_w, the sum exact in int32
+//   int8                 x is quantized to int8 per token; y = scale_x · scale_w · Σ q_x q_w, the sum exact in int32, of at
+//                        most 131072 columns
 //   packed bf16          x is rounded to bf16, sums in float32
 //   integer formats      x is quantized to int8 in blocks of 32; each group's sum is exact in int32, then scaled and added
 //                        (nvfp4: at the end times the tensor's scale)
 //   other block formats  decoded, then as float32
 //
 // A token's result does not depend on the other tokens or on the number of threads.
-// Throws shape_error when the shapes differ.
+// Throws shape_error when the shapes differ, or int8 has more columns.
 
 // ---- mote/quant/weight.hpp
 // `weight`: a matrix [out, in] in one of the forms that matmul reads. A model's layers may carry different forms; the
@@ -1586,11 +1587,16 @@ concept table_codes = requires(const F block, std::size_t i) {
   { block.code(i) } -> std::same_as<std::uint8_t>;
 };
 
-// Wider codes are the integers themselves: q[i] = code(i).
+// Wider codes are the integers themselves: q[i] = code(i), with a sign as std::int8_t, without as std::uint8_t.
 template <class F>
-concept signed_codes = requires(const F block, std::size_t i) {
+concept wide_codes = requires(const F block, std::size_t i) {
   requires(F::code_bits > 4 && F::code_bits <= 8);
-  { block.code(i) } -> std::same_as<std::int8_t>;
+  requires std::same_as<decltype(block.code(i)), std::int8_t> ||
+      (std::same_as<decltype(block.code(i)), std::uint8_t> && F::code_bits < 8);
+};
+template <class F>
+concept unsigned_wide_codes = wide_codes<F> && requires(const F block, std::size_t i) {
+  { block.code(i) } -> std::same_as<std::uint8_t>;
 };
 
 }  // namespace detail
@@ -1604,7 +1610,7 @@ concept signed_codes = requires(const F block, std::size_t i) {
 // code_values holds multiples of the numbers meant, a constant `F::unit` says what to multiply scales by.
 template <class F>
 concept integer_format = block_format<F> &&
-    (detail::table_codes<F> || detail::signed_codes<F>)&&requires(const F block, std::size_t group) {
+    (detail::table_codes<F> || detail::wide_codes<F>)&&requires(const F block, std::size_t group) {
   { F::group_size } -> std::convertible_to<std::size_t>;
   requires(F::group_size == 16 || F::group_size == 32);
   requires(F::block_size % F::group_size == 0);
@@ -1731,6 +1737,20 @@ void rounded_products(const float* x, float factor, float (&y)[N]) {
   asm("" : "+m"(y));
 }
 
+// GGUF's rule for codes from 0 to `largest` of numbers m + d · code: m is the smallest number, m + d · largest the largest.
+template <std::size_t N>
+void codes_from_smallest(const float* x, float largest, f16& d, f16& m, std::uint8_t (&codes)[N]) {
+  const float low = std::clamp(*std::min_element(x, x + N), -largest_f16, largest_f16);
+  const float high = std::min(*std::max_element(x, x + N), low + largest * largest_f16);
+  const float scale = std::max(high - low, 0.0f) / largest;
+  float scaled[N];
+  for (std::size_t i = 0; i < N; ++i) scaled[i] = x[i] - low;
+  rounded_products(scaled, finite_inverse(scale), scaled);
+  for (std::size_t i = 0; i < N; ++i) codes[i] = static_cast<std::uint8_t>(std::clamp(scaled[i] + 0.5f, 0.0f, largest));
+  d = f16(scale);
+  m = f16(low);
+}
+
 // The e2m1 codes nearest to x, the numbers doubled: 0, 1, 2, 3, 4, 6, 8, 12 times `unit`. Of two as near the smaller;
 // zero has no sign.
 template <std::size_t N>
@@ -1754,6 +1774,9 @@ inline std::uint32_t four_bytes(const void* p) {
   return four;
 }
 
+// The lowest four bits, each in a byte of its own.
+inline std::uint32_t four_bits(unsigned bits) { return (bits & 15u) * 0x00204081u & 0x01010101u; }
+
 // Four-bit codes of 32 elements: byte i holds element i low, element i + 16 high.
 inline std::uint8_t nibble(const std::uint8_t (&bytes)[16], std::size_t i) {
   return i < 16 ? bytes[i] & 15u : static_cast<std::uint8_t>(bytes[i - 16] >> 4);
@@ -1764,6 +1787,26 @@ inline std::uint32_t four_nibbles(const std::uint8_t (&bytes)[16], std::size_t i
 inline void pack_nibbles(const std::uint8_t (&codes)[32], std::uint8_t (&bytes)[16]) {
   for (std::size_t i = 0; i < 16; ++i) bytes[i] = static_cast<std::uint8_t>(codes[i] | (codes[i + 16] << 4));
 }
+
+// Eight pairs of six-bit scales and minima, as Q4_K and Q5_K have them.
+struct packed_scales {
+  // Bytes 0-3: six bits of scales 0-3; 4-7: of minima 0-3; 8-11: four bits of scales (low) and minima (high) 4-7, whose upper
+  // two top the bytes 0-7.
+  std::uint8_t bytes[12];
+
+  int scale(std::size_t g) const { return g < 4 ? bytes[g] & 63 : (bytes[g + 4] & 15) | (bytes[g - 4] >> 6 << 4); }
+  int min(std::size_t g) const { return g < 4 ? bytes[g + 4] & 63 : (bytes[g + 4] >> 4) | (bytes[g] >> 6 << 4); }
+
+  static packed_scales of(const std::uint8_t (&scale)[8], const std::uint8_t (&min)[8]) {
+    packed_scales packed;
+    for (std::size_t g = 0; g < 4; ++g) {
+      packed.bytes[g] = static_cast<std::uint8_t>(scale[g] | (scale[g + 4] >> 4 << 6));
+      packed.bytes[g + 4] = static_cast<std::uint8_t>(min[g] | (min[g + 4] >> 4 << 6));
+      packed.bytes[g + 8] = static_cast<std::uint8_t>((scale[g + 4] & 15) | (min[g + 4] & 15) << 4);
+    }
+    return packed;
+  }
+};
 
 }  // namespace detail
 
@@ -1859,8 +1902,8 @@ code_error error_of(const float* x, float scale, float min, const Round& round) 
 
 // The scale of least squared error whose codes are those of one of the scales x_peak / peak, x_peak being the element of
 // largest magnitude: it is either sign's largest code, or lies a little inside or outside.
-template <std::size_t N, class MakeRound>
-float fit_scale(const float* x, std::initializer_list<float> peaks, const MakeRound& round) {
+template <std::size_t N, class Peaks, class MakeRound>
+float fit_scale(const float* x, const Peaks& peaks, const MakeRound& round) {
   const float inverse = finite_inverse(largest_element(x, N));
   float best = 0.0f, best_gain = 0.0f;
   for (const float peak : peaks) {
@@ -1924,12 +1967,27 @@ MOTE_END_NAMESPACE
 // ---- mote/quant/formats/iq4_nl.hpp
 MOTE_BEGIN_NAMESPACE
 
+namespace detail {
+
+// T, for encoders.
+struct iq4_codes {
+  static constexpr std::array<std::int8_t, 16> values = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                                         1,    13,   25,  38,  53,  69,  89,  113};
+  static constexpr float largest = 127.0f;  // of the numbers' magnitudes
+  // Of fit_scale.
+  static constexpr std::array<float, 15> peaks = {-127, -123, -119, -115, -111, -107, -131, -135,
+                                                  113,  109,  105,  101,  97,   117,  121};
+  static table_round<16> round(float inverse) { return {values, inverse}; }
+  static std::uint8_t nearest(float x) { return nearest_code(values, x); }
+};
+
+}  // namespace detail
+
 struct iq4_nl {
   static constexpr std::string_view name = "iq4_nl";
   static constexpr std::size_t block_size = 32, group_size = 32;
   static constexpr int code_bits = 4;
-  static constexpr std::array<std::int8_t, 16> code_values = {-127, -104, -83, -65, -49, -35, -22, -10,
-                                                              1,    13,   25,  38,  53,  69,  89,  113};
+  static constexpr std::array<std::int8_t, 16> code_values = detail::iq4_codes::values;
   using scale_type = f16;
 
   f16 d;
@@ -1940,24 +1998,23 @@ struct iq4_nl {
   f16 scale(std::size_t) const { return d; }
 
   static iq4_nl encode(const float* values) {
-    constexpr float limit = 127.0f * detail::largest_f16;
+    using table = detail::iq4_codes;
+    constexpr float limit = table::largest * detail::largest_f16;
     float x[block_size];
     for (std::size_t i = 0; i < block_size; ++i) x[i] = std::clamp(values[i], -limit, limit);
     iq4_nl block{};
     if (detail::largest_magnitude(x, block_size) >= detail::negligible) {
-      const auto round = [](float inverse) { return detail::table_round<16>{code_values, inverse}; };
       const auto error = [&](f16 scale) {
         const float s = static_cast<float>(scale);
-        return detail::error_of<block_size>(x, s, 0.0f, round(detail::finite_inverse(s))).error;
+        return detail::error_of<block_size>(x, s, 0.0f, table::round(detail::finite_inverse(s))).error;
       };
-      const f16 fitted = detail::saturated_f16(detail::fit_scale<block_size>(
-          x, {-127, -123, -119, -115, -111, -107, -131, -135, 113, 109, 105, 101, 97, 117, 121}, round));
-      const f16 plain = detail::saturated_f16(detail::largest_element(x, block_size) / -127.0f);
+      const f16 fitted = detail::saturated_f16(detail::fit_scale<block_size>(x, table::peaks, table::round));
+      const f16 plain = detail::saturated_f16(detail::largest_element(x, block_size) / -table::largest);
       block.d = error(plain) < error(fitted) ? plain : fitted;
     }
     const float inverse = detail::finite_inverse(static_cast<float>(block.d));
     std::uint8_t codes[block_size];
-    for (std::size_t i = 0; i < block_size; ++i) codes[i] = detail::nearest_code(code_values, x[i] * inverse);
+    for (std::size_t i = 0; i < block_size; ++i) codes[i] = table::nearest(x[i] * inverse);
     detail::pack_nibbles(codes, block.q);
     return block;
   }
@@ -1965,6 +2022,172 @@ struct iq4_nl {
   void decode(float* y) const { decode_codes(*this, y); }
 };
 static_assert(integer_format<iq4_nl> && sizeof(iq4_nl) == 18);
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/formats/iq4_xs.hpp
+// GGUF IQ4_XS: 256 numbers of IQ4_NL's table in 8 groups of 32, each with a six-bit scale, 136 bytes.
+// value = d · scale[group] · T[code].
+//
+//   encode: the scale of least squared error for each group; then, with d rounded, the best of the integer scales nearby;
+//   then d of least squared error for those integers
+
+// ---- mote/quant/formats/search_two_level.hpp
+// The search behind the encoders of formats of two levels without a minimum (Q3_K, Q6_K, IQ4_XS).
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+// Integers from -Largest - 1 to Largest.
+template <int Largest>
+struct integer_codes {
+  static constexpr float largest = Largest + 1;  // of the numbers' magnitudes
+  // Of fit_scale.
+  static constexpr std::array<float, 10> peaks = [] {
+    std::array<float, 10> values{-0.0f, 0.25f, 0.5f, 0.75f, -0.25f, -0.5f, -1.0f};
+    for (float& v : values) v -= largest;
+    for (std::size_t i = 0; i < 3; ++i) values[7 + i] = static_cast<float>(Largest) + 0.25f * static_cast<float>(i);
+    return values;
+  }();
+  static integer_round round(float inverse) { return {inverse, static_cast<float>(Largest)}; }
+  static int nearest(float x) { return round_half_away(std::clamp(x, -largest, largest - 1.0f)); }
+};
+
+// A block as integers: value = d · scale[group] · (the number of code), scales from -LargestScale - 1 to LargestScale.
+template <std::size_t Groups, std::size_t GroupSize, int LargestScale, class Codes>
+struct two_level_fit {
+  static constexpr std::size_t size = Groups * GroupSize;
+  f16 d;
+  std::int8_t scale[Groups], codes[size];
+
+  // The fit to x[size].
+  explicit two_level_fit(const float* values) : two_level_fit() {
+    constexpr float limit = static_cast<float>(LargestScale + 1) * Codes::largest * largest_f16;
+    if (largest_magnitude(values, size) < negligible) return;
+    float x[size];
+    for (std::size_t i = 0; i < size; ++i) x[i] = std::clamp(values[i], -limit, limit);
+
+    float target[Groups];
+    for (std::size_t g = 0; g < Groups; ++g) {
+      target[g] = fit_scale<GroupSize>(x + g * GroupSize, Codes::peaks, Codes::round);
+    }
+    const float largest = largest_element(target, Groups);
+    float error = -1.0f;
+    const auto consider = [&](float super) {
+      two_level_fit other = *this;
+      other.d = saturated_f16(super);
+      if (other.d.bits << 1 == 0) other.d.bits |= 1;  // no integer scale could save the block
+      const float other_error = other.fit_groups(x, target);
+      const bool better = error < 0.0f || other_error < error;
+      if (better) {
+        *this = other;
+        error = other_error;
+      }
+      return better;
+    };
+    // The largest integers that the groups may use, as -128, -126, -123 and 127 of 128.
+    constexpr float top = LargestScale + 1;
+    for (const float part : {-top, -126.0f / 128.0f * top, -123.0f / 128.0f * top, top - 1.0f}) {
+      consider(largest / part);
+    }
+    consider(refitted(x));
+
+    for (std::size_t g = 0; g < Groups; ++g) {
+      const float inverse = finite_inverse(static_cast<float>(d) * scale[g]);
+      for (std::size_t i = g * GroupSize; i < (g + 1) * GroupSize; ++i) {
+        codes[i] = static_cast<std::int8_t>(Codes::nearest(x[i] * inverse));
+      }
+    }
+  }
+
+ private:
+  two_level_fit() : d(), scale(), codes() {}
+
+  // Chooses every scale[g] around `target` for d and returns the block's squared error.
+  float fit_groups(const float* x, const float (&target)[Groups]) {
+    constexpr int least = -LargestScale - 1;
+    const float super = static_cast<float>(d), inverse = finite_inverse(super);
+    float total = 0.0f;
+    for (std::size_t g = 0; g < Groups; ++g) {
+      const int nearest =
+          round_half_away(std::clamp(target[g] * inverse, static_cast<float>(least), static_cast<float>(LargestScale)));
+      float best = -1.0f;
+      for (int s = std::max(nearest - 1, least); s <= std::min(nearest + 1, LargestScale); ++s) {
+        const float group_scale = super * static_cast<float>(s);
+        const auto round = Codes::round(finite_inverse(group_scale));
+        const float error = error_of<GroupSize>(x + g * GroupSize, group_scale, 0.0f, round).error;
+        if (best >= 0.0f && error >= best) continue;
+        best = error;
+        scale[g] = static_cast<std::int8_t>(s);
+      }
+      total += best;
+    }
+    return total;
+  }
+
+  // d of least squared error for the integers chosen.
+  float refitted(const float* x) const {
+    float aa = 0.0f, ax = 0.0f;
+    for (std::size_t g = 0; g < Groups; ++g) {
+      const float s = scale[g];
+      const auto sums = sums_of<GroupSize>(x + g * GroupSize, Codes::round(finite_inverse(static_cast<float>(d) * s)));
+      aa += s * s * sums.qq;
+      ax += s * sums.xq;
+    }
+    return aa > 0.0f ? ax / aa : 0.0f;
+  }
+};
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/formats/iq4_xs.hpp
+MOTE_BEGIN_NAMESPACE
+
+struct iq4_xs {
+  static constexpr std::string_view name = "iq4_xs";
+  static constexpr std::size_t block_size = 256, group_size = 32;
+  static constexpr int code_bits = 4;
+  static constexpr std::array<std::int8_t, 16> code_values = iq4_nl::code_values;
+  using scale_type = float;
+
+  f16 d;
+  std::uint8_t scales_high[2];  // two bits of each group's scale + 32, from the lowest up
+  std::uint8_t scales_low[4];   // four bits: byte i: group 2 i low, group 2 i + 1 high
+  std::uint8_t q[128];          // byte 16 g + i: element 32 g + i low, element 32 g + 16 + i high
+
+  std::uint8_t code(std::size_t i) const {
+    return static_cast<std::uint8_t>(q[i / 32 * 16 + i % 16] >> (i / 16 % 2 * 4) & 15);
+  }
+  std::uint32_t four_codes(std::size_t i) const {
+    return detail::four_bytes(q + i / 32 * 16 + i % 16) >> (i / 16 % 2 * 4) & 0x0F0F0F0Fu;
+  }
+  f16 super_scale() const { return d; }
+  int sub_scale(std::size_t g) const {
+    return ((scales_low[g / 2] >> (g % 2 * 4) & 15) | (scales_high[g / 4] >> (g % 4 * 2) & 3) << 4) - 32;
+  }
+  float scale(std::size_t g) const { return static_cast<float>(d) * static_cast<float>(sub_scale(g)); }
+
+  static iq4_xs encode(const float* x) {
+    const detail::two_level_fit<8, 32, 31, detail::iq4_codes> fit(x);
+    iq4_xs block{};
+    block.d = fit.d;
+    for (std::size_t g = 0; g < 8; ++g) {
+      const auto scale = static_cast<unsigned>(fit.scale[g] + 32);
+      block.scales_low[g / 2] |= static_cast<std::uint8_t>((scale & 15u) << (g % 2 * 4));
+      block.scales_high[g / 4] |= static_cast<std::uint8_t>(scale >> 4 << (g % 4 * 2));
+    }
+    for (std::size_t i = 0; i < block_size; ++i) {
+      block.q[i / 32 * 16 + i % 16] |= static_cast<std::uint8_t>(fit.codes[i] << (i / 16 % 2 * 4));
+    }
+    return block;
+  }
+
+  void decode(float* y) const { decode_codes(*this, y); }
+};
+static_assert(two_level_format<iq4_xs> && sizeof(iq4_xs) == 136);
 
 MOTE_END_NAMESPACE
 
@@ -2080,6 +2303,256 @@ static_assert(integer_format<nvfp4> && sizeof(nvfp4) == 36);
 
 MOTE_END_NAMESPACE
 
+// ---- mote/quant/formats/q2_k.hpp
+// GGUF Q2_K: 256 elements in 16 groups of 16, each with a four-bit scale and minimum, 84 bytes.
+// value = d · scale[group] · code - dmin · min[group].
+//
+//   encode: scale and min of least squared error for each group; then, with d and dmin rounded, the best of the integer
+//   scales and minima nearby; then d and dmin of least squared error for those integers
+
+// ---- mote/quant/formats/search_two_level_min.hpp
+// The search behind the encoders of formats of two levels with a minimum (Q2_K, Q4_K, Q5_K).
+
+MOTE_BEGIN_NAMESPACE
+
+namespace detail {
+
+// The f16 nearest to x >= 0; not zero unless x is: then no integer scale could save the group.
+inline f16 positive_f16(float x) {
+  const f16 y = saturated_f16(x);
+  return y.bits == 0 && x > 0.0f ? f16::from_bits(1) : y;
+}
+
+// A block as integers: value = d · scale[group] · code - dmin · min[group], codes from 0 to LargestCode, scales and minima from
+// 0 to LargestScale.
+template <std::size_t Groups, std::size_t GroupSize, int LargestCode, int LargestScale>
+struct two_level_min_fit {
+  static constexpr std::size_t size = Groups * GroupSize;
+  static constexpr float largest_code = LargestCode, largest_scale = LargestScale;
+  f16 d, dmin;
+  std::uint8_t scale[Groups], min[Groups], codes[size];
+
+  // The fit to x[size].
+  explicit two_level_min_fit(const float* values) : two_level_min_fit() {
+    constexpr float limit = largest_scale * largest_code * largest_f16;
+    if (largest_magnitude(values, size) < negligible) return;
+    float x[size];
+    for (std::size_t i = 0; i < size; ++i) x[i] = std::clamp(values[i], -limit, limit);
+
+    affine target[Groups];
+    affine largest;
+    for (std::size_t g = 0; g < Groups; ++g) {
+      target[g] = fit_affine<GroupSize>(x + g * GroupSize, largest_code);
+      largest.scale = std::max(largest.scale, target[g].scale);
+      largest.min = std::max(largest.min, target[g].min);
+    }
+    float error = -1.0f;
+    const auto consider = [&](const affine& super) {
+      two_level_min_fit other = *this;
+      other.d = positive_f16(super.scale);
+      other.dmin = positive_f16(super.min);
+      float other_error = 0.0f;
+      for (std::size_t g = 0; g < Groups; ++g) other_error += other.fit_group(x + g * GroupSize, g, target[g]);
+      const bool better = error < 0.0f || other_error < error;
+      if (better) {
+        *this = other;
+        error = other_error;
+      }
+      return better;
+    };
+    // The largest integers that the groups may use, as 63, 61 and 58 of 63.
+    for (const float spared : {0.0f, 2.0f, 5.0f}) {
+      const float top = largest_scale - spared * largest_scale / 63.0f;
+      consider({largest.scale / top, largest.min / top});
+    }
+    for (int round = 0; round < 2; ++round) {
+      const affine super = refitted(x);
+      if (!(super.scale > 0.0f && super.min >= 0.0f && consider(super))) break;
+    }
+    set_codes(x);
+  }
+
+ private:
+  two_level_min_fit() : d(), dmin(), scale(), min(), codes() {}
+
+  static int integer(float x) { return static_cast<int>(std::clamp(x + 0.5f, 0.0f, largest_scale)); }
+  static float sum(const float* x) {
+    float sum = 0.0f;
+    for (std::size_t i = 0; i < GroupSize; ++i) sum += x[i];
+    return sum;
+  }
+
+  // Chooses scale[g] and min[g] around `target`, with d and dmin given; returns the group's squared error.
+  float fit_group(const float* x, std::size_t g, const affine& target) {
+    constexpr float n = GroupSize;
+    const float super = static_cast<float>(d), super_min = static_cast<float>(dmin);
+    const float inverse_min = finite_inverse(super_min);
+    const float x_sum = sum(x);
+    float best = -1.0f;
+    // Takes this pair if it is the best so far; returns the minimum that suits its codes best.
+    const auto consider = [&](int group_scale, int group_min) {
+      const float s = super * static_cast<float>(group_scale), m = super_min * static_cast<float>(group_min);
+      const auto result = error_of<GroupSize>(x, s, m, affine_round{finite_inverse(s), m, largest_code});
+      if (best < 0.0f || result.error < best) {
+        best = result.error;
+        scale[g] = static_cast<std::uint8_t>(group_scale);
+        min[g] = static_cast<std::uint8_t>(group_min);
+      }
+      return integer((s * result.q - x_sum) / n * inverse_min);
+    };
+    const int nearest = integer(target.scale * finite_inverse(super)), nearest_min = integer(target.min * inverse_min);
+    for (int s = std::max(nearest - 1, 0); s <= std::min(nearest + 1, LargestScale); ++s) {
+      const int centre = consider(s, nearest_min);
+      for (int m = std::max(centre - 1, 0); m <= std::min(centre + 1, LargestScale); ++m) {
+        if (m != nearest_min) consider(s, m);
+      }
+    }
+    return best;
+  }
+
+  // d and dmin of least squared error for the integers chosen: Σ (d a - dmin b - x)², a = scale · code, b = min.
+  affine refitted(const float* x) const {
+    float aa = 0, ab = 0, bb = 0, ax = 0, bx = 0;
+    for (std::size_t g = 0; g < Groups; ++g) {
+      const float* group = x + g * GroupSize;
+      const float a = scale[g], b = min[g];
+      const float s = static_cast<float>(d) * a, m = static_cast<float>(dmin) * b;
+      const auto sums = sums_of<GroupSize>(group, affine_round{finite_inverse(s), m, largest_code});
+      aa += a * a * sums.qq;
+      ab += a * b * sums.q;
+      bb += b * b * static_cast<float>(GroupSize);
+      ax += a * sums.xq;
+      bx += b * sum(group);
+    }
+    const float determinant = aa * bb - ab * ab;
+    if (determinant > 1e-6f * aa * bb) return {(ax * bb - ab * bx) / determinant, (ab * ax - aa * bx) / determinant};
+    return {aa > 0.0f ? ax / aa : 0.0f, 0.0f};
+  }
+
+  void set_codes(const float* x) {
+    for (std::size_t g = 0; g < Groups; ++g) {
+      const float s = static_cast<float>(d) * scale[g], m = static_cast<float>(dmin) * min[g];
+      const float inverse = finite_inverse(s);
+      for (std::size_t i = g * GroupSize; i < (g + 1) * GroupSize; ++i) {
+        codes[i] = static_cast<std::uint8_t>(std::clamp((x[i] + m) * inverse + 0.5f, 0.0f, largest_code));
+      }
+    }
+  }
+};
+
+}  // namespace detail
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/formats/q2_k.hpp
+MOTE_BEGIN_NAMESPACE
+
+struct q2_k {
+  static constexpr std::string_view name = "q2_k";
+  static constexpr std::size_t block_size = 256, group_size = 16;
+  static constexpr int code_bits = 2;
+  static constexpr std::array<std::int8_t, 16> code_values = {0, 1, 2, 3};
+  using scale_type = float;
+
+  std::uint8_t scales[16];  // of each group scale low, min high
+  std::uint8_t
+      q[64];  // half h, from the lowest up two bits each of byte 32 h + i: elements 128 h + i + (0, 32, 64, 96)
+  f16 d, dmin;
+
+  std::uint8_t code(std::size_t i) const {
+    return static_cast<std::uint8_t>(q[i / 128 * 32 + i % 32] >> (i / 32 % 4 * 2) & 3);
+  }
+  std::uint32_t four_codes(std::size_t i) const {
+    return detail::four_bytes(q + i / 128 * 32 + i % 32) >> (i / 32 % 4 * 2) & 0x03030303u;
+  }
+  f16 super_scale() const { return d; }
+  f16 super_min() const { return dmin; }
+  int sub_scale(std::size_t g) const { return scales[g] & 15; }
+  int sub_min(std::size_t g) const { return scales[g] >> 4; }
+  float scale(std::size_t g) const { return static_cast<float>(d) * static_cast<float>(sub_scale(g)); }
+  float min(std::size_t g) const { return static_cast<float>(dmin) * static_cast<float>(sub_min(g)); }
+
+  static q2_k encode(const float* x) {
+    const detail::two_level_min_fit<16, 16, 3, 15> fit(x);
+    q2_k block{};
+    block.d = fit.d;
+    block.dmin = fit.dmin;
+    for (std::size_t g = 0; g < 16; ++g) {
+      block.scales[g] = static_cast<std::uint8_t>(fit.scale[g] | fit.min[g] << 4);
+    }
+    for (std::size_t i = 0; i < block_size; ++i) {
+      block.q[i / 128 * 32 + i % 32] |= static_cast<std::uint8_t>(fit.codes[i] << (i / 32 % 4 * 2));
+    }
+    return block;
+  }
+
+  void decode(float* y) const { decode_codes(*this, y); }
+};
+static_assert(format_with_min<q2_k> && two_level_format<q2_k> && sizeof(q2_k) == 84);
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/formats/q3_k.hpp
+// GGUF Q3_K: 256 integers in [-4, 3] in 16 groups of 16, each with a six-bit scale, 110 bytes.
+// value = d · scale[group] · (code - 4).
+//
+//   encode: the scale of least squared error for each group; then, with d rounded, the best of the integer scales nearby;
+//   then d of least squared error for those integers
+
+MOTE_BEGIN_NAMESPACE
+
+struct q3_k {
+  static constexpr std::string_view name = "q3_k";
+  static constexpr std::size_t block_size = 256, group_size = 16;
+  static constexpr int code_bits = 3;
+  static constexpr std::array<std::int8_t, 16> code_values = {-4, -3, -2, -1, 0, 1, 2, 3};
+  using scale_type = float;
+
+  std::uint8_t high[32];  // bit p of byte i: bit 2 of element 32 p + i
+  std::uint8_t
+      low[64];  // half h, from the lowest up two bits each of byte 32 h + i: elements 128 h + i + (0, 32, 64, 96)
+  std::uint8_t
+      scales[12];  // of scale + 32: bytes 0-7: four bits of groups g (low) and g + 8 (high); bytes 8-11: from the
+                   // lowest up, two bits each of groups g, g + 4, g + 8, g + 12
+  f16 d;
+
+  std::uint8_t code(std::size_t i) const {
+    const int below = low[i / 128 * 32 + i % 32] >> (i / 32 % 4 * 2) & 3;
+    return static_cast<std::uint8_t>(below | (high[i % 32] >> (i / 32) & 1) << 2);
+  }
+  std::uint32_t four_codes(std::size_t i) const {
+    const std::uint32_t below = detail::four_bytes(low + i / 128 * 32 + i % 32) >> (i / 32 % 4 * 2) & 0x03030303u;
+    return below | (detail::four_bytes(high + i % 32) >> (i / 32) & 0x01010101u) << 2;
+  }
+  f16 super_scale() const { return d; }
+  int sub_scale(std::size_t g) const {
+    return ((scales[g % 8] >> (g / 8 * 4) & 15) | (scales[8 + g % 4] >> (g / 4 * 2) & 3) << 4) - 32;
+  }
+  float scale(std::size_t g) const { return static_cast<float>(d) * static_cast<float>(sub_scale(g)); }
+
+  static q3_k encode(const float* x) {
+    const detail::two_level_fit<16, 16, 31, detail::integer_codes<3>> fit(x);
+    q3_k block{};
+    block.d = fit.d;
+    for (std::size_t g = 0; g < 16; ++g) {
+      const auto scale = static_cast<unsigned>(fit.scale[g] + 32);
+      block.scales[g % 8] |= static_cast<std::uint8_t>((scale & 15u) << (g / 8 * 4));
+      block.scales[8 + g % 4] |= static_cast<std::uint8_t>(scale >> 4 << (g / 4 * 2));
+    }
+    for (std::size_t i = 0; i < block_size; ++i) {
+      const auto code = static_cast<unsigned>(fit.codes[i] + 4);
+      block.low[i / 128 * 32 + i % 32] |= static_cast<std::uint8_t>((code & 3u) << (i / 32 % 4 * 2));
+      block.high[i % 32] |= static_cast<std::uint8_t>(code >> 2 << (i / 32));
+    }
+    return block;
+  }
+
+  void decode(float* y) const { decode_codes(*this, y); }
+};
+static_assert(two_level_format<q3_k> && sizeof(q3_k) == 110);
+
+MOTE_END_NAMESPACE
+
 // ---- mote/quant/formats/q4_0.hpp
 // GGUF Q4_0: 32 integers in [-8, 7] and their scale, 18 bytes. value = d · (code - 8).
 //
@@ -2122,6 +2595,42 @@ static_assert(integer_format<q4_0> && sizeof(q4_0) == 18);
 
 MOTE_END_NAMESPACE
 
+// ---- mote/quant/formats/q4_1.hpp
+// GGUF Q4_1: 32 integers in [0, 15], their scale and the smallest number, 20 bytes. value = d · code + m.
+//
+//   encode: m = the smallest, d = (the largest - m) / 15, code = min(15, ⌊(x - m) / d + 0.5⌋), with d and m still in float32
+
+MOTE_BEGIN_NAMESPACE
+
+struct q4_1 {
+  static constexpr std::string_view name = "q4_1";
+  static constexpr std::size_t block_size = 32, group_size = 32;
+  static constexpr int code_bits = 4;
+  static constexpr std::array<std::int8_t, 16> code_values = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  using scale_type = f16;
+
+  f16 d, m;
+  std::uint8_t q[16];  // byte i: element i low, element i + 16 high
+
+  std::uint8_t code(std::size_t i) const { return detail::nibble(q, i); }
+  std::uint32_t four_codes(std::size_t i) const { return detail::four_nibbles(q, i); }
+  f16 scale(std::size_t) const { return d; }
+  float min(std::size_t) const { return -static_cast<float>(m); }
+
+  static q4_1 encode(const float* x) {
+    q4_1 block;
+    std::uint8_t codes[block_size];
+    detail::codes_from_smallest(x, 15.0f, block.d, block.m, codes);
+    detail::pack_nibbles(codes, block.q);
+    return block;
+  }
+
+  void decode(float* y) const { decode_codes(*this, y); }
+};
+static_assert(format_with_min<q4_1> && sizeof(q4_1) == 20);
+
+MOTE_END_NAMESPACE
+
 // ---- mote/quant/formats/q4_k.hpp
 // GGUF Q4_K: 256 elements in 8 groups of 32, each with a six-bit scale and minimum, 144 bytes.
 // value = d · scale[group] · code - dmin · min[group].
@@ -2129,128 +2638,6 @@ MOTE_END_NAMESPACE
 //   encode: scale and min of least squared error for each group; then, with d and dmin rounded, the best of the integer
 //   scales and minima nearby; then d and dmin of least squared error for those integers
 
-// ---- mote/quant/formats/search_q4_k.hpp
-// The search behind q4_k::encode.
-
-MOTE_BEGIN_NAMESPACE
-
-namespace detail {
-
-struct q4_k_fit {
-  static constexpr std::size_t groups = 8, group_size = 32, size = groups * group_size;
-  f16 d, dmin;
-  std::uint8_t scale[groups], min[groups], codes[size];
-};
-
-// The f16 nearest to x >= 0; not zero unless x is: then no integer scale could save the group.
-inline f16 positive_f16(float x) {
-  const f16 y = saturated_f16(x);
-  return y.bits == 0 && x > 0.0f ? f16::from_bits(1) : y;
-}
-
-inline int six_bits(float x) { return static_cast<int>(std::clamp(x + 0.5f, 0.0f, 63.0f)); }
-
-// Chooses scale[g] and min[g] around `target`, with d and dmin given; returns the group's squared error.
-inline float fit_group(const float* x, std::size_t g, const affine& target, q4_k_fit& fit) {
-  constexpr float n = q4_k_fit::group_size;
-  const float d = static_cast<float>(fit.d), dmin = static_cast<float>(fit.dmin);
-  const float inverse_dmin = finite_inverse(dmin);
-  float x_sum = 0.0f;
-  for (std::size_t i = 0; i < q4_k_fit::group_size; ++i) x_sum += x[i];
-  float best = -1.0f;
-  // Takes this pair if it is the best so far; returns the minimum that suits its codes best.
-  const auto consider = [&](int scale, int min) {
-    const float s = d * static_cast<float>(scale), m = dmin * static_cast<float>(min);
-    const auto result = error_of<q4_k_fit::group_size>(x, s, m, affine_round{finite_inverse(s), m, 15.0f});
-    if (best < 0.0f || result.error < best) {
-      best = result.error;
-      fit.scale[g] = static_cast<std::uint8_t>(scale);
-      fit.min[g] = static_cast<std::uint8_t>(min);
-    }
-    return six_bits((s * result.q - x_sum) / n * inverse_dmin);
-  };
-  const int scale = six_bits(target.scale * finite_inverse(d)), min = six_bits(target.min * inverse_dmin);
-  for (int s = std::max(scale - 1, 0); s <= std::min(scale + 1, 63); ++s) {
-    const int centre = consider(s, min);
-    for (int m = std::max(centre - 1, 0); m <= std::min(centre + 1, 63); ++m) {
-      if (m != min) consider(s, m);
-    }
-  }
-  return best;
-}
-
-// d and dmin of least squared error for the integers chosen: Σ (d a - dmin b - x)², a = scale · code, b = min.
-inline affine refit_super_scales(const float* x, const q4_k_fit& fit) {
-  float aa = 0, ab = 0, bb = 0, ax = 0, bx = 0;
-  for (std::size_t g = 0; g < q4_k_fit::groups; ++g) {
-    const float* group = x + g * q4_k_fit::group_size;
-    const float scale = fit.scale[g], min = fit.min[g];
-    const float s = static_cast<float>(fit.d) * scale, m = static_cast<float>(fit.dmin) * min;
-    const auto sums = sums_of<q4_k_fit::group_size>(group, affine_round{finite_inverse(s), m, 15.0f});
-    float x_sum = 0.0f;
-    for (std::size_t i = 0; i < q4_k_fit::group_size; ++i) x_sum += group[i];
-    aa += scale * scale * sums.qq;
-    ab += scale * min * sums.q;
-    bb += min * min * static_cast<float>(q4_k_fit::group_size);
-    ax += scale * sums.xq;
-    bx += min * x_sum;
-  }
-  const float determinant = aa * bb - ab * ab;
-  if (determinant > 1e-6f * aa * bb) return {(ax * bb - ab * bx) / determinant, (ab * ax - aa * bx) / determinant};
-  return {aa > 0.0f ? ax / aa : 0.0f, 0.0f};
-}
-
-inline q4_k_fit fit_q4_k(const float* values) {
-  constexpr std::size_t groups = q4_k_fit::groups, group_size = q4_k_fit::group_size;
-  constexpr float limit = 63.0f * 15.0f * largest_f16;
-  q4_k_fit fit{};
-  if (largest_magnitude(values, q4_k_fit::size) < negligible) return fit;
-  float x[q4_k_fit::size];
-  for (std::size_t i = 0; i < q4_k_fit::size; ++i) x[i] = std::clamp(values[i], -limit, limit);
-
-  affine target[groups];
-  affine largest;
-  for (std::size_t g = 0; g < groups; ++g) {
-    target[g] = fit_affine<group_size>(x + g * group_size, 15.0f);
-    largest.scale = std::max(largest.scale, target[g].scale);
-    largest.min = std::max(largest.min, target[g].min);
-  }
-  float error = -1.0f;
-  const auto consider = [&](const affine& super) {
-    q4_k_fit other = fit;
-    other.d = positive_f16(super.scale);
-    other.dmin = positive_f16(super.min);
-    float other_error = 0.0f;
-    for (std::size_t g = 0; g < groups; ++g) other_error += fit_group(x + g * group_size, g, target[g], other);
-    const bool better = error < 0.0f || other_error < error;
-    if (better) {
-      fit = other;
-      error = other_error;
-    }
-    return better;
-  };
-  // The largest integers that the groups may use.
-  for (const float top : {63.0f, 61.0f, 58.0f}) consider({largest.scale / top, largest.min / top});
-  for (int round = 0; round < 2; ++round) {
-    const affine super = refit_super_scales(x, fit);
-    if (!(super.scale > 0.0f && super.min >= 0.0f && consider(super))) break;
-  }
-
-  for (std::size_t g = 0; g < groups; ++g) {
-    const float scale = static_cast<float>(fit.d) * fit.scale[g], min = static_cast<float>(fit.dmin) * fit.min[g];
-    const float inverse = finite_inverse(scale);
-    for (std::size_t i = g * group_size; i < (g + 1) * group_size; ++i) {
-      fit.codes[i] = static_cast<std::uint8_t>(std::clamp((x[i] + min) * inverse + 0.5f, 0.0f, 15.0f));
-    }
-  }
-  return fit;
-}
-
-}  // namespace detail
-
-MOTE_END_NAMESPACE
-
-// ---- mote/quant/formats/q4_k.hpp
 MOTE_BEGIN_NAMESPACE
 
 struct q4_k {
@@ -2261,9 +2648,8 @@ struct q4_k {
   using scale_type = float;
 
   f16 d, dmin;
-  std::uint8_t scales[12];  // bytes 0-3: six bits of scales 0-3, 4-7: of minima 0-3, 8-11: low nibbles of scales
-                            // (low) and minima (high) 4-7, whose upper two bits top the bytes 0-7
-  std::uint8_t q[128];      // byte 32 p + i: element 64 p + i low, element 64 p + 32 + i high
+  detail::packed_scales scales;
+  std::uint8_t q[128];  // byte 32 p + i: element 64 p + i low, element 64 p + 32 + i high
 
   std::uint8_t code(std::size_t i) const {
     const unsigned byte = q[i / 64 * 32 + i % 32];
@@ -2274,24 +2660,17 @@ struct q4_k {
   }
   f16 super_scale() const { return d; }
   f16 super_min() const { return dmin; }
-  int sub_scale(std::size_t g) const {
-    return g < 4 ? scales[g] & 63 : (scales[g + 4] & 15) | (scales[g - 4] >> 6 << 4);
-  }
-  int sub_min(std::size_t g) const { return g < 4 ? scales[g + 4] & 63 : (scales[g + 4] >> 4) | (scales[g] >> 6 << 4); }
+  int sub_scale(std::size_t g) const { return scales.scale(g); }
+  int sub_min(std::size_t g) const { return scales.min(g); }
   float scale(std::size_t g) const { return static_cast<float>(d) * static_cast<float>(sub_scale(g)); }
   float min(std::size_t g) const { return static_cast<float>(dmin) * static_cast<float>(sub_min(g)); }
 
   static q4_k encode(const float* x) {
-    const detail::q4_k_fit fit = detail::fit_q4_k(x);
+    const detail::two_level_min_fit<8, 32, 15, 63> fit(x);
     q4_k block{};
     block.d = fit.d;
     block.dmin = fit.dmin;
-    for (std::size_t g = 0; g < 4; ++g) {
-      const unsigned scale = fit.scale[g + 4], min = fit.min[g + 4];
-      block.scales[g] = static_cast<std::uint8_t>(fit.scale[g] | (scale >> 4 << 6));
-      block.scales[g + 4] = static_cast<std::uint8_t>(fit.min[g] | (min >> 4 << 6));
-      block.scales[g + 8] = static_cast<std::uint8_t>((scale & 15u) | (min & 15u) << 4);
-    }
+    block.scales = detail::packed_scales::of(fit.scale, fit.min);
     for (std::size_t i = 0; i < block_size; ++i) {
       block.q[i / 64 * 32 + i % 32] |= static_cast<std::uint8_t>(fit.codes[i] << (i / 32 % 2 * 4));
     }
@@ -2326,7 +2705,7 @@ struct q5_0 {
     return static_cast<std::int8_t>((detail::nibble(q, i) | (top << 4)) - 16);
   }
   std::uint32_t four_codes(std::size_t i) const {
-    const std::uint32_t top = (high[i / 8] >> (i % 8) & 15u) * 0x00204081u & 0x01010101u;  // a bit a byte
+    const std::uint32_t top = detail::four_bits(high[i / 8] >> (i % 8));
     const std::uint32_t below = (detail::four_nibbles(q, i) | top << 4) ^ 0x10101010u;
     return below | (below & 0x10101010u) * 14u;  // - 16
   }
@@ -2355,6 +2734,105 @@ static_assert(integer_format<q5_0> && sizeof(q5_0) == 22);
 
 MOTE_END_NAMESPACE
 
+// ---- mote/quant/formats/q5_1.hpp
+// GGUF Q5_1: 32 integers in [0, 31], their scale and the smallest number, 24 bytes. value = d · code + m.
+//
+//   encode: m = the smallest, d = (the largest - m) / 31, code = min(31, ⌊(x - m) / d + 0.5⌋), with d and m still in float32
+
+MOTE_BEGIN_NAMESPACE
+
+struct q5_1 {
+  static constexpr std::string_view name = "q5_1";
+  static constexpr std::size_t block_size = 32, group_size = 32;
+  static constexpr int code_bits = 5;
+  using scale_type = f16;
+
+  f16 d, m;
+  std::uint8_t high[4];  // bit i: bit 4 of element i
+  std::uint8_t q[16];    // byte i: element i low, element i + 16 high
+
+  std::uint8_t code(std::size_t i) const {
+    const int top = high[i / 8] >> (i % 8) & 1;
+    return static_cast<std::uint8_t>(detail::nibble(q, i) | top << 4);
+  }
+  std::uint32_t four_codes(std::size_t i) const {
+    return detail::four_nibbles(q, i) | detail::four_bits(high[i / 8] >> (i % 8)) << 4;
+  }
+  f16 scale(std::size_t) const { return d; }
+  float min(std::size_t) const { return -static_cast<float>(m); }
+
+  static q5_1 encode(const float* x) {
+    q5_1 block{};
+    std::uint8_t codes[block_size];
+    detail::codes_from_smallest(x, 31.0f, block.d, block.m, codes);
+    for (std::size_t i = 0; i < block_size; ++i) {
+      block.high[i / 8] |= static_cast<std::uint8_t>(codes[i] >> 4 << (i % 8));
+      codes[i] &= 15u;
+    }
+    detail::pack_nibbles(codes, block.q);
+    return block;
+  }
+
+  void decode(float* y) const { decode_codes(*this, y); }
+};
+static_assert(format_with_min<q5_1> && sizeof(q5_1) == 24);
+
+MOTE_END_NAMESPACE
+
+// ---- mote/quant/formats/q5_k.hpp
+// GGUF Q5_K: 256 elements in 8 groups of 32, each with a six-bit scale and minimum, 176 bytes.
+// value = d · scale[group] · code - dmin · min[group].
+//
+//   encode: scale and min of least squared error for each group; then, with d and dmin rounded, the best of the integer
+//   scales and minima nearby; then d and dmin of least squared error for those integers
+
+MOTE_BEGIN_NAMESPACE
+
+struct q5_k {
+  static constexpr std::string_view name = "q5_k";
+  static constexpr std::size_t block_size = 256, group_size = 32;
+  static constexpr int code_bits = 5;
+  using scale_type = float;
+
+  f16 d, dmin;
+  detail::packed_scales scales;
+  std::uint8_t high[32];  // bit g of byte i: bit 4 of element 32 g + i
+  std::uint8_t q[128];    // byte 32 p + i: element 64 p + i low, element 64 p + 32 + i high
+
+  std::uint8_t code(std::size_t i) const {
+    const int below = q[i / 64 * 32 + i % 32] >> (i / 32 % 2 * 4) & 15;
+    return static_cast<std::uint8_t>(below | (high[i % 32] >> (i / 32) & 1) << 4);
+  }
+  std::uint32_t four_codes(std::size_t i) const {
+    const std::uint32_t below = detail::four_bytes(q + i / 64 * 32 + i % 32) >> (i / 32 % 2 * 4) & 0x0F0F0F0Fu;
+    return below | (detail::four_bytes(high + i % 32) >> (i / 32) & 0x01010101u) << 4;
+  }
+  f16 super_scale() const { return d; }
+  f16 super_min() const { return dmin; }
+  int sub_scale(std::size_t g) const { return scales.scale(g); }
+  int sub_min(std::size_t g) const { return scales.min(g); }
+  float scale(std::size_t g) const { return static_cast<float>(d) * static_cast<float>(sub_scale(g)); }
+  float min(std::size_t g) const { return static_cast<float>(dmin) * static_cast<float>(sub_min(g)); }
+
+  static q5_k encode(const float* x) {
+    const detail::two_level_min_fit<8, 32, 31, 63> fit(x);
+    q5_k block{};
+    block.d = fit.d;
+    block.dmin = fit.dmin;
+    block.scales = detail::packed_scales::of(fit.scale, fit.min);
+    for (std::size_t i = 0; i < block_size; ++i) {
+      block.q[i / 64 * 32 + i % 32] |= static_cast<std::uint8_t>((fit.codes[i] & 15) << (i / 32 % 2 * 4));
+      block.high[i % 32] |= static_cast<std::uint8_t>(fit.codes[i] >> 4 << (i / 32));
+    }
+    return block;
+  }
+
+  void decode(float* y) const { decode_codes(*this, y); }
+};
+static_assert(format_with_min<q5_k> && two_level_format<q5_k> && sizeof(q5_k) == 176);
+
+MOTE_END_NAMESPACE
+
 // ---- mote/quant/formats/q6_k.hpp
 // GGUF Q6_K: 256 integers in [-32, 31] in 16 groups of 16, each with an int8 scale, 210 bytes.
 // value = d · scale[group] · q.
@@ -2362,98 +2840,6 @@ MOTE_END_NAMESPACE
 //   encode: the scale of least squared error for each group; then, with d rounded, the best of the integer scales nearby;
 //   then d of least squared error for those integers
 
-// ---- mote/quant/formats/search_q6_k.hpp
-// The search behind q6_k::encode.
-
-MOTE_BEGIN_NAMESPACE
-
-namespace detail {
-
-struct q6_k_fit {
-  static constexpr std::size_t groups = 16, group_size = 16, size = groups * group_size;
-  f16 d;
-  std::int8_t scale[groups], codes[size];
-};
-
-// Chooses every scale[g] around `target` for fit.d and returns the block's squared error.
-inline float fit_groups(const float* x, const float (&target)[q6_k_fit::groups], q6_k_fit& fit) {
-  const float d = static_cast<float>(fit.d), inverse = finite_inverse(d);
-  float total = 0.0f;
-  for (std::size_t g = 0; g < q6_k_fit::groups; ++g) {
-    const int nearest = round_half_away(std::clamp(target[g] * inverse, -128.0f, 127.0f));
-    float best = -1.0f;
-    for (int scale = std::max(nearest - 1, -128); scale <= std::min(nearest + 1, 127); ++scale) {
-      const float s = d * static_cast<float>(scale);
-      const integer_round round{finite_inverse(s), 31.0f};
-      const float error = error_of<q6_k_fit::group_size>(x + g * q6_k_fit::group_size, s, 0.0f, round).error;
-      if (best >= 0.0f && error >= best) continue;
-      best = error;
-      fit.scale[g] = static_cast<std::int8_t>(scale);
-    }
-    total += best;
-  }
-  return total;
-}
-
-// d of least squared error for the integers chosen.
-inline float refit_super_scale(const float* x, const q6_k_fit& fit) {
-  float aa = 0.0f, ax = 0.0f;
-  for (std::size_t g = 0; g < q6_k_fit::groups; ++g) {
-    const float scale = fit.scale[g];
-    const integer_round round{finite_inverse(static_cast<float>(fit.d) * scale), 31.0f};
-    const auto sums = sums_of<q6_k_fit::group_size>(x + g * q6_k_fit::group_size, round);
-    aa += scale * scale * sums.qq;
-    ax += scale * sums.xq;
-  }
-  return aa > 0.0f ? ax / aa : 0.0f;
-}
-
-inline q6_k_fit fit_q6_k(const float* values) {
-  constexpr std::size_t groups = q6_k_fit::groups, group_size = q6_k_fit::group_size;
-  constexpr float limit = 128.0f * 32.0f * largest_f16;
-  q6_k_fit fit{};
-  if (largest_magnitude(values, q6_k_fit::size) < negligible) return fit;
-  float x[q6_k_fit::size];
-  for (std::size_t i = 0; i < q6_k_fit::size; ++i) x[i] = std::clamp(values[i], -limit, limit);
-
-  float target[groups];
-  for (std::size_t g = 0; g < groups; ++g) {
-    const auto round = [](float inverse) { return integer_round{inverse, 31.0f}; };
-    target[g] = fit_scale<group_size>(
-        x + g * group_size, {-32.0f, -31.75f, -31.5f, -31.25f, -32.25f, -32.5f, -33.0f, 31.0f, 31.25f, 31.5f}, round);
-  }
-  const float largest = largest_element(target, groups);
-  float error = -1.0f;
-  const auto consider = [&](float super) {
-    q6_k_fit other = fit;
-    other.d = saturated_f16(super);
-    if (other.d.bits << 1 == 0) other.d.bits |= 1;  // no integer scale could save the block
-    const float other_error = fit_groups(x, target, other);
-    const bool better = error < 0.0f || other_error < error;
-    if (better) {
-      fit = other;
-      error = other_error;
-    }
-    return better;
-  };
-  // The largest integers that the groups may use.
-  for (const float top : {-128.0f, -126.0f, -123.0f, 127.0f}) consider(largest / top);
-  consider(refit_super_scale(x, fit));
-
-  for (std::size_t g = 0; g < groups; ++g) {
-    const float inverse = finite_inverse(static_cast<float>(fit.d) * fit.scale[g]);
-    for (std::size_t i = g * group_size; i < (g + 1) * group_size; ++i) {
-      fit.codes[i] = static_cast<std::int8_t>(round_half_away(std::clamp(x[i] * inverse, -32.0f, 31.0f)));
-    }
-  }
-  return fit;
-}
-
-}  // namespace detail
-
-MOTE_END_NAMESPACE
-
-// ---- mote/quant/formats/q6_k.hpp
 MOTE_BEGIN_NAMESPACE
 
 struct q6_k {
@@ -2486,7 +2872,7 @@ struct q6_k {
   float scale(std::size_t g) const { return static_cast<float>(d) * static_cast<float>(scales[g]); }
 
   static q6_k encode(const float* x) {
-    const detail::q6_k_fit fit = detail::fit_q6_k(x);
+    const detail::two_level_fit<16, 16, 127, detail::integer_codes<31>> fit(x);
     q6_k block{};
     block.d = fit.d;
     std::copy(fit.scale, fit.scale + 16, block.scales);
@@ -2549,7 +2935,7 @@ MOTE_BEGIN_NAMESPACE
 template <class... Types>
 struct type_list {};
 
-using formats = type_list<q8_0, q4_0, q5_0, q4_k, q6_k, iq4_nl, mxfp4, nvfp4>;
+using formats = type_list<q8_0, q4_0, q4_1, q5_0, q5_1, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, mxfp4, nvfp4>;
 
 // f.template operator()<F>() for each F of the list, in order: for_each_format([]<class F>() { … });
 template <class Function, class... F>
@@ -3141,8 +3527,8 @@ constexpr int code_offset(int largest_code) {
       high = v > high ? v : high;
     }
   } else {
-    low = -(1 << (F::code_bits - 1));
-    high = -low - 1;
+    low = unsigned_wide_codes<F> ? 0 : -(1 << (F::code_bits - 1));
+    high = low + (1 << F::code_bits) - 1;
   }
   int offset = low < 0 ? 1 : 0;
   while (offset < -low) offset *= 2;
@@ -3158,7 +3544,7 @@ constexpr bool has_negative_codes(int offset) {
     }
     return false;
   } else {
-    return offset == 0;
+    return offset == 0 && !unsigned_wide_codes<F>;
   }
 }
 
@@ -3722,12 +4108,24 @@ template <class T>
 void check_rows(std::string_view op, std::string_view argument, const view<const T, 2>& w) {
   check_view(op, argument, w, {w.extent(0), w.extent(1)});
 }
+// Rows of int8 are limited in length, so that their sums fit into int32.
+inline constexpr std::size_t most_int8_columns = 131072;
+inline void check_int8_columns(std::string_view op, std::string_view argument, std::size_t columns) {
+  if (columns > most_int8_columns) {
+    raise<shape_error>(
+        detail::concatenate({op, ": ", argument, ": expected at most ", std::to_string(most_int8_columns),
+                             " columns of int8, got ", std::to_string(columns)}));
+  }
+}
 inline void check_rows(std::string_view op, std::string_view argument, const int8_matrix& w) {
   check_rows(op, argument, w.codes);
   check_view(op, argument, w.scale, {w.codes.extent(0)});
+  check_int8_columns(op, argument, w.codes.extent(1));
 }
-template <class F>
-void check_rows(std::string_view, std::string_view, const packed_matrix<F>&) {}
+template <class T>
+void check_rows(std::string_view op, std::string_view argument, const packed_matrix<T>& w) {
+  if constexpr (std::is_same_v<T, std::int8_t>) check_int8_columns(op, argument, w.in_features());
+}
 template <any_weight W>
 void check_rows(std::string_view op, std::string_view argument, const W& w) {
   detail::visit_form(w, [&](const auto& m) { check_rows(op, argument, m); });
@@ -3817,6 +4215,8 @@ std::size_t bytes(const W& w) {
   return detail::visit_form(w, [](const auto& m) { return bytes(m); });
 }
 
+// --- Packing ---------------------------------------------------------------------------------------------------------
+
 // w into `bytes`, packed_matrix<std::int8_t>::size(out, in) of them; the panels are shared out among the threads of `be`.
 // Throws shape_error.
 template <host Backend>
@@ -3829,6 +4229,8 @@ packed_matrix<std::int8_t> pack(Backend& be, const int8_matrix& w, const view<st
     std::memcpy(scales, w.scale.data() + first, count * sizeof(float));
   });
 }
+
+// --- Feed-forward networks -------------------------------------------------------------------------------------------
 
 // The three projections of a SwiGLU feed-forward network: gate and up [intermediate, hidden], down [hidden, intermediate].
 struct ffn_weights {
@@ -6692,7 +7094,8 @@ void unit_product(const int8_matrix& w, std::size_t first, std::size_t rows, con
         for (std::size_t c = 0; c < token_count; ++c) token[c] = x[t + c].codes;
         tile_function<int8_kernel>(row_count, token_count)(row, token, w.codes.extent(1), sums);
         for (std::size_t c = 0; c < token_count; ++c) {
-          const auto surplus = static_cast<std::uint32_t>(int8_lanes::offset * x[t + c].code_sum);
+          const auto surplus =
+              static_cast<std::uint32_t>(int8_lanes::offset) * static_cast<std::uint32_t>(x[t + c].code_sum);
           for (std::size_t r = 0; r < row_count; ++r) {
             const auto exact =
                 static_cast<std::int32_t>(static_cast<std::uint32_t>(sums[r + c * int8_kernel::rows]) - surplus);

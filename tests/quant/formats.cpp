@@ -72,7 +72,8 @@ std::string upper_name() {
 
 static_assert(mote::block_format<test::two_halves> && !mote::integer_format<test::two_halves>);
 static_assert(!mote::block_format<float> && !mote::block_format<mote::bf16>);
-static_assert(mote::format_with_min<mote::q4_k> && !mote::format_with_min<mote::q6_k>);
+static_assert(mote::format_with_min<mote::q4_1> && mote::format_with_min<mote::q4_k> &&
+              !mote::format_with_min<mote::q6_k>);
 static_assert(mote::two_level_format<mote::q4_k> && mote::two_level_format<mote::q6_k>);
 static_assert(!mote::two_level_format<mote::q8_0>);
 
@@ -96,7 +97,8 @@ TEST_CASE("formats: where the rule is published, encoding gives the published by
     const auto blocks = encode<F>(golden.floats(upper_name<F>() + ".x"));
     CHECK(bytes_of(blocks) == golden.unsigned_bytes(upper_name<F>() + ".bytes"));
   };
-  mote::for_each_format(check, mote::type_list<mote::q8_0, mote::q4_0, mote::q5_0, mote::mxfp4>{});
+  mote::for_each_format(check,
+                        mote::type_list<mote::q8_0, mote::q4_0, mote::q4_1, mote::q5_0, mote::q5_1, mote::mxfp4>{});
 }
 
 TEST_CASE("formats: any bytes decode by code, scale and minimum") {
@@ -134,7 +136,13 @@ TEST_CASE("formats: the error of a round trip") {
     if (name == "q8_0") return limits{0.0060, 0.010};
     if (name == "q6_k") return limits{0.018, 0.030};
     if (name == "q5_0") return limits{0.044, 0.076};
+    if (name == "q5_1") return limits{0.040, 0.055};
+    if (name == "q5_k") return limits{0.036, 0.051};
     if (name == "q4_k") return limits{0.074, 0.10};
+    if (name == "q4_1") return limits{0.082, 0.115};
+    if (name == "q3_k") return limits{0.15, 0.18};
+    if (name == "q2_k") return limits{0.28, 0.29};
+    if (name == "iq4_xs") return limits{0.077, 0.109};
     if (name == "iq4_nl") return limits{0.076, 0.107};
     if (name == "q4_0") return limits{0.092, 0.14};
     if (name == "nvfp4") return limits{0.086, 0.090};
@@ -166,6 +174,12 @@ TEST_CASE("formats: no more is lost than with ggml's encoders") {
     if (name == "q8_0") return {0.005351, 0.009616, 0.003571, 0.012108};
     if (name == "q6_k") return {0.017624, 0.028682, 0.011982, 0.031847};
     if (name == "q5_0") return {0.042785, 0.072257, 0.028680, 0.065839};
+    if (name == "q5_1") return {0.038092, 0.052280, 0.011859, 0.056299};
+    if (name == "q5_k") return {0.036305, 0.050981, 0.013829, 0.048911};
+    if (name == "q4_1") return {0.078793, 0.108494, 0.024658, 0.118902};
+    if (name == "q3_k") return {0.150555, 0.178709, 0.102246, 0.078820};
+    if (name == "q2_k") return {0.297264, 0.373852, 0.124352, 0.214369};
+    if (name == "iq4_xs") return {0.076314, 0.107223, 0.061687, 0.088555};
     if (name == "q4_k") return {0.071995, 0.098971, 0.027771, 0.072750};
     if (name == "iq4_nl") return {0.075761, 0.105863, 0.061156, 0.085353};
     if (name == "q4_0") return {0.086234, 0.131742, 0.056932, 0.084895};
@@ -205,7 +219,8 @@ TEST_CASE("formats: what a format holds is encoded as it is") {
     CAPTURE(F::name, again);
     CHECK(again < 0.1);
   };
-  mote::for_each_format(close, mote::type_list<mote::q4_k, mote::q6_k, mote::iq4_nl, mote::nvfp4>{});
+  mote::for_each_format(close, mote::type_list<mote::q2_k, mote::q3_k, mote::q4_k, mote::q5_k, mote::q6_k, mote::iq4_nl,
+                                               mote::iq4_xs, mote::nvfp4>{});
 }
 
 TEST_CASE("formats: four codes at a time are those of each element") {
@@ -259,7 +274,7 @@ TEST_CASE("formats: zero, constant, tiny and huge blocks") {
   });
 }
 
-TEST_CASE("q4_k and q6_k: blocks whose scales of scales would round to zero") {
+TEST_CASE("formats of two levels: blocks whose scales of scales would round to zero") {
   test::random_source random(12);
   // A largest integer of 63 or 128 for the groups' scales leaves less than half of the smallest float16 for theirs.
   const auto lost = [&]<class F>(F, float size) {
@@ -269,9 +284,17 @@ TEST_CASE("q4_k and q6_k: blocks whose scales of scales would round to zero") {
   };
   CHECK(lost(mote::q4_k{}, 4e-6f) < 0.02);
   CHECK(lost(mote::q6_k{}, 3e-5f) < 0.002);
+  CHECK(lost(mote::q5_k{}, 4e-6f) < 0.005);
+  CHECK(lost(mote::q2_k{}, 2e-6f) < 0.2);
+  CHECK(lost(mote::q3_k{}, 2e-6f) < 0.1);
+  CHECK(lost(mote::iq4_xs{}, 3e-5f) < 0.02);
   // Where even the smallest float16 is more than all of a block, nothing is better than something wrong.
-  CHECK(lost(mote::q4_k{}, 1e-8f) <= 1.0);
-  CHECK(lost(mote::q6_k{}, 1e-8f) <= 1.0);
+  const auto at_most_all = [&]<class F>() {
+    INFO(F::name);
+    CHECK(lost(F{}, 1e-8f) <= 1.0);
+  };
+  mote::for_each_format(at_most_all,
+                        mote::type_list<mote::q2_k, mote::q3_k, mote::q4_k, mote::q5_k, mote::q6_k, mote::iq4_xs>{});
 }
 
 TEST_CASE("formats: inverses are finite, and zero of what is too small") {

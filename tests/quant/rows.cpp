@@ -49,9 +49,10 @@ TEST_CASE("rows: every form is as near as its bits allow, and read by vectors to
     std::string_view name;
     float relative;  // of the error's root mean square to the numbers'
   };
-  constexpr bound bounds[] = {{"f32", 0.0f},    {"bf16", 0.002f},  {"f16", 0.0003f}, {"mxfp8", 0.03f},
-                              {"q8_0", 0.007f}, {"q4_0", 0.12f},   {"q5_0", 0.06f},  {"q4_k", 0.08f},
-                              {"q6_k", 0.02f},  {"iq4_nl", 0.09f}, {"mxfp4", 0.13f}, {"nvfp4", 0.11f}};
+  constexpr bound bounds[] = {{"f32", 0.0f},    {"bf16", 0.002f}, {"f16", 0.0003f}, {"mxfp8", 0.03f}, {"q8_0", 0.007f},
+                              {"q4_0", 0.12f},  {"q5_0", 0.06f},  {"q4_k", 0.08f},  {"q6_k", 0.02f},  {"iq4_nl", 0.09f},
+                              {"mxfp4", 0.13f}, {"nvfp4", 0.11f}, {"q4_1", 0.09f},  {"q5_1", 0.05f},  {"q5_k", 0.05f},
+                              {"q3_k", 0.16f},  {"q2_k", 0.3f},   {"iq4_xs", 0.09f}};
   const std::size_t n = 2 * 256;
   const auto x = test::random_source(9).normal(n);
   std::size_t known = 0;

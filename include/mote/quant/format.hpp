@@ -45,11 +45,16 @@ concept table_codes = requires(const F block, std::size_t i) {
   { block.code(i) } -> std::same_as<std::uint8_t>;
 };
 
-// Wider codes are the integers themselves: q[i] = code(i).
+// Wider codes are the integers themselves: q[i] = code(i), with a sign as std::int8_t, without as std::uint8_t.
 template <class F>
-concept signed_codes = requires(const F block, std::size_t i) {
+concept wide_codes = requires(const F block, std::size_t i) {
   requires(F::code_bits > 4 && F::code_bits <= 8);
-  { block.code(i) } -> std::same_as<std::int8_t>;
+  requires std::same_as<decltype(block.code(i)), std::int8_t> ||
+      (std::same_as<decltype(block.code(i)), std::uint8_t> && F::code_bits < 8);
+};
+template <class F>
+concept unsigned_wide_codes = wide_codes<F> && requires(const F block, std::size_t i) {
+  { block.code(i) } -> std::same_as<std::uint8_t>;
 };
 
 }  // namespace detail
@@ -63,7 +68,7 @@ concept signed_codes = requires(const F block, std::size_t i) {
 // code_values holds multiples of the numbers meant, a constant `F::unit` says what to multiply scales by.
 template <class F>
 concept integer_format = block_format<F> &&
-    (detail::table_codes<F> || detail::signed_codes<F>)&&requires(const F block, std::size_t group) {
+    (detail::table_codes<F> || detail::wide_codes<F>)&&requires(const F block, std::size_t group) {
   { F::group_size } -> std::convertible_to<std::size_t>;
   requires(F::group_size == 16 || F::group_size == 32);
   requires(F::block_size % F::group_size == 0);

@@ -4,11 +4,17 @@
 #include <string_view>
 
 #include "formats/iq4_nl.hpp"
+#include "formats/iq4_xs.hpp"
 #include "formats/mxfp4.hpp"
 #include "formats/nvfp4.hpp"
+#include "formats/q2_k.hpp"
+#include "formats/q3_k.hpp"
 #include "formats/q4_0.hpp"
+#include "formats/q4_1.hpp"
 #include "formats/q4_k.hpp"
 #include "formats/q5_0.hpp"
+#include "formats/q5_1.hpp"
+#include "formats/q5_k.hpp"
 #include "formats/q6_k.hpp"
 #include "formats/q8_0.hpp"
 
@@ -17,7 +23,7 @@ MOTE_BEGIN_NAMESPACE
 template <class... Types>
 struct type_list {};
 
-using formats = type_list<q8_0, q4_0, q5_0, q4_k, q6_k, iq4_nl, mxfp4, nvfp4>;
+using formats = type_list<q8_0, q4_0, q4_1, q5_0, q5_1, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, mxfp4, nvfp4>;
 
 // f.template operator()<F>() for each F of the list, in order: for_each_format([]<class F>() { … });
 template <class Function, class... F>

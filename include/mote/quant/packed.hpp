@@ -65,8 +65,8 @@ constexpr int code_offset(int largest_code) {
       high = v > high ? v : high;
     }
   } else {
-    low = -(1 << (F::code_bits - 1));
-    high = -low - 1;
+    low = unsigned_wide_codes<F> ? 0 : -(1 << (F::code_bits - 1));
+    high = low + (1 << F::code_bits) - 1;
   }
   int offset = low < 0 ? 1 : 0;
   while (offset < -low) offset *= 2;
@@ -82,7 +82,7 @@ constexpr bool has_negative_codes(int offset) {
     }
     return false;
   } else {
-    return offset == 0;
+    return offset == 0 && !unsigned_wide_codes<F>;
   }
 }
 

@@ -55,6 +55,20 @@ void rounded_products(const float* x, float factor, float (&y)[N]) {
   asm("" : "+m"(y));
 }
 
+// GGUF's rule for codes from 0 to `largest` of numbers m + d · code: m is the smallest number, m + d · largest the largest.
+template <std::size_t N>
+void codes_from_smallest(const float* x, float largest, f16& d, f16& m, std::uint8_t (&codes)[N]) {
+  const float low = std::clamp(*std::min_element(x, x + N), -largest_f16, largest_f16);
+  const float high = std::min(*std::max_element(x, x + N), low + largest * largest_f16);
+  const float scale = std::max(high - low, 0.0f) / largest;
+  float scaled[N];
+  for (std::size_t i = 0; i < N; ++i) scaled[i] = x[i] - low;
+  rounded_products(scaled, finite_inverse(scale), scaled);
+  for (std::size_t i = 0; i < N; ++i) codes[i] = static_cast<std::uint8_t>(std::clamp(scaled[i] + 0.5f, 0.0f, largest));
+  d = f16(scale);
+  m = f16(low);
+}
+
 // The e2m1 codes nearest to x, the numbers doubled: 0, 1, 2, 3, 4, 6, 8, 12 times `unit`. Of two as near the smaller;
 // zero has no sign.
 template <std::size_t N>
@@ -78,6 +92,9 @@ inline std::uint32_t four_bytes(const void* p) {
   return four;
 }
 
+// The lowest four bits, each in a byte of its own.
+inline std::uint32_t four_bits(unsigned bits) { return (bits & 15u) * 0x00204081u & 0x01010101u; }
+
 // Four-bit codes of 32 elements: byte i holds element i low, element i + 16 high.
 inline std::uint8_t nibble(const std::uint8_t (&bytes)[16], std::size_t i) {
   return i < 16 ? bytes[i] & 15u : static_cast<std::uint8_t>(bytes[i - 16] >> 4);
@@ -88,6 +105,26 @@ inline std::uint32_t four_nibbles(const std::uint8_t (&bytes)[16], std::size_t i
 inline void pack_nibbles(const std::uint8_t (&codes)[32], std::uint8_t (&bytes)[16]) {
   for (std::size_t i = 0; i < 16; ++i) bytes[i] = static_cast<std::uint8_t>(codes[i] | (codes[i + 16] << 4));
 }
+
+// Eight pairs of six-bit scales and minima, as Q4_K and Q5_K have them.
+struct packed_scales {
+  // Bytes 0-3: six bits of scales 0-3; 4-7: of minima 0-3; 8-11: four bits of scales (low) and minima (high) 4-7, whose upper
+  // two top the bytes 0-7.
+  std::uint8_t bytes[12];
+
+  int scale(std::size_t g) const { return g < 4 ? bytes[g] & 63 : (bytes[g + 4] & 15) | (bytes[g - 4] >> 6 << 4); }
+  int min(std::size_t g) const { return g < 4 ? bytes[g + 4] & 63 : (bytes[g + 4] >> 4) | (bytes[g] >> 6 << 4); }
+
+  static packed_scales of(const std::uint8_t (&scale)[8], const std::uint8_t (&min)[8]) {
+    packed_scales packed;
+    for (std::size_t g = 0; g < 4; ++g) {
+      packed.bytes[g] = static_cast<std::uint8_t>(scale[g] | (scale[g + 4] >> 4 << 6));
+      packed.bytes[g + 4] = static_cast<std::uint8_t>(min[g] | (min[g + 4] >> 4 << 6));
+      packed.bytes[g + 8] = static_cast<std::uint8_t>((scale[g + 4] & 15) | (min[g + 4] & 15) << 4);
+    }
+    return packed;
+  }
+};
 
 }  // namespace detail
 

@@ -6,7 +6,7 @@
 #pragma once
 
 #include "../format.hpp"
-#include "search_q4_k.hpp"
+#include "search_two_level_min.hpp"
 
 MOTE_BEGIN_NAMESPACE
 
@@ -18,9 +18,8 @@ struct q4_k {
   using scale_type = float;
 
   f16 d, dmin;
-  std::uint8_t scales[12];  // bytes 0-3: six bits of scales 0-3, 4-7: of minima 0-3, 8-11: low nibbles of scales
-                            // (low) and minima (high) 4-7, whose upper two bits top the bytes 0-7
-  std::uint8_t q[128];      // byte 32 p + i: element 64 p + i low, element 64 p + 32 + i high
+  detail::packed_scales scales;
+  std::uint8_t q[128];  // byte 32 p + i: element 64 p + i low, element 64 p + 32 + i high
 
   std::uint8_t code(std::size_t i) const {
     const unsigned byte = q[i / 64 * 32 + i % 32];
@@ -31,24 +30,17 @@ struct q4_k {
   }
   f16 super_scale() const { return d; }
   f16 super_min() const { return dmin; }
-  int sub_scale(std::size_t g) const {
-    return g < 4 ? scales[g] & 63 : (scales[g + 4] & 15) | (scales[g - 4] >> 6 << 4);
-  }
-  int sub_min(std::size_t g) const { return g < 4 ? scales[g + 4] & 63 : (scales[g + 4] >> 4) | (scales[g] >> 6 << 4); }
+  int sub_scale(std::size_t g) const { return scales.scale(g); }
+  int sub_min(std::size_t g) const { return scales.min(g); }
   float scale(std::size_t g) const { return static_cast<float>(d) * static_cast<float>(sub_scale(g)); }
   float min(std::size_t g) const { return static_cast<float>(dmin) * static_cast<float>(sub_min(g)); }
 
   static q4_k encode(const float* x) {
-    const detail::q4_k_fit fit = detail::fit_q4_k(x);
+    const detail::two_level_min_fit<8, 32, 15, 63> fit(x);
     q4_k block{};
     block.d = fit.d;
     block.dmin = fit.dmin;
-    for (std::size_t g = 0; g < 4; ++g) {
-      const unsigned scale = fit.scale[g + 4], min = fit.min[g + 4];
-      block.scales[g] = static_cast<std::uint8_t>(fit.scale[g] | (scale >> 4 << 6));
-      block.scales[g + 4] = static_cast<std::uint8_t>(fit.min[g] | (min >> 4 << 6));
-      block.scales[g + 8] = static_cast<std::uint8_t>((scale & 15u) | (min & 15u) << 4);
-    }
+    block.scales = detail::packed_scales::of(fit.scale, fit.min);
     for (std::size_t i = 0; i < block_size; ++i) {
       block.q[i / 64 * 32 + i % 32] |= static_cast<std::uint8_t>(fit.codes[i] << (i / 32 % 2 * 4));
     }

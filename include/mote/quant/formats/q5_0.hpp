@@ -23,7 +23,7 @@ struct q5_0 {
     return static_cast<std::int8_t>((detail::nibble(q, i) | (top << 4)) - 16);
   }
   std::uint32_t four_codes(std::size_t i) const {
-    const std::uint32_t top = (high[i / 8] >> (i % 8) & 15u) * 0x00204081u & 0x01010101u;  // a bit a byte
+    const std::uint32_t top = detail::four_bits(high[i / 8] >> (i % 8));
     const std::uint32_t below = (detail::four_nibbles(q, i) | top << 4) ^ 0x10101010u;
     return below | (below & 0x10101010u) * 14u;  // - 16
   }

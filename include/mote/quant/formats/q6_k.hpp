@@ -6,7 +6,7 @@
 #pragma once
 
 #include "../format.hpp"
-#include "search_q6_k.hpp"
+#include "search_two_level.hpp"
 
 MOTE_BEGIN_NAMESPACE
 
@@ -40,7 +40,7 @@ struct q6_k {
   float scale(std::size_t g) const { return static_cast<float>(d) * static_cast<float>(scales[g]); }
 
   static q6_k encode(const float* x) {
-    const detail::q6_k_fit fit = detail::fit_q6_k(x);
+    const detail::two_level_fit<16, 16, 127, detail::integer_codes<31>> fit(x);
     q6_k block{};
     block.d = fit.d;
     std::copy(fit.scale, fit.scale + 16, block.scales);

@@ -6,7 +6,6 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <initializer_list>
 
 #include "../../core/simd.hpp"
 #include "bits.hpp"
@@ -100,8 +99,8 @@ code_error error_of(const float* x, float scale, float min, const Round& round) 
 
 // The scale of least squared error whose codes are those of one of the scales x_peak / peak, x_peak being the element of
 // largest magnitude: it is either sign's largest code, or lies a little inside or outside.
-template <std::size_t N, class MakeRound>
-float fit_scale(const float* x, std::initializer_list<float> peaks, const MakeRound& round) {
+template <std::size_t N, class Peaks, class MakeRound>
+float fit_scale(const float* x, const Peaks& peaks, const MakeRound& round) {
   const float inverse = finite_inverse(largest_element(x, N));
   float best = 0.0f, best_gain = 0.0f;
   for (const float peak : peaks) {
