@@ -8,7 +8,7 @@ namespace {
 
 // In place, beyond the last-level cache: every element is read and written once.
 void add_bias_memory(benchmark::State& state) {
-  const std::size_t hidden = 2048, tokens = bench::beyond_cache / sizeof(float) / hidden;
+  const std::size_t hidden = 2048, tokens = bench::beyond_cache() / sizeof(float) / hidden;
   auto y = bench::random_floats(tokens * hidden);
   const auto bias = bench::random_floats(hidden, 1e-3f);
   const float want = y[hidden + 7] + bias[7];

@@ -50,11 +50,11 @@ struct loaded {
   }
 };
 
-// top_k experts for each token. Balanced: all are as likely. Imbalanced: expert e as likely as 1 / (e + 1), so that a few
-// take most of the tokens.
-std::vector<std::int32_t> routing(std::size_t tokens, bool balanced, std::minstd_rand& random) {
-  std::vector<std::int32_t> indices;
-  for (std::size_t t = 0; t < tokens; ++t) {
+// top_k experts for each token, those given and random ones. Balanced: all are as likely. Imbalanced: expert e as likely as
+// 1 / (e + 1), so that a few take most of the tokens.
+std::vector<std::int32_t> routing(std::size_t tokens, bool balanced, std::minstd_rand& random,
+                                  std::vector<std::int32_t> indices = {}) {
+  while (indices.size() < tokens * top_k) {
     std::vector<double> shares(experts);
     for (std::size_t e = 0; e < experts; ++e) shares[e] = balanced ? 1.0 : 1.0 / static_cast<double>(e + 1);
     for (std::size_t k = 0; k < top_k; ++k) {
@@ -65,21 +65,34 @@ std::vector<std::int32_t> routing(std::size_t tokens, bool balanced, std::minstd
   return indices;
 }
 
+std::size_t distinct(const std::vector<std::int32_t>& routing) {
+  return std::set(routing.begin(), routing.end()).size();
+}
+
+// Routings of as many distinct experts each, namely the median of what is drawn: the shortest run shall not be one that has less
+// to read. The first token of the first one takes the experts given.
+std::vector<std::vector<std::int32_t>> alike_routings(std::size_t count, std::size_t tokens, bool balanced,
+                                                      const std::vector<std::int32_t>& first) {
+  std::minstd_rand random(1);
+  std::vector<std::size_t> sizes(65);
+  for (auto& size : sizes) size = distinct(routing(tokens, balanced, random));
+  std::nth_element(sizes.begin(), sizes.begin() + 32, sizes.end());
+  std::vector<std::vector<std::int32_t>> routings;
+  while (routings.size() < count) {
+    auto drawn = routing(tokens, balanced, random, routings.empty() ? first : std::vector<std::int32_t>());
+    if (distinct(drawn) == sizes[32]) routings.push_back(std::move(drawn));
+  }
+  return routings;
+}
+
 void moe(benchmark::State& state, const std::string& name, const bench::weight_form& form, bool balanced,
          std::size_t tokens, std::size_t threads) {
   loaded& weights = loaded::get(form);
   // Another routing in each turn, so that few tokens find their experts in memory and not in a cache.
-  std::minstd_rand random(1);
   constexpr std::size_t turns = 16;
-  std::vector<std::vector<std::int32_t>> drawn;
+  const auto drawn = alike_routings(turns, tokens, balanced, {checked_experts.begin(), checked_experts.end()});
   std::vector<mote::view<const std::int32_t, 2>> routings;
-  double distinct = 0.0;
-  for (std::size_t turn = 0; turn < turns; ++turn) {
-    drawn.push_back(routing(tokens, balanced, random));
-    if (turn == 0) std::copy_n(checked_experts.begin(), top_k, drawn[0].begin());
-    routings.emplace_back(drawn.back().data(), tokens, top_k);
-    distinct += static_cast<double>(std::set(drawn.back().begin(), drawn.back().end()).size()) / turns;
-  }
+  for (const auto& indices : drawn) routings.emplace_back(indices.data(), tokens, top_k);
   const auto x = bench::random_floats(most_tokens * hidden), shares = bench::random_floats(most_tokens * top_k, 0.2f);
   const auto rows = x.as(most_tokens, hidden).slice(0, 0, tokens);
   const auto expert_weights = shares.as(most_tokens, top_k).slice(0, 0, tokens);
@@ -109,12 +122,10 @@ void moe(benchmark::State& state, const std::string& name, const bench::weight_f
 
   // Few tokens are a matter of memory alone: each distinct expert is read once.
   const auto& e = weights.all[0];
-  const double bytes = static_cast<double>(mote::bytes(e.gate) + mote::bytes(e.up) + mote::bytes(e.down)) * distinct;
+  const std::size_t bytes = (mote::bytes(e.gate) + mote::bytes(e.up) + mote::bytes(e.down)) * distinct(drawn[0]);
   const double operations = 6.0 * static_cast<double>(tokens * top_k * hidden * intermediate);
-  double limit = bytes / bench::read_bandwidth(threads);
-  if (tokens > 8) limit = std::max(limit, operations / bench::rate(form.unit, threads));
-  bench::race(state, name, limit, run, others);
-  if (threads == 1) bench::vs_peer(state, name);
+  const double seconds = tokens > 8 ? operations / bench::rate(form.unit, threads) : 0.0;
+  bench::race(state, name, {static_cast<double>(bytes), seconds, threads}, run, others);
 }
 
 const bool registered = [] {

@@ -21,7 +21,7 @@ std::vector<bench::table::column> contenders() {
   for (const char* name : {"ggml", "onednn", "openblas"}) {
     const auto found = std::find_if(all.begin(), all.end(), [&](const auto& peer) { return peer->name() == name; });
     if (found == all.end()) {
-      std::fprintf(stderr, "%s: not installed, so not measured (./dev bench --peers installs it)\n", name);
+      std::fprintf(stderr, "%s: not built in (./dev bench --peers installs it), so not measured\n", name);
       continue;
     }
     std::fprintf(stderr, "%s: %s\n", name, (*found)->version().c_str());

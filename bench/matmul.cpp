@@ -38,34 +38,36 @@ void vector_matmul(mote::simd<>& be, mote::view<const float, 2> x, const Matrix&
   const auto rows = mote::detail::prepare_rows<mote::default_arch>(
       be, scope, mote::detail::forms(w), x.extent(0), x.extent(1), [&](std::size_t t) { return x.row(t); });
   constexpr std::size_t unit = mote::detail::unit_rows<mote::default_arch, Matrix>;
-  be.parallel_for(w.out_features() / unit, 1, [&](std::size_t begin, std::size_t end) {
-    alignas(64) float out[unit_stride * unit_tokens];
-    for (std::size_t u = begin; u < end; ++u) {
-      for (std::size_t t = 0; t < x.extent(0); t += unit_tokens) {
-        const std::size_t count = std::min(unit_tokens, x.extent(0) - t);
-        mote::detail::vector_product<mote::default_arch>(w, u * unit / packed_rows, unit / packed_rows, rows.data() + t,
-                                                         count, out);
-        for (std::size_t c = 0; c < count; ++c) {
-          std::copy_n(out + c * unit_stride, unit, y.row(t + c) + u * unit);
-        }
-      }
-    }
-  });
+  const std::size_t units = w.out_features() / unit;
+  be.parallel_for(units, mote::detail::units_at_once(w, unit, units, x.extent(0), be.concurrency()),
+                  [&](std::size_t begin, std::size_t end) {
+                    alignas(64) float out[unit_stride * unit_tokens];
+                    for (std::size_t u = begin; u < end; ++u) {
+                      for (std::size_t t = 0; t < x.extent(0); t += unit_tokens) {
+                        const std::size_t count = std::min(unit_tokens, x.extent(0) - t);
+                        mote::detail::vector_product<mote::default_arch>(w, u * unit / packed_rows, unit / packed_rows,
+                                                                         rows.data() + t, count, out);
+                        for (std::size_t c = 0; c < count; ++c) {
+                          std::copy_n(out + c * unit_stride, unit, y.row(t + c) + u * unit);
+                        }
+                      }
+                    }
+                  });
 }
 
-// AMX is reported beside its own limit: of_tile_limit, and vs_vector for the vector kernel's time / its time.
-template <class Matrix>
-void compare_tiles(benchmark::State& state, const loaded& weights, mote::view<const float, 2> x, mote::view<float, 2> y,
-                   std::size_t threads, double shortest) {
-  constexpr bool bf16 = std::is_same_v<Matrix, mote::packed_matrix<mote::bf16>>;
-  const double rate = bench::rate(bf16 ? bench::arithmetic::bf16_tiles : bench::arithmetic::int8_tiles, threads);
-  if (rate == 0.0) return;
-  mote::simd<> be{mote::threads{threads}};
-  std::size_t turn = 0;
-  const double vector = bench::shortest_of(
-      8, [&] { vector_matmul(be, x, std::get<Matrix>(weights.all[turn++ % weights.all.size()]), y); });
-  state.counters["vs_vector"] = vector / shortest;
-  state.counters["of_tile_limit"] = 2.0 * static_cast<double>(x.extent(0) * weights.out * weights.in) / rate / shortest;
+// Where matrix tiles multiply so many tokens: the operations that they do in a second; else 0.
+double tile_rate(const mote::weight& w, std::size_t tokens, std::size_t threads) {
+  return std::visit(
+      [&]<class Matrix>(const Matrix&) {
+        if constexpr (mote::detail::multiplied_by_tiles<mote::default_arch, Matrix>) {
+          constexpr bool bf16 = std::is_same_v<Matrix, mote::packed_matrix<mote::bf16>>;
+          if (tokens >= mote::detail::tile_tokens_min<mote::default_arch, Matrix>) {
+            return bench::rate(bf16 ? bench::arithmetic::bf16_tiles : bench::arithmetic::int8_tiles, threads);
+          }
+        }
+        return 0.0;
+      },
+      w);
 }
 
 void matmul(benchmark::State& state, const std::string& name, const bench::weight_form& form, std::size_t out,
@@ -93,23 +95,28 @@ void matmul(benchmark::State& state, const std::string& name, const bench::weigh
     if (!bench::alike(product.y, result)) return state.SkipWithError((peer + "'s result differs").c_str());
     others.push_back({peer, std::move(product.run)});
   }
+  // AMX is reported beside its own limit, and beside the vector kernels.
+  const double tiles = tile_rate(weights.all[0], tokens, threads);
+  mote::buffer<float> by_vectors(tiles > 0.0 ? y.size() : 0);
+  if (tiles > 0.0) {
+    others.push_back({"vector", [&](std::size_t turn) {
+                        std::visit(
+                            [&]<class Matrix>(const Matrix& w) {
+                              if constexpr (mote::detail::multiplied_by_tiles<mote::default_arch, Matrix>) {
+                                vector_matmul(be, rows, w, by_vectors.as(tokens, out));
+                              }
+                            },
+                            weights.all[turn % weights.all.size()]);
+                      }});
+  }
 
   const double operations = 2.0 * static_cast<double>(tokens * out * in);
-  const double limit = std::max(static_cast<double>(mote::bytes(weights.all[0])) / bench::read_bandwidth(threads),
-                                operations / bench::rate(form.unit, threads));
+  const bench::work least{static_cast<double>(mote::bytes(weights.all[0])),
+                          operations / bench::rate(form.unit, threads), threads};
   const double shortest = bench::race(
-      state, name, limit,
+      state, name, least,
       [&](std::size_t turn) { mote::matmul(be, rows, weights.all[turn % weights.all.size()], result); }, others);
-  std::visit(
-      [&]<class Matrix>(const Matrix&) {
-        if constexpr (mote::detail::multiplied_by_tiles<mote::default_arch, Matrix>) {
-          if (tokens >= mote::detail::tile_tokens_min<mote::default_arch, Matrix>) {
-            compare_tiles<Matrix>(state, weights, rows, result, threads, shortest);
-          }
-        }
-      },
-      weights.all[0]);
-  if (threads == 1) bench::vs_peer(state, name);
+  if (tiles > 0.0) state.counters["of_tile_limit"] = operations / tiles / shortest;
 }
 
 const bool registered = [] {

@@ -16,7 +16,7 @@ void paged_load(benchmark::State& state) {
   const std::size_t width = 576;
   bench::scattered_cache<T> cache(64, width);
   auto cached = cache.rows();
-  cached.length = std::min(cached.length, bench::beyond_cache / sizeof(float) / width);
+  cached.length = std::min(cached.length, bench::beyond_cache() / sizeof(float) / width);
   std::vector<float> value(width, 0.5f);
   for (std::size_t i = 0; i < cached.length; ++i) mote::encode_row(value.data(), width, cached.row(i));
   mote::decode_row(cached.row(0), width, value.data());

@@ -10,7 +10,7 @@ namespace {
 // what they are, run after run, and do not fade into slow subnormals.
 void rms_norm_memory(benchmark::State& state) {
   const auto hidden = static_cast<std::size_t>(state.range(0));
-  const std::size_t tokens = bench::beyond_cache / sizeof(float) / hidden;
+  const std::size_t tokens = bench::beyond_cache() / sizeof(float) / hidden;
   auto x = bench::random_floats(tokens * hidden);
   mote::buffer<float> weight(hidden);
   for (float& w : weight) w = 1.0f;

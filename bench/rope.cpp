@@ -11,7 +11,7 @@ namespace {
 
 // In place, beyond the last-level cache: 16 heads of 64 channels, the tables once a token.
 void rope_memory(benchmark::State& state, mote::rope_pairing pairing) {
-  const std::size_t heads = 16, dim = 64, tokens = bench::beyond_cache / sizeof(float) / heads / dim;
+  const std::size_t heads = 16, dim = 64, tokens = bench::beyond_cache() / sizeof(float) / heads / dim;
   auto x = bench::random_floats(tokens * heads * dim);
   mote::buffer<float> cos(tokens * dim / 2), sin(tokens * dim / 2);
   std::vector<std::int32_t> positions(tokens);

@@ -9,7 +9,7 @@ namespace {
 // In place, beyond the last-level cache. A row is read from memory once; the second and third pass find it in the cache.
 void softmax_memory(benchmark::State& state) {
   const auto n = static_cast<std::size_t>(state.range(0));
-  const std::size_t rows = bench::beyond_cache / sizeof(float) / n;
+  const std::size_t rows = bench::beyond_cache() / sizeof(float) / n;
   auto x = bench::random_floats(rows * n);
   const auto y = x.as(rows, n);
   mote::buffer<float> want(8 * n);

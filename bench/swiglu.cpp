@@ -10,7 +10,7 @@ namespace {
 // the values stay what they are, run after run.
 void swiglu_memory(benchmark::State& state) {
   const auto inner = static_cast<std::size_t>(state.range(0));
-  const std::size_t tokens = bench::beyond_cache / sizeof(float) / inner / 2;
+  const std::size_t tokens = bench::beyond_cache() / sizeof(float) / inner / 2;
   mote::buffer<float> gate(tokens * inner), up(tokens * inner);
   for (float& g : gate) g = 20.0f;
   for (float& u : up) u = 1.0f;

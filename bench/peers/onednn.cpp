@@ -1,10 +1,11 @@
 // oneDNN: int8 and, where it has a kernel for this machine, bf16 and float32. Weights are kept in the order that oneDNN
-// chooses. int8 activations are quantized on the way with one scale for all tokens, which is what oneDNN 2 can apply; where
+// chooses for the number of tokens. int8 activations are quantized on the way with one scale for all tokens, which is what oneDNN 2 can apply; where
 // there is no VNNI its sums saturate, as its manual says, unless weights have seven bits.
 #include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <deque>
 #include <optional>
 #include <unordered_map>
 
@@ -38,12 +39,9 @@ bool has_vnni() {
 class onednn_weights : public bench::peer_weights {
  public:
   onednn_weights(const bench::weight_source& source, memory::data_type type)
-      : out_(source.out), in_(source.in), type_(type) {
-    // The order is that for many tokens; oneDNN packs once, as an engine would.
-    const auto order = description(64, memory::format_tag::any).weights_desc();
+      : out_(source.out), in_(source.in), count_(source.count), type_(type) {
     const std::size_t rows = source.values.extent(0);
-    memory plain({dims(source.in, source.out), type, memory::format_tag::ba}, engine_);
-    auto* to = static_cast<std::uint8_t*>(plain.get_data_handle());
+    auto* to = static_cast<std::uint8_t*>(plain_.get_data_handle());
     mote::buffer<std::int8_t> codes(int8() ? source.values.size() : 0);
     mote::buffer<float> scale(int8() ? rows : 0);
     if (int8()) {
@@ -59,11 +57,7 @@ class onednn_weights : public bench::peer_weights {
       std::memcpy(to + n * row_bytes, few + n % rows * row_bytes, row_bytes);
       if (int8()) scale_.push_back(scale[n % rows]);
     }
-    for (std::size_t i = 0; i < source.count; ++i) {
-      w_.emplace_back(order, engine_);
-      dnnl::reorder(plain, w_.back()).execute(stream_, plain, w_.back());
-    }
-    stream_.wait();
+    in_order_for(64);  // throws where oneDNN has no kernel
   }
 
   bench::peer_product matmul(mote::view<const float, 2> x, std::size_t threads) override {
@@ -76,7 +70,8 @@ class onednn_weights : public bench::peer_weights {
     };
     const std::size_t tokens = x.extent(0);
     const auto plain = memory::format_tag::ab;
-    const auto product = description(tokens, w_[0].get_desc());
+    const std::vector<memory>& w = in_order_for(tokens);
+    const auto product = description(tokens, w[0].get_desc());
     const auto s = std::make_shared<state>();
     s->given = memory({dims(tokens, in_), memory::data_type::f32, plain}, engine_, const_cast<float*>(x.data()));
     s->narrow = memory(product.src_desc(), engine_);
@@ -88,11 +83,11 @@ class onednn_weights : public bench::peer_weights {
     dnnl::primitive_attr scaled;
     if (int8()) scaled.set_output_scales(0, {DNNL_RUNTIME_F32_VAL});
     s->convert = dnnl::reorder(dnnl::reorder::primitive_desc(s->given, s->narrow, scaled));
-    const auto run = [this, s, x, threads](std::size_t turn) {
+    const auto run = [this, s, x, threads, &w](std::size_t turn) {
       omp_set_num_threads(static_cast<int>(threads));
       std::unordered_map<int, memory> conversion{{DNNL_ARG_FROM, s->given}, {DNNL_ARG_TO, s->narrow}};
       std::unordered_map<int, memory> arguments{
-          {DNNL_ARG_SRC, s->narrow}, {DNNL_ARG_WEIGHTS, w_[turn % w_.size()]}, {DNNL_ARG_DST, s->y}};
+          {DNNL_ARG_SRC, s->narrow}, {DNNL_ARG_WEIGHTS, w[turn % w.size()]}, {DNNL_ARG_DST, s->y}};
       if (int8()) {
         const float step = largest_magnitude(x) / 127.0f;
         *static_cast<float*>(s->scale_in.get_data_handle()) = 1.0f / step;
@@ -115,6 +110,21 @@ class onednn_weights : public bench::peer_weights {
  private:
   bool int8() const { return type_ == memory::data_type::s8; }
 
+  // All copies of the matrix, in the order that suits so many tokens best.
+  const std::vector<memory>& in_order_for(std::size_t tokens) {
+    const auto order = description(tokens, memory::format_tag::any).weights_desc();
+    for (const auto& copies : orders_) {
+      if (copies[0].get_desc() == order) return copies;
+    }
+    auto& copies = orders_.emplace_back();
+    for (std::size_t i = 0; i < count_; ++i) {
+      copies.emplace_back(order, engine_);
+      dnnl::reorder(plain_, copies.back()).execute(stream_, plain_, copies.back());
+    }
+    stream_.wait();
+    return copies;
+  }
+
   template <class Order>
   dnnl::matmul::primitive_desc description(std::size_t tokens, const Order& order) const {
     const memory::desc x(dims(tokens, in_), type_, memory::format_tag::ab);
@@ -131,12 +141,13 @@ class onednn_weights : public bench::peer_weights {
     return {{x, w, y}, scaled, engine_};
   }
 
-  std::size_t out_, in_;
+  std::size_t out_, in_, count_;
   memory::data_type type_;
   dnnl::engine engine_{dnnl::engine::kind::cpu, 0};
   dnnl::stream stream_{engine_};
   std::vector<float> scale_;
-  std::vector<memory> w_;
+  memory plain_{{dims(in_, out_), type_, memory::format_tag::ba}, engine_};
+  std::deque<std::vector<memory>> orders_;
 };
 
 class onednn_peer : public bench::peer {

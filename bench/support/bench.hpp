@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdlib>
 #include <fstream>
+#include <optional>
 #include <random>
 #include <string>
 
@@ -61,12 +62,20 @@ inline void of_fma_limit(benchmark::State& state, double operations) {
   set_ratio(state, "of_limit", operations / rate(arithmetic::float32, 1));
 }
 
+// What torch took for the benchmark of that name, if it was measured.
+inline std::optional<double> torch_seconds(const std::string& benchmark) {
+  static const auto measured = [] {
+    const char* path = std::getenv("MOTE_PEERS_JSON");
+    if (path == nullptr) return nlohmann::json();
+    std::ifstream file(path);
+    return nlohmann::json::parse(file, nullptr, false);
+  }();
+  if (!measured.is_object() || !measured.contains(benchmark)) return std::nullopt;
+  return measured[benchmark].get<double>();
+}
+
 inline void vs_peer(benchmark::State& state, const std::string& name) {
-  const char* path = std::getenv("MOTE_PEERS_JSON");
-  if (path == nullptr) return;
-  std::ifstream file(path);
-  const auto peers = nlohmann::json::parse(file, nullptr, false);
-  if (peers.is_object() && peers.contains(name)) set_ratio(state, "vs_peer", peers[name].get<double>());
+  if (const auto torch = torch_seconds(name)) set_ratio(state, "vs_peer", *torch);
 }
 
 }  // namespace bench

@@ -20,7 +20,7 @@ class scattered_cache {
   scattered_cache(std::size_t page_size, std::size_t width)
       : page_size_(page_size),
         width_(width / mote::row_format::of<T>().block_size),
-        memory_(beyond_cache / sizeof(T) / page_size / width_ * page_size * width_),
+        memory_(beyond_cache() / sizeof(T) / page_size / width_ * page_size * width_),
         table_(memory_.size() / page_size / width_) {
     std::iota(table_.begin(), table_.end(), 0);
     std::shuffle(table_.begin(), table_.end(), std::minstd_rand(1));

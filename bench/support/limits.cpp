@@ -8,6 +8,8 @@
 #include <utility>
 #include <vector>
 
+#include <unistd.h>
+
 #include <benchmark/benchmark.h>
 
 #include <mote/core/amx.hpp>
@@ -165,35 +167,53 @@ double operations_of_step(bench::arithmetic unit) {
 
 namespace bench {
 
+std::size_t beyond_cache() {
+  static const std::size_t bytes = [] {
+    constexpr std::size_t least = std::size_t{1} << 28;
+#ifdef _SC_LEVEL3_CACHE_SIZE
+    const long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    return std::max(least, 2 * static_cast<std::size_t>(std::max(cache, 0L)));
+#else
+    return least;
+#endif
+  }();
+  return bytes;
+}
+
 double read_bandwidth(std::size_t threads) {
-  static std::map<std::size_t, double> measured;
-  if (const auto known = measured.find(threads); known != measured.end()) return known->second;
-  const std::size_t n = beyond_cache / sizeof(float), piece = std::size_t{1} << 16;
-  const mote::buffer<float> x(n);
-  std::vector<float> totals(n / piece);
-  mote::simd<> be{mote::threads{threads}};
-  // Short stretches, all over the memory and again, in one stream or two, with and without asking for what comes next: the
-  // shortest counts, as of products.
-  constexpr std::size_t stretch = std::size_t{1} << 19, passes = 18;
+  static const mote::buffer<float> x(beyond_cache() / sizeof(float));
+  static std::map<std::size_t, mote::simd<>> backends;
+  static std::size_t from = 0;
+  const std::size_t piece = std::size_t{1} << 16;
+  mote::simd<>& be = backends.try_emplace(threads, mote::threads{threads}).first->second;
+  // In one stream or two, with and without asking for what comes next; in stretches as long as small matrices, whose begin and
+  // end count, and in longer ones.
   constexpr auto ways = std::array{&sum_of<1, 0>, &sum_of<1, 1536>, &sum_of<2, 1536>};
-  double seconds = 1e300;
-  for (std::size_t from = 0; from + stretch <= passes * n; from += stretch) {
-    const auto read = ways[from / n % ways.size()];
-    const double taken = shortest_of(1, [&] {
-      be.parallel_for(stretch, piece, [&](std::size_t begin, std::size_t end) {
-        totals[begin / piece] = read(x.data() + from % n + begin, end - begin);
-      });
-      benchmark::DoNotOptimize(totals.data());
-    });
-    seconds = std::min(seconds, taken);
+  constexpr std::size_t longest = std::size_t{1} << 24;
+  std::array<float, longest / piece> totals;
+  double best = 0.0;
+  for (const auto read : ways) {
+    for (std::size_t stretch = longest; stretch >= longest / 32; stretch /= 4) {
+      for (std::size_t done = 0; done < longest / 2; done += stretch) {
+        if (from + stretch > x.size()) from = 0;
+        const double seconds = shortest_of(1, [&] {
+          be.parallel_for(stretch, piece, [&](std::size_t begin, std::size_t end) {
+            totals[begin / piece] = read(x.data() + from + begin, end - begin);
+          });
+          benchmark::DoNotOptimize(totals.data());
+        });
+        best = std::max(best, static_cast<double>(stretch * sizeof(float)) / seconds);
+        from += stretch;
+      }
+    }
   }
-  return measured[threads] = static_cast<double>(stretch * sizeof(float)) / seconds;
+  return best;
 }
 
 double update_bandwidth() {
   static const double measured = [] {
     using vector = mote::batch<float, mote::default_arch>;
-    const std::size_t n = beyond_cache / sizeof(float);
+    const std::size_t n = beyond_cache() / sizeof(float);
     mote::buffer<float> x(n);
     const double seconds = shortest_of(
         25,
@@ -205,7 +225,7 @@ double update_bandwidth() {
           benchmark::ClobberMemory();
         },
         processor_seconds);
-    return 2.0 * static_cast<double>(beyond_cache) / seconds;
+    return 2.0 * static_cast<double>(n * sizeof(float)) / seconds;
   }();
   return measured;
 }

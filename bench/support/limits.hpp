@@ -8,8 +8,8 @@
 
 namespace bench {
 
-// Bytes of a working set that no last-level cache of a desktop or of a server's slice holds.
-inline constexpr std::size_t beyond_cache = std::size_t{1} << 28;
+// Bytes of a working set that the last-level cache does not hold.
+std::size_t beyond_cache();
 
 inline double wall_seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -32,7 +32,8 @@ double shortest_of(int runs, F&& f, double (*now)() = wall_seconds) {
 // The arithmetic that bounds a product. bf16 is that of float32 where there is no such instruction; tiles are AMX's.
 enum class arithmetic { float32, int8, bf16, int8_tiles, bf16_tiles };
 
-// Bytes a second that `threads` threads together read from memory.
+// Bytes a second that `threads` threads together read from memory, measured anew by each call, in a hundredth of a second or so:
+// the most of several ways to read and lengths of what is read.
 double read_bandwidth(std::size_t threads);
 
 // Bytes a second, read and written together, of multiplying a large array in place on one thread.

@@ -31,13 +31,19 @@ inline double seconds_of(const std::function<void(std::size_t)>& run, std::size_
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-// The benchmark's loop: mote, and now and then the others, so that whatever else the machine does meets all alike. Returns
-// mote's shortest run in seconds and sets, from the shortest runs,
+// What a product needs at least: bytes from memory, and seconds of arithmetic.
+struct work {
+  double bytes = 0.0, seconds = 0.0;
+  std::size_t threads = 1;
+};
+
+// The benchmark's loop: mote, and now and then the others and a plain read of memory, so that whatever else the machine does
+// meets all alike. Returns mote's shortest run in seconds and sets, from the shortest runs,
 //
 //   shortest   mote's, in seconds
-//   of_limit   `limit`, in seconds, / mote's
-//   vs_NAME    NAME's / mote's
-inline double race(benchmark::State& state, const std::string& benchmark, double limit,
+//   of_limit   the time of reading the bytes, or that of the arithmetic if it is longer, / mote's
+//   vs_NAME    NAME's / mote's; vs_peer that of torch
+inline double race(benchmark::State& state, const std::string& benchmark, const work& least,
                    const std::function<void(std::size_t turn)>& mote, const std::vector<contender>& others) {
   // A benchmark's function is called several times; none of its runs is lost.
   static std::map<std::string, std::map<std::string, double>> all;
@@ -49,7 +55,7 @@ inline double race(benchmark::State& state, const std::string& benchmark, double
   std::size_t turn = 0;
   const double slice = measuring_time / 3;
   const auto let_others_run = [&] {
-    if (others.empty()) return;
+    keep("memory", least.bytes / read_bandwidth(least.threads));
     for (const contender& other : others) {
       other.run(turn++);  // wakes its threads
       double total = 0.0;
@@ -75,8 +81,9 @@ inline double race(benchmark::State& state, const std::string& benchmark, double
     }
   }
   state.counters["shortest"] = best["mote"];
-  state.counters["of_limit"] = limit / best["mote"];
+  state.counters["of_limit"] = std::max(best["memory"], least.seconds) / best["mote"];
   for (const contender& other : others) state.counters["vs_" + other.name] = best[other.name] / best["mote"];
+  if (const auto torch = torch_seconds(benchmark)) state.counters["vs_peer"] = *torch / best["mote"];
   return best["mote"];
 }
 

@@ -37,7 +37,7 @@ weight_form form_named(const std::string& name) {
 
 // A matrix is a panel, or a row, after the other: those of `few`, over and over.
 void matrices::repeat(const std::uint8_t* few, std::size_t piece, std::size_t pieces, std::size_t size) {
-  if (count_ == 0) count_ = beyond_cache / size + 1;
+  if (count_ == 0) count_ = beyond_cache() / size + 1;
   bytes_ = mote::buffer<std::uint8_t>(size * count_);
   for (std::size_t i = 0; i < count_; ++i) {
     for (std::size_t p = 0; p * piece < size; ++p) {
