@@ -120,7 +120,7 @@ TEST_CASE("awq: with salient channels the output error is below that of rounding
   for (const std::size_t block : {in, std::size_t{1}}) {
     CAPTURE(block);
     const auto statistics = test::statistics_of(x, block);
-    std::vector<std::uint8_t> packed(out * in / 2);
+    std::vector<mote::int4_pair> packed(out * in / 2);
     std::vector<float> scale(out * in / group);
     mote::int4_grid grid(group, {packed.data(), out, in / 2}, {scale.data(), out, in / group});
     matrix plain(out, in), better(out, in);
@@ -135,7 +135,10 @@ TEST_CASE("awq: with salient channels the output error is below that of rounding
 
     // The grid holds the codes of W diag(s).
     matrix decoded(out, in);
-    mote::dequantize_int4({packed.data(), out, in / 2}, group, {scale.data(), out, in / group}, decoded.view());
+    const mote::scaled_matrix stored{.codes = mote::view<const mote::int4_pair, 2>(packed.data(), out, in / 2),
+                                     .scale = {scale.data(), out, in / group},
+                                     .tile_columns = group};
+    for (std::size_t n = 0; n < out; ++n) mote::dequantize_row(stored, n, decoded.view().row(n));
     mote::divide_columns(decoded.view(), result.scale);
     CHECK(test::same_bits(decoded.values, better.values));
   }

@@ -49,18 +49,18 @@ void for_each_grid(const matrix& w, Function&& f) {
   for (const bool symmetric : {true, false}) {
     INFO("int4, symmetric: " << symmetric);
     const std::size_t group = 32;
-    std::vector<std::uint8_t> packed(out * in / 2, 0xFF), zero(out * in / group);
+    std::vector<mote::int4_pair> codes(out * in / 2, {0xFF});
+    std::vector<std::int8_t> zero(out * in / group);
     std::vector<float> scale(out * in / group);
-    const mote::view<std::uint8_t, 2> p(packed.data(), out, in / 2), z(zero.data(), out, in / group);
+    const mote::view<mote::int4_pair, 2> p(codes.data(), out, in / 2);
+    const mote::view<std::int8_t, 2> z(zero.data(), out, in / group);
     const mote::view<float, 2> s(scale.data(), out, in / group);
     mote::int4_grid grid = symmetric ? mote::int4_grid(group, p, s) : mote::int4_grid(group, p, s, z);
     f(grid, [&] {
       matrix values(out, in);
-      if (symmetric) {
-        mote::dequantize_int4(p, group, s, values.view());
-      } else {
-        mote::dequantize_uint4(p, group, s, z, values.view());
-      }
+      mote::scaled_matrix stored{.codes = mote::view<const mote::int4_pair, 2>(p), .scale = s, .tile_columns = group};
+      if (!symmetric) stored.zero = z;
+      for (std::size_t n = 0; n < out; ++n) mote::dequantize_row(stored, n, values.view().row(n));
       return values;
     });
   }
@@ -335,7 +335,7 @@ TEST_CASE("gptq: losses that add up to more than a float holds are cut") {
   for (float& v : w.values) v = std::clamp(v * 3e38f, -3.4e38f, 3.4e38f);
   const mote::inverse_hessian inverse(test::statistics_of(test::correlated(random, 300, in), in));
   mote::simd<> be{mote::threads{2}};
-  std::vector<std::uint8_t> packed(out * in / 2);
+  std::vector<mote::int4_pair> packed(out * in / 2);
   std::vector<float> scale(out * in / 32);
   for (const auto method : {mote::range_method::percentile, mote::range_method::kl}) {
     mote::int4_grid grid(32, {packed.data(), out, in / 2}, {scale.data(), out, in / 32}, method);
@@ -349,7 +349,7 @@ TEST_CASE("gptq: codes and scales of a published implementation") {
   const test::golden golden("integer");
   const std::size_t out = golden.extent("w", 0), in = golden.extent("w", 1), group = golden.setting("group");
   const matrix w(out, in, golden.floats("w")), x(golden.extent("gptq.x", 0), in, golden.floats("gptq.x"));
-  std::vector<std::uint8_t> packed(out * in / 2);
+  std::vector<mote::int4_pair> packed(out * in / 2);
   std::vector<float> scale(out * in / group);
   mote::int4_grid grid(group, {packed.data(), out, in / 2}, {scale.data(), out, in / group},
                        mote::range_method::min_max);
@@ -360,7 +360,7 @@ TEST_CASE("gptq: codes and scales of a published implementation") {
   const auto codes = golden.bytes("gptq.codes");
   std::size_t different = 0;
   for (std::size_t i = 0; i < codes.size(); ++i) {
-    const int nibble = packed[i / 2] >> (i % 2 * 4) & 15, code = (nibble ^ 8) - 8;
+    const int code = i % 2 == 0 ? packed[i / 2].even() : packed[i / 2].odd();
     different += code != static_cast<std::int8_t>(codes[i]);
   }
   CHECK(different == 0);

@@ -108,7 +108,7 @@ TEST_CASE("int8: the vector back end rounds quotients at ties and beside them as
   }
 }
 
-TEST_CASE("quantize_int8 and quantize_uint8: published codes and scales") {
+TEST_CASE("quantize_int8: published codes and scales") {
   const test::golden golden("integer");
   const auto quantized = [&](const std::string& name, auto&& check) {
     const auto x = golden.floats(name);
@@ -125,11 +125,16 @@ TEST_CASE("quantize_int8 and quantize_uint8: published codes and scales") {
     });
   }
   quantized("x", [&](const mote::view<const float, 2>& x) {
-    std::vector<std::uint8_t> codes(x.size()), zero(x.extent(0));
+    std::vector<std::int8_t> codes(x.size()), zero(x.extent(0));
     std::vector<float> scale(x.extent(0)), back;
-    mote::quantize_uint8(x, {codes.data(), x.extent(0), x.extent(1)}, scale, zero);
-    CHECK(codes == golden.unsigned_bytes("asym.x_uint8"));
-    CHECK(zero == golden.unsigned_bytes("asym.zero"));
+    mote::quantize_int8(x, {codes.data(), x.extent(0), x.extent(1)}, scale, zero);
+    const auto plus_128 = [](const std::vector<std::int8_t>& from) {
+      std::vector<std::uint8_t> to;
+      for (const int c : from) to.push_back(static_cast<std::uint8_t>(c + 128));
+      return to;
+    };
+    CHECK(plus_128(codes) == golden.unsigned_bytes("asym.x_uint8"));
+    CHECK(plus_128(zero) == golden.unsigned_bytes("asym.zero"));
     test::check_close(scale, golden.floats("asym.scale"), 0.0f, 1e-6f);
     for (std::size_t i = 0; i < codes.size(); ++i) {
       const std::size_t r = i / x.extent(1);
@@ -139,24 +144,25 @@ TEST_CASE("quantize_int8 and quantize_uint8: published codes and scales") {
   });
 }
 
-TEST_CASE("quantize_uint8: zero is exact; zero, one-sided and huge rows") {
+TEST_CASE("quantize_int8: asymmetric: zero is exact; zero, one-sided and huge rows") {
   const float largest = std::numeric_limits<float>::max();
+  std::vector<std::int8_t> codes(3), zero(1);
+  std::vector<float> scale(1);
+  const auto quantize = [&](const std::vector<float>& x) {
+    mote::quantize_int8({x.data(), 1, 3}, {codes.data(), 1, 3}, scale, zero);
+  };
   const std::vector<std::vector<float>> rows = {{0, 0, 0}, {1, 2, 255}, {-255, -1, 0}, {-1, 0, 254}, {1e-45f, 0, 0}};
   for (const auto& x : rows) {
     CAPTURE(x);
-    std::vector<std::uint8_t> codes(3);
-    const auto range = mote::quantize_uint8_row(x.data(), 3, codes.data());
+    quantize(x);
     for (std::size_t i = 0; i < 3; ++i) {
-      CHECK(std::abs(range.scale * static_cast<float>(codes[i] - range.zero) - x[i]) <= 1e-44f);
+      CHECK(std::abs(scale[0] * static_cast<float>(codes[i] - zero[0]) - x[i]) <= 1e-44f);
     }
   }
   const std::vector<float> huge = {largest, -largest, 0.0f};
-  std::vector<std::uint8_t> codes(3);
-  const auto range = mote::quantize_uint8_row(huge.data(), 3, codes.data());
-  CHECK(std::isfinite(range.scale));
-  CHECK(codes[2] == range.zero);
-  std::vector<float> scale(1);
-  std::vector<std::uint8_t> zero(2);
-  CHECK_THROWS_WITH(mote::quantize_uint8({huge.data(), 1, 3}, {codes.data(), 1, 3}, scale, zero),
-                    "quantize_uint8: zero: expected shape [1], got [2]");
+  quantize(huge);
+  CHECK(std::isfinite(scale[0]));
+  CHECK(codes[2] == zero[0]);
+  zero.resize(2);
+  CHECK_THROWS_WITH(quantize(huge), "quantize_int8: zero: expected shape [1], got [2]");
 }

@@ -1,10 +1,11 @@
 // int8 quantization of rows: weights per output channel, activations per token.
 //
 //   symmetric   s = amax / 127,  q = clamp(round(x / s), -127, 127)                         x ≈ s q
-//   asymmetric  s = (max - min) / 255 over a range that holds 0,  z = round(-min / s),
-//               q = clamp(round(x / s) + z, 0, 255)                                         x ≈ s (q - z)
+//   asymmetric  s = (max - min) / 255 over a range that holds 0,  z = round(-min / s) - 128,
+//               q = clamp(round(x / s) + z, -128, 127)                                      x ≈ s (q - z)
 //
-// Ties go to even; a zero row uses s = 1. A symmetric row that is not all finite has codes 0 and the scale NaN, which no product
+// Symmetric codes are those of an int8_matrix, asymmetric ones those of a scaled_matrix, each row a tile. Ties go to even; a
+// zero row uses s = 1. A symmetric row that is not all finite has codes 0 and the scale NaN, which no product
 // with it can hide.
 #pragma once
 
@@ -46,46 +47,43 @@ inline void quantize_int8(view<const float, 2> w, view<std::int8_t, 2> codes, vi
   for (std::size_t n = 0; n < w.extent(0); ++n) scale(n) = quantize_int8_row(w.row(n), w.extent(1), codes.row(n));
 }
 
-// How codes 0..largest cover a range that holds 0: x ≈ scale · (q - zero).
+// How the integers of `bits` bits cover the range of n values, widened to hold 0: x ≈ scale · (q - zero).
 struct asymmetric_range {
   float scale;
-  std::uint8_t zero;
+  std::int8_t zero;
+  std::int8_t lowest, highest;
 
-  asymmetric_range(const float* x, std::size_t n, std::uint8_t largest) {
+  asymmetric_range(const float* x, std::size_t n, int bits)
+      : lowest(static_cast<std::int8_t>(-(1 << (bits - 1)))), highest(static_cast<std::int8_t>(-lowest - 1)) {
     float low = 0.0f, high = 0.0f;
     for (std::size_t i = 0; i < n; ++i) {
       low = std::fmin(low, x[i]);
       high = std::fmax(high, x[i]);
     }
-    const float steps = largest, step = std::fmin(high - low, std::numeric_limits<float>::max()) / steps;
+    const auto steps = static_cast<float>(highest - lowest);
+    const float step = std::fmin(high - low, std::numeric_limits<float>::max()) / steps;
     scale = step > 0.0f ? step : 1.0f;
-    zero = static_cast<std::uint8_t>(std::fmin(std::nearbyint(-low / scale), steps));
+    zero = static_cast<std::int8_t>(std::fmin(std::nearbyint(-low / scale), steps) + static_cast<float>(lowest));
   }
 
-  std::uint8_t code(float x, std::uint8_t largest) const {
+  std::int8_t code(float x) const {
     const float q = std::nearbyint(x / scale) + static_cast<float>(zero);
-    return static_cast<std::uint8_t>(std::fmin(std::fmax(q, 0.0f), static_cast<float>(largest)));
+    return static_cast<std::int8_t>(std::fmin(std::fmax(q, static_cast<float>(lowest)), static_cast<float>(highest)));
   }
 };
 
-// Quantizes one row of n values asymmetrically; returns scale and zero point.
-inline asymmetric_range quantize_uint8_row(const float* x, std::size_t n, std::uint8_t* codes) {
-  const asymmetric_range range(x, n, 255);
-  for (std::size_t i = 0; i < n; ++i) codes[i] = range.code(x[i], 255);
-  return range;
-}
-
-// w [out, in] to codes [out, in], scale [out] and zero [out]. Throws shape_error when the shapes differ.
-inline void quantize_uint8(view<const float, 2> w, view<std::uint8_t, 2> codes, view<float, 1> scale,
-                           view<std::uint8_t, 1> zero) {
-  check_view("quantize_uint8", "w", w, {w.extent(0), w.extent(1)});
-  check_view("quantize_uint8", "codes", codes, {w.extent(0), w.extent(1)});
-  check_view("quantize_uint8", "scale", scale, {w.extent(0)});
-  check_view("quantize_uint8", "zero", zero, {w.extent(0)});
+// Asymmetric, with zero [out].
+inline void quantize_int8(view<const float, 2> w, view<std::int8_t, 2> codes, view<float, 1> scale,
+                          view<std::int8_t, 1> zero) {
+  check_view("quantize_int8", "w", w, {w.extent(0), w.extent(1)});
+  check_view("quantize_int8", "codes", codes, {w.extent(0), w.extent(1)});
+  check_view("quantize_int8", "scale", scale, {w.extent(0)});
+  check_view("quantize_int8", "zero", zero, {w.extent(0)});
   for (std::size_t n = 0; n < w.extent(0); ++n) {
-    const asymmetric_range range = quantize_uint8_row(w.row(n), w.extent(1), codes.row(n));
+    const asymmetric_range range(w.row(n), w.extent(1), 8);
     scale(n) = range.scale;
     zero(n) = range.zero;
+    for (std::size_t k = 0; k < w.extent(1); ++k) codes(n, k) = range.code(w(n, k));
   }
 }
 

@@ -16,7 +16,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <string>
 #include <string_view>
 #include <type_traits>
 #include <variant>
@@ -30,6 +29,10 @@ MOTE_BEGIN_NAMESPACE
 // Two integers in [-8, 7], the even element in the low four bits, each stored as itself plus 8.
 struct int4_pair {
   std::uint8_t bits = 0;
+
+  static int4_pair of(int even, int odd) { return {static_cast<std::uint8_t>((even + 8) | (odd + 8) << 4)}; }
+  int even() const { return (bits & 15) - 8; }
+  int odd() const { return (bits >> 4) - 8; }
 };
 
 // Does not own its memory.
@@ -53,7 +56,7 @@ inline constexpr bool has_zero = std::is_same_v<Code, std::int8_t> || std::is_sa
 template <class Code>
 float code_value(const Code* row, std::size_t i) {
   if constexpr (std::is_same_v<Code, int4_pair>) {
-    return static_cast<float>((row[i / 2].bits >> (i % 2 * 4) & 15) - 8);
+    return static_cast<float>(i % 2 == 0 ? row[i / 2].even() : row[i / 2].odd());
   } else {
     return static_cast<float>(row[i]);
   }

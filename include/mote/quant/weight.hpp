@@ -14,7 +14,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <span>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -142,12 +141,24 @@ template <class T>
 void check_rows(std::string_view op, std::string_view argument, const view<const T, 2>& w) {
   check_view(op, argument, w, {w.extent(0), w.extent(1)});
 }
+// Rows of int8 are limited in length, so that their sums fit into int32.
+inline constexpr std::size_t most_int8_columns = 131072;
+inline void check_int8_columns(std::string_view op, std::string_view argument, std::size_t columns) {
+  if (columns > most_int8_columns) {
+    raise<shape_error>(
+        detail::concatenate({op, ": ", argument, ": expected at most ", std::to_string(most_int8_columns),
+                             " columns of int8, got ", std::to_string(columns)}));
+  }
+}
 inline void check_rows(std::string_view op, std::string_view argument, const int8_matrix& w) {
   check_rows(op, argument, w.codes);
   check_view(op, argument, w.scale, {w.codes.extent(0)});
+  check_int8_columns(op, argument, w.codes.extent(1));
 }
-template <class F>
-void check_rows(std::string_view, std::string_view, const packed_matrix<F>&) {}
+template <class T>
+void check_rows(std::string_view op, std::string_view argument, const packed_matrix<T>& w) {
+  if constexpr (std::is_same_v<T, std::int8_t>) check_int8_columns(op, argument, w.in_features());
+}
 template <any_weight W>
 void check_rows(std::string_view op, std::string_view argument, const W& w) {
   detail::visit_form(w, [&](const auto& m) { check_rows(op, argument, m); });
@@ -237,6 +248,8 @@ std::size_t bytes(const W& w) {
   return detail::visit_form(w, [](const auto& m) { return bytes(m); });
 }
 
+// --- Packing ---------------------------------------------------------------------------------------------------------
+
 // w into `bytes`, packed_matrix<std::int8_t>::size(out, in) of them; the panels are shared out among the threads of `be`.
 // Throws shape_error.
 template <host Backend>
@@ -249,6 +262,8 @@ packed_matrix<std::int8_t> pack(Backend& be, const int8_matrix& w, const view<st
     std::memcpy(scales, w.scale.data() + first, count * sizeof(float));
   });
 }
+
+// --- Feed-forward networks -------------------------------------------------------------------------------------------
 
 // The three projections of a SwiGLU feed-forward network: gate and up [intermediate, hidden], down [hidden, intermediate].
 struct ffn_weights {

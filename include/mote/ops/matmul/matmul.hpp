@@ -8,14 +8,15 @@
 //
 //   float32, bf16, f16   products and sums in float32
 //   scaled (fp8 …)       each number rounded to float32, scale · (code - zero), then as float32: the same bits
-//   int8                 x is quantized to int8 per token; y = scale_x · scale_w · Σ q_x q_w, the sum exact in int32
+//   int8                 x is quantized to int8 per token; y = scale_x · scale_w · Σ q_x q_w, the sum exact in int32, of at
+//                        most 131072 columns
 //   packed bf16          x is rounded to bf16, sums in float32
 //   integer formats      x is quantized to int8 in blocks of 32; each group's sum is exact in int32, then scaled and added
 //                        (nvfp4: at the end times the tensor's scale)
 //   other block formats  decoded, then as float32
 //
 // A token's result does not depend on the other tokens or on the number of threads.
-// Throws shape_error when the shapes differ.
+// Throws shape_error when the shapes differ, or int8 has more columns.
 #pragma once
 
 #include "../../core/error.hpp"

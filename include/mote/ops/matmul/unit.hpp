@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <array>
-#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -317,7 +316,8 @@ void unit_product(const int8_matrix& w, std::size_t first, std::size_t rows, con
         for (std::size_t c = 0; c < token_count; ++c) token[c] = x[t + c].codes;
         tile_function<int8_kernel>(row_count, token_count)(row, token, w.codes.extent(1), sums);
         for (std::size_t c = 0; c < token_count; ++c) {
-          const auto surplus = static_cast<std::uint32_t>(int8_lanes::offset * x[t + c].code_sum);
+          const auto surplus =
+              static_cast<std::uint32_t>(int8_lanes::offset) * static_cast<std::uint32_t>(x[t + c].code_sum);
           for (std::size_t r = 0; r < row_count; ++r) {
             const auto exact =
                 static_cast<std::int32_t>(static_cast<std::uint32_t>(sums[r + c * int8_kernel::rows]) - surplus);
