@@ -1,8 +1,11 @@
 #include "engine.hpp"
 
 #include <algorithm>
+#include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
+#include <system_error>
 #include <utility>
 
 #include <mote/core/simd.hpp>
@@ -20,6 +23,7 @@ class backend_engine final : public engine {
   template <class... Args>
   explicit backend_engine(const engine_options& o, model_config config, Args&&... args)
       : config_(std::move(config)),
+        profile_(read_profile(o)),
         backend_(std::forward<Args>(args)...),
         weights_(load(backend_, config_, o)),
         model_(backend_, config_, weights_, o.context, o.chunk, o.cache),
@@ -29,7 +33,10 @@ class backend_engine final : public engine {
                 "the checkpoint has no multi-token-prediction module");
     if (o.memory_limit > 0) {
       mote::check(weights_.packed.has_value(), "memory_limit", "needs packed_cache: the experts stay in that file");
-      experts_ = limit_memory(backend_, config_, weights_, speculative_, step(), o.memory_limit, o.expert_profile);
+      const std::size_t logits = std::max(o.logits_rows, std::size_t{speculative_ ? 3u : 1u});
+      experts_ = limit_memory(backend_, config_, weights_, speculative_,
+                              step(chunk()) + logits * config_.vocab_size * sizeof(float), o.memory_limit, profile_,
+                              o.expert_profile);
     }
   }
 
@@ -59,8 +66,8 @@ class backend_engine final : public engine {
       const std::size_t count = std::min(chunk(), tokens.size() - done);
       const auto part = tokens.subspan(done, count);
       if (experts_) {  // scratch that is there already is counted with the process's memory
-        const std::size_t held = backend_.arena().capacity();
-        experts_->set_reserve(step() > held ? step() - held : 0);
+        const std::size_t held = backend_.arena().capacity(), needed = step(count);
+        experts_->set_reserve(needed > held ? needed - held : 0);
       }
       const auto hidden = model_.forward(part);
       if (speculative_) follow(part, hidden);
@@ -83,7 +90,13 @@ class backend_engine final : public engine {
   }
 
  private:
-  std::size_t step() const { return step_memory(config_, chunk(), context()); }
+  std::size_t step(std::size_t tokens) const { return step_memory(config_, tokens, context()); }
+
+  static std::optional<expert_uses> read_profile(const engine_options& o) {
+    std::error_code none;
+    if (o.expert_profile.empty() || !std::filesystem::exists(o.expert_profile, none)) return std::nullopt;
+    return read_expert_profile(o.expert_profile);
+  }
 
   static model_weights load(Backend& be, const model_config& config, const engine_options& o) {
     if (!o.packed_cache) return load_weights(be, config, o.weights, model_files(o.model));
@@ -109,6 +122,7 @@ class backend_engine final : public engine {
   }
 
   model_config config_;
+  std::optional<expert_uses> profile_;  // read before the weights are packed, which takes longer
   Backend backend_;
   model_weights weights_;
   std::unique_ptr<mote::mapped_experts> experts_;

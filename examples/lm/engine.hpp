@@ -27,6 +27,7 @@ struct engine_options {
   std::size_t threads = 1;
   std::size_t context = 0;      // 0: the model's, at most default_context
   std::size_t chunk = 512;      // most tokens of one prefill step
+  std::size_t logits_rows = 1;  // most tokens whose logits one call of forward() will be asked for
   mote::row_format cache = {};  // of the latent cache
   mote::mla_form attention = mote::mla_form::absorbed;
   bool speculative = false;  // run the multi-token-prediction module along

@@ -24,7 +24,9 @@ struct generate_options {
 };
 
 void report(const generation_result& r, const engine& e, const engine_options& o) {
-  const std::size_t read = active_weight_bytes(e.config(), e.weights()) + cache_bytes(e.config(), o.cache, e.length());
+  // A token reads the cache of those before it: on average half of what was generated.
+  const std::size_t read =
+      active_weight_bytes(e.config(), e.weights()) + cache_bytes(e.config(), o.cache, r.prompt_tokens + r.tokens / 2);
   fmt::print(stderr, "prefill      {} tokens, {:.1f} tokens/s\n", r.prompt_tokens,
              static_cast<double>(r.prompt_tokens) / r.prefill_seconds);
   if (r.decode_steps > 0) {
@@ -52,9 +54,9 @@ void run(generate_options o) {
   fmt::print("\n");
   const std::size_t peak = peak_memory();
   fmt::print(stderr, "\n");
-  finish_experts(*engine, o.engine);
   report(result, *engine, o.engine);
   fmt::print(stderr, "peak memory  {:.1f} MB\n", static_cast<double>(peak) * 1e-6);
+  finish_experts(*engine, o.engine);
 }
 
 }  // namespace

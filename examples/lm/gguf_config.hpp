@@ -49,7 +49,7 @@ inline void read_gguf_experts(const mote::gguf_checkpoint& files, const std::str
   const std::size_t experts = m.integer_or(p + "expert_count", 0, 0, most);
   if (experts == 0) return;
   const std::size_t dense = m.integer_or(p + "leading_dense_block_count", 0, 0, most);
-  const std::size_t gating = m.integer_or(p + "expert_gating_func", 1, 1, 2);
+  const std::size_t gating = m.integer_or(p + "expert_gating_func", 1, 0, 2);  // 0: not given
   const std::size_t groups = m.integer_or(p + "expert_group_count", 1, 0, most);
   const bool biased = files.contains("blk." + std::to_string(dense) + ".exp_probs_b.bias");
   const bool normalised = m.boolean_or(p + "expert_weights_norm", false);
@@ -96,6 +96,9 @@ inline model_config read_gguf_config(const mote::gguf_checkpoint& files) {
   const std::size_t head = integer(latent ? "attention.key_length_mla" : "attention.key_length", rope + 1);
   const std::size_t blocks = integer("block_count", 1);
   const std::size_t nextn = m.integer_or(p + "nextn_predict_layers", 0, 0, blocks - 1);
+  if (files.contains("blk." + std::to_string(blocks) + ".attn_norm.weight")) {
+    m.fail(p + "block_count", "is " + std::to_string(blocks) + ", but the file has a block more");
+  }
   nlohmann::json config = {
       {"model_type", "deepseek_v2"},
       {"vocab_size",

@@ -18,9 +18,10 @@ struct logits_options {
   bool decode = false;
 };
 
-void run(const logits_options& o) {
+void run(logits_options o) {
   const std::vector<std::int32_t> tokens = parse_ids(o.tokens, "--tokens");
   mote::check(!tokens.empty(), "--tokens", "expected at least one token id");
+  o.engine.logits_rows = o.decode ? 1 : std::min(o.engine.chunk, tokens.size());
   const auto engine = make_engine(o.engine);
   mote::npy_writer out(o.out, tokens.size(), engine->config().vocab_size);
   const std::size_t step = o.decode ? 1 : engine->chunk();

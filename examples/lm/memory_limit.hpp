@@ -4,11 +4,10 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <filesystem>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
-#include <system_error>
 #include <variant>
 #include <vector>
 
@@ -24,18 +23,18 @@
 namespace lm {
 
 using expert_uses = std::vector<std::vector<std::uint64_t>>;
+inline constexpr std::uint64_t most_uses = std::uint64_t{1} << 53;  // that JSON's numbers hold exactly
 
 // {"expert_uses": [[uses of the first mixture-of-experts layer's experts], …]}. Throws format_error naming the file.
 inline expert_uses read_expert_profile(const std::string& path) {
   const mote::json_file file(path);
   const mote::json_object root = file.root();
-  constexpr std::uint64_t most = std::uint64_t{1} << 53;
   expert_uses uses;
   for (const nlohmann::json& layer : root.array("expert_uses")) {
     auto& row = uses.emplace_back();
     if (!layer.is_array()) root.fail("expert_uses", "expected arrays of whole numbers");
     for (const nlohmann::json& n : layer) {
-      if (!n.is_number_unsigned() || n.get<std::uint64_t>() > most) {
+      if (!n.is_number_unsigned() || n.get<std::uint64_t>() > most_uses) {
         root.fail("expert_uses", "expected arrays of whole numbers up to 2^53");
       }
       row.push_back(n.get<std::uint64_t>());
@@ -48,11 +47,11 @@ inline expert_uses read_expert_profile(const std::string& path) {
 inline void write_expert_profile(const std::string& path, const mote::expert_cache& cache) {
   expert_uses uses(cache.layers());
   for (std::size_t l = 0; l < cache.layers(); ++l) {
-    for (std::size_t e = 0; e < cache.experts(l); ++e) uses[l].push_back(cache.uses(l, e));
+    for (std::size_t e = 0; e < cache.experts(l); ++e) uses[l].push_back(std::min(cache.uses(l, e), most_uses));
   }
   const std::string text = nlohmann::json{{"expert_uses", uses}}.dump() + "\n";
   mote::detail::part_file file(path, mote::unfinished::removed);
-  file.truncate(0);
+  file.begin_anew("{\"expert_uses\"");
   file.put(text.data(), text.size());
   file.finish();
 }
@@ -88,12 +87,12 @@ inline bool is_read_always(const model_config& c, const std::string& name, bool 
 }
 
 // Lets `weights`, which must come from a packed file, have `limit` bytes of memory with all else in the process, of which a
-// step takes `step`. What every token reads, with `drafts` or without, is brought into memory. Throws shape_error where the
-// limit leaves no room for an expert.
+// step takes `step`. What every token reads, with `drafts` or without, is brought into memory, and the experts that earlier runs
+// used most: `uses`, read from `profile`. Throws shape_error where the limit leaves no room for an expert.
 template <class Backend>
 std::unique_ptr<mote::mapped_experts> limit_memory(Backend& be, const model_config& config, model_weights& weights,
                                                    bool drafts, std::size_t step, std::size_t limit,
-                                                   const std::string& profile) {
+                                                   const std::optional<expert_uses>& uses, const std::string& profile) {
   std::vector<std::span<const std::byte>> always;
   std::size_t bytes = 0;
   for (const auto& [name, entry] : weights.packed->weights()) {
@@ -124,11 +123,9 @@ std::unique_ptr<mote::mapped_experts> limit_memory(Backend& be, const model_conf
   for (auto& layer : weights.layers) attach(layer.mlp);
   if (weights.mtp) attach(weights.mtp->layer.mlp);
 
-  std::error_code none;
-  if (!profile.empty() && std::filesystem::exists(profile, none)) {
-    const expert_uses uses = read_expert_profile(profile);
+  if (uses) {
     try {
-      experts->begin_with(be, uses);
+      experts->begin_with(be, *uses);
     } catch (const mote::shape_error& e) {
       mote::raise<mote::format_error>(profile + ": is of another model: " + e.what());
     }

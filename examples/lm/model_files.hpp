@@ -76,11 +76,14 @@ class model_files {
     return contains(published != nullptr ? mote::stored_matrix_name(*published, stem(name)) : name);
   }
 
-  // A copy, in memory alone: the pages of the file are given back.
+  // A copy, in memory alone: the pages of the file are given back. Throws format_error where a number is not finite.
   mote::buffer<float> read(const std::string& name, const std::vector<std::size_t>& shape) const {
     const auto copy = [](const auto& tensor) {
       mote::buffer<float> values = mote::read_float(tensor);
       mote::release_pages(tensor.bytes);
+      if (!std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); })) {
+        tensor.fail("has numbers that are not finite");
+      }
       return values;
     };
     if (const auto* published = std::get_if<mote::checkpoint>(&files_)) return copy(published->tensor(name, shape));

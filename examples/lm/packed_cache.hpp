@@ -78,8 +78,7 @@ template <class Backend>
 mote::weight_file open_packed_cache(Backend& be, const model_config& config, weight_format format,
                                     const std::string& model, const std::string& path,
                                     const std::function<void(const std::string&)>& note) {
-  model_files files(model);
-  const std::string key = packed_cache_key<Backend>(files, format);
+  const std::string key = packed_cache_key<Backend>(model_files(model), format);
   std::error_code none;
   if (std::filesystem::exists(path, none)) {
     if (!mote::is_weight_file(path)) {
@@ -94,7 +93,10 @@ mote::weight_file open_packed_cache(Backend& be, const model_config& config, wei
     }
   }
   mote::weight_file_writer writer(path, key);
-  weight_loader<Backend>(be, config, format, std::move(files)).write(writer);
+  weight_loader<Backend>(be, config, format, model_files(model)).write(writer);
+  if (packed_cache_key<Backend>(model_files(model), format) != key) {
+    mote::raise<mote::format_error>(model + ": has changed while it was read");
+  }
   writer.finish();
 #ifdef __GLIBC__
   ::malloc_trim(0);  // what loading took counts with --memory_limit until it is given back

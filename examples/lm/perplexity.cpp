@@ -49,7 +49,8 @@ double negative_log_likelihood(std::span<const float> logits, std::int32_t token
                                   std::to_string(sequence) + " of " + o.tokens + " is not a finite number");
 }
 
-void run(const perplexity_options& o) {
+void run(perplexity_options o) {
+  o.engine.logits_rows = o.engine.chunk;
   const auto sequences = read_sequences(o.tokens);
   const auto engine = make_engine(o.engine);
   const std::size_t vocab = engine->config().vocab_size;

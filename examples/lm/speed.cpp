@@ -57,11 +57,11 @@ void run(const speed_options& o) {
   const double rate = static_cast<double>(o.decode) / decode;
   fmt::print("prefill      {} tokens, {:.1f} tokens/s\n", o.prefill, static_cast<double>(o.prefill) / prefill);
   fmt::print("decode       {} tokens after them, {:.1f} tokens/s\n", o.decode, rate);
-  finish_experts(*e, o.engine);
   if (o.engine.memory_limit == 0) {  // measuring takes more memory than may be left
     fmt::print("{}\n", describe_reads(read, rate, o.engine.threads));
   }
   fmt::print("peak memory  {:.1f} MB\n", static_cast<double>(peak) * 1e-6);
+  finish_experts(*e, o.engine);
 }
 
 }  // namespace

@@ -25,7 +25,7 @@ MOTE_BEGIN_NAMESPACE
 
 struct expert_cache_statistics {
   std::size_t hits = 0, misses = 0;  // experts that a layer needed in a step, found or not
-  std::size_t bytes_brought = 0;     // of the misses
+  std::size_t bytes_brought = 0;     // of the misses, and of what fill() brought in
 };
 
 // Keeps the books only; the memory is its owner's. Allocates nothing after it was made.
@@ -118,7 +118,6 @@ class expert_cache {
       enter(l, e, bring);
       ++brought;
       ++statistics_.misses;
-      statistics_.bytes_brought += size;
     }
     return experts(l);
   }
@@ -165,6 +164,7 @@ class expert_cache {
   void enter(std::size_t l, std::size_t e, Bring&& bring) {
     layers_[l].experts[e].resident = true;
     resident_bytes_ += layers_[l].experts[e].bytes;
+    statistics_.bytes_brought += layers_[l].experts[e].bytes;
     bring(l, e);
   }
 

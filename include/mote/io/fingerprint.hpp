@@ -1,16 +1,20 @@
 // Checksums: of bytes, and of a large file quickly enough to be taken at every start.
 #pragma once
 
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
-#include <filesystem>
+#include <cstring>
 #include <span>
 #include <string>
-#include <system_error>
+#include <vector>
 
 #include "../core/error.hpp"
-#include "mapped_file.hpp"
 
 MOTE_BEGIN_NAMESPACE
 
@@ -22,24 +26,51 @@ inline std::uint64_t fnv1a(std::span<const std::byte> bytes, std::uint64_t hash 
 }
 
 // A number that changes with the file: of its size, the time it was last written, its first megabyte (where model files
-// have their list of tensors) and 64 samples of 4 KiB, spread evenly up to its end. Not noticed: a change between the
-// samples that keeps size and time. Throws format_error naming the file when it cannot be read.
+// have their list of tensors) and 64 samples of 4 KiB, spread evenly up to its end. No more than that is read from the disk.
+// Not noticed: a change between the samples that keeps size and time. Throws format_error naming the file when it cannot be read.
 inline std::uint64_t fingerprint(const std::string& path, std::uint64_t hash = fnv1a_start) {
   constexpr std::size_t head = std::size_t{1} << 20, sample = 4096, samples = 64;
-  const mapped_file file(path);
-  const std::span<const std::byte> all = file.bytes();
-  std::error_code problem;
-  const auto written = std::filesystem::last_write_time(path, problem).time_since_epoch().count();
-  if (problem) raise<format_error>(path + ": " + problem.message());
-  const std::uint64_t facts[] = {all.size(), static_cast<std::uint64_t>(written)};
-  hash = fnv1a(std::as_bytes(std::span(facts)), hash);
-  hash = fnv1a(all.first(std::min(head, all.size())), hash);
-  if (all.size() <= head) return hash;
-  const std::size_t rest = all.size() - head;
-  for (std::size_t i = 1; i <= samples; ++i) {
-    const std::size_t end = head + rest / samples * i + rest % samples * i / samples;
-    hash = fnv1a(all.subspan(end - sample, sample), hash);
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  const auto fail = [&] {
+    const int reason = errno;
+    if (descriptor >= 0) ::close(descriptor);
+    raise<format_error>(path + ": cannot be read: " + std::strerror(reason));
+  };
+  if (descriptor < 0) fail();
+#ifdef POSIX_FADV_RANDOM
+  static_cast<void>(::posix_fadvise(descriptor, 0, 0, POSIX_FADV_RANDOM));  // no reading ahead
+#endif
+  struct stat status {};
+  if (::fstat(descriptor, &status) != 0) fail();
+  if (!S_ISREG(status.st_mode)) {
+    ::close(descriptor);
+    raise<format_error>(path + ": is not a regular file");
   }
+  const auto size = static_cast<std::size_t>(status.st_size);
+#ifdef __APPLE__
+  const timespec& written = status.st_mtimespec;
+#else
+  const timespec& written = status.st_mtim;
+#endif
+  const std::uint64_t facts[] = {size, static_cast<std::uint64_t>(written.tv_sec),
+                                 static_cast<std::uint64_t>(written.tv_nsec)};
+  hash = fnv1a(std::as_bytes(std::span(facts)), hash);
+  std::vector<std::byte> bytes(std::min(head, size));
+  const auto add = [&](std::size_t begin, std::size_t count) {
+    for (std::size_t done = 0; done < count;) {
+      const ssize_t n = ::pread(descriptor, bytes.data() + done, count - done, static_cast<off_t>(begin + done));
+      if (n < 0) fail();
+      if (n == 0) break;  // it has been cut meanwhile; its size is another then
+      done += static_cast<std::size_t>(n);
+    }
+    hash = fnv1a(std::span(bytes).first(count), hash);
+  };
+  add(0, bytes.size());
+  const std::size_t rest = size - bytes.size();
+  for (std::size_t i = 1; i <= samples && rest > 0; ++i) {
+    add(head + rest / samples * i + rest % samples * i / samples - sample, sample);
+  }
+  ::close(descriptor);
   return hash;
 }
 

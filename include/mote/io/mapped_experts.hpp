@@ -5,6 +5,7 @@
 // they would drive out of a machine that is full what is in use.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -26,15 +27,16 @@ class mapped_experts {
   // experts[l][e]: layer l's expert e. memory_limit: bytes of the whole process, which must leave room for one expert;
   // `reserve`: what the rest of the process may come to need within a step beyond what it has.
   mapped_experts(std::vector<std::vector<region>> experts, std::size_t memory_limit, std::size_t reserve)
-      : experts_(std::move(experts)), cache_(sizes(experts_)), limit_(memory_limit), reserve_(reserve) {
+      : experts_(std::move(experts)), cache_(sizes(experts_)), limit_(memory_limit) {
     for (std::size_t l = 0; l < experts_.size(); ++l) layers_.push_back(layer_residency(*this, l));
+    set_reserve(reserve);
     update_capacity();
   }
   mapped_experts(const mapped_experts&) = delete;
   mapped_experts& operator=(const mapped_experts&) = delete;
 
-  // Another `reserve`, when the rest of the process has taken what it needed.
-  void set_reserve(std::size_t bytes) { reserve_ = bytes; }
+  // Another `reserve`, before a step, beyond what the rest of the process has now.
+  void set_reserve(std::size_t bytes) { reserved_ = rest() + bytes; }
 
   expert_residency& layer(std::size_t l) { return layers_[l]; }
   std::size_t limit() const { return limit_; }
@@ -77,11 +79,14 @@ class mapped_experts {
     return result;
   }
 
-  // Experts brought in are resident once they were used, which they are before the next call.
-  void update_capacity() {
+  // What the process has beside experts. Those brought in are resident once they were used, which they are before the next call.
+  std::size_t rest() const {
     const std::size_t now = resident_memory(), experts = cache_.resident_bytes();
-    const std::size_t rest = reserve_ + (now > experts ? now - experts : 0);
-    cache_.set_capacity(limit_ > rest ? limit_ - rest : 0);
+    return now > experts ? now - experts : 0;
+  }
+  void update_capacity() {
+    const std::size_t needed = std::max(rest(), reserved_);
+    cache_.set_capacity(limit_ > needed ? limit_ - needed : 0);
   }
 
   std::size_t require(std::size_t l, view<const std::int32_t, 1> offsets, std::size_t first) {
@@ -94,7 +99,7 @@ class mapped_experts {
   std::vector<std::vector<region>> experts_;
   expert_cache cache_;
   std::vector<layer_residency> layers_;
-  std::size_t limit_, reserve_;
+  std::size_t limit_, reserved_ = 0;  // reserved_: what the rest may come to have
 };
 
 MOTE_END_NAMESPACE

@@ -1,14 +1,13 @@
 // Writing NumPy's .npy files, format 1.0.
 #pragma once
 
-#include <cerrno>
 #include <cstddef>
-#include <cstdint>
 #include <cstdio>
 #include <filesystem>
+#include <memory>
+#include <optional>
 #include <string>
 #include <system_error>
-#include <utility>
 
 #include "../core/error.hpp"
 #include "../core/view.hpp"
@@ -22,12 +21,14 @@ class npy_writer {
  public:
   // Throws format_error naming the file when it cannot be created.
   npy_writer(const std::string& path, std::size_t rows, std::size_t columns)
-      : path_(detail::behind_links(path)), part_(path_), left_(rows), columns_(columns) {
+      : path_(detail::behind_links(path)), left_(rows), columns_(columns) {
     std::error_code ignored;
     const auto status = std::filesystem::status(path_, ignored);
-    if (!std::filesystem::exists(status) || std::filesystem::is_regular_file(status)) part_ += ".part";
-    file_ = std::fopen(part_.c_str(), "wb");
-    if (file_ == nullptr) raise_unwritable(path_);
+    if (!std::filesystem::exists(status) || std::filesystem::is_regular_file(status)) {
+      file_.emplace(path_, unfinished::removed).begin_anew("\x93NUMPY");
+    } else if (device_.reset(std::fopen(path_.c_str(), "wb")); device_ == nullptr) {
+      raise_unwritable(path_);
+    }
     std::string header = "{'descr': '<f4', 'fortran_order': False, 'shape': (" + std::to_string(rows) + ", " +
                          std::to_string(columns) + "), }";
     constexpr std::size_t preamble = 10;  // magic, version, length; the data starts at a multiple of 64
@@ -46,13 +47,6 @@ class npy_writer {
     write(start, sizeof start);
     write(header.data(), header.size());
   }
-  npy_writer(const npy_writer&) = delete;
-  npy_writer& operator=(const npy_writer&) = delete;
-  ~npy_writer() {
-    if (file_ == nullptr) return;
-    std::fclose(file_);
-    if (part_ != path_) std::remove(part_.c_str());
-  }
 
   // The next rows. Throws format_error when they cannot be written, shape_error when they are too many or too wide.
   void append(view<const float, 2> rows) {
@@ -65,25 +59,24 @@ class npy_writer {
   // Gives the file its name. Throws like append, or when rows are missing.
   void finish() {
     check(left_ == 0, "npy_writer", "finish: rows are missing");
-    const bool closed = std::fclose(std::exchange(file_, nullptr)) == 0;
-    std::error_code problem;
-    if (closed && part_ != path_) std::filesystem::rename(part_, path_, problem);
-    if (!closed || problem) {
-      const int reason = problem ? problem.value() : errno;
-      if (part_ != path_) std::remove(part_.c_str());
-      errno = reason;
-      raise_unwritable(path_);
-    }
+    if (file_) return file_->finish();
+    if (std::fclose(device_.release()) != 0) raise_unwritable(path_);
   }
 
  private:
+  struct close {
+    void operator()(std::FILE* file) const { std::fclose(file); }
+  };
+
   void write(const void* data, std::size_t size) {
-    if (std::fwrite(data, 1, size, file_) != size) raise_unwritable(path_);
+    if (file_) return file_->put(data, size);
+    if (std::fwrite(data, 1, size, device_.get()) != size) raise_unwritable(path_);
   }
 
-  std::string path_, part_;  // part_: what is written, path_ itself for a device
+  std::string path_;
   std::size_t left_, columns_;
-  std::FILE* file_ = nullptr;
+  std::optional<detail::part_file> file_;
+  std::unique_ptr<std::FILE, close> device_;
 };
 
 MOTE_END_NAMESPACE

@@ -13,6 +13,7 @@
 #include <cstring>
 #include <filesystem>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <utility>
 
@@ -80,6 +81,17 @@ class part_file {
   const std::string& keep() {
     policy_ = unfinished::kept;
     return part_;
+  }
+
+  // Empties the file, which must be empty already or begin with `mark`, as an earlier writer's. Throws format_error and leaves
+  // anything else as it is.
+  void begin_anew(std::string_view mark) {
+    std::string found(mark.size(), '\0');
+    found.resize(std::fread(found.data(), 1, found.size(), file_));
+    if (found != mark.substr(0, found.size())) {
+      raise<format_error>(keep() + ": was left by something else and is not overwritten");
+    }
+    truncate(0);
   }
 
   // Cuts the file to its first `size` bytes and goes on behind them.

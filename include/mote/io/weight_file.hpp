@@ -248,8 +248,8 @@ class weight_file_writer {
   // `key`: what the weights were made from and for, any text. Throws format_error when the file cannot be written, or
   // PATH.part is there and does not begin as such a file.
   weight_file_writer(std::string path, const std::string& key) : file_(std::move(path), unfinished::removed) {
-    check_part();
-    file_.truncate(0);
+    const auto mark = magic();
+    file_.begin_anew({mark.data(), mark.size()});
     table_ = {{"key", key}, {"weights", nlohmann::json::object()}};
     const detail::weight_file_header begun{.magic = magic(), .version = 0};  // a version that is never read
     put(std::as_bytes(std::span(&begun, 1)));
@@ -295,14 +295,6 @@ class weight_file_writer {
     std::array<char, 8> text{};
     std::copy_n(detail::weight_file_magic.data(), text.size(), text.data());
     return text;
-  }
-  // What lies under the temporary name is empty or an earlier writer's.
-  void check_part() {
-    std::array<std::byte, 8> found{};
-    const std::size_t size = std::fread(found.data(), 1, found.size(), file_.file());
-    if (size > 0 && !detail::begins_as_weight_file(std::span(found).first(size))) {
-      raise<format_error>(file_.keep() + ": was left by something else and is not overwritten");
-    }
   }
   void put(std::span<const std::byte> bytes) {
     file_.put(bytes.data(), bytes.size());

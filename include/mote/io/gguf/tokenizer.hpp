@@ -52,21 +52,24 @@ inline gguf_pre_tokenizer read_gguf_pre_tokenizer(const gguf_metadata& m) {
     return contractions + R"(|[^\r\n\p{L}\p{N}]?\p{L}+|)" + digits +
            R"(| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
   };
-  // Words that break where small letters are followed by capitals.
-  const auto cased = [&](const std::string& ending, const std::string& digits) {
-    const std::string before = R"([^\r\n\p{L}\p{N}]?)", upper = R"([\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}])",
-                      lower = R"([\p{Ll}\p{Lm}\p{Lo}\p{M}])";
+  // Words that break where small letters are followed by capitals; `letter` limits which those are.
+  const auto cased = [&](const std::string& ending, const std::string& digits, const std::string& letter = "",
+                         const std::string& breaks = R"([\r\n/]*)") {
+    const std::string before = R"([^\r\n\p{L}\p{N}]?)", upper = "(?:" + letter + R"([\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]))",
+                      lower = "(?:" + letter + R"([\p{Ll}\p{Lm}\p{Lo}\p{M}]))";
     return before + upper + "*" + lower + "+" + ending + "|" + before + upper + "+" + lower + "*" + ending + "|" +
-           digits + R"(| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+           digits + R"(| ?[^\s\p{L}\p{N}]+)" + breaks + R"(|\s*[\r\n]+|\s+(?!\S)|\s+)";
   };
   const std::string asian = R"([\x{4E00}-\x{9FA5}\x{800}-\x{4E00}\x{AC00}-\x{D7FF}]+)";
 
-  const std::string name = m.string("tokenizer.ggml.pre");
+  // Without the key, as in llama.cpp, "default".
+  const std::string name = m.contains("tokenizer.ggml.pre") ? m.string("tokenizer.ggml.pre") : "default";
   const auto is = [&](auto... names) { return ((name == names) || ...); };
-  if (is("gpt-2", "phi-2", "mpt", "olmo", "jais", "jina-es", "jina-de", "trillion", "granite-docling")) {
+  if (is("gpt-2", "phi-2", "mpt", "olmo", "jais", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "trillion",
+         "granite-docling", "gigachat", "a.x-4.0", "mellum", "modern-bert", "exaone4")) {
     return {{gpt2}};
   }
-  if (is("starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b")) {
+  if (is("starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b", "mellum2")) {
     return {{R"(\p{N})", gpt2}};
   }
   if (is("falcon")) return {{R"([\p{P}$+<=>^~|`]+)", gpt2, "[0-9][0-9][0-9]"}};
@@ -77,21 +80,42 @@ inline gguf_pre_tokenizer read_gguf_pre_tokenizer(const gguf_metadata& m) {
              R"(\p{N})"}};
   }
   if (is("deepseek-coder")) return {{R"([\r\n])", R"(\s?\p{L}+)", R"(\s?\p{P}+)", asian, R"(\p{N})"}};
-  if (is("deepseek-v3", "hunyuan-dense")) {
+  if (is("deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4")) {
     return {{R"(\p{N}{1,3})", R"([\x{4E00}-\x{9FA5}\x{3040}-\x{309F}\x{30A0}-\x{30FF}]+)",
              R"([!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+)"
              R"(| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)"}};
   }
-  if (is("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral")) return {{cl100k(R"(\p{N}{1,3})")}, true, true};
+  if (is("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"))
+    return {{cl100k(R"(\p{N}{1,3})")}, true, true};
   if (is("dbrx", "smaug-bpe", "chatglm-bpe")) return {{cl100k(R"(\p{N}{1,3})")}};
-  if (is("glm4")) return {{cl100k(R"(\p{N}{1,3})")}, true};
-  if (is("qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan", "megrez")) return {{cl100k(R"(\p{N})")}};
+  if (is("glm4", "glm5")) return {{cl100k(R"(\p{N}{1,3})")}, true};
+  if (is("qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan", "megrez", "kormo", "f2llmv2", "solar-open", "grok-2"))
+    return {{cl100k(R"(\p{N})")}};
   if (is("qwen35")) {
     return {{contractions + R"(|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+)"
                             R"(|\s+(?!\S)|\s+)"}};
   }
   if (is("tekken")) return {{cased("", R"(\p{N})")}, true, true};
-  if (is("gpt-4o", "llama4")) return {{cased(contractions + "?", R"(\p{N}{1,3})")}};
+  if (is("gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2")) {
+    return {{cased(contractions + "?", R"(\p{N}{1,3})")}};
+  }
+  if (is("youtu")) {
+    return {{R"([\x{AC00}-\x{D7A3}\x{3131}-\x{318E}]+)"
+             R"(|[\x{FF01}\x{2026}\x{201C}\x{201D}\x{2018}\x{2019}\x{2014}\x{FF1A}\x{FF1B}\x{FF0C}\x{3001}-\x{303F})"
+             R"(\x{FE30}-\x{FE4F}]+|[\x{3105}-\x{312F}]+|[\x{4E00}-\x{9FA5}\x{3040}-\x{309F}\x{30A0}-\x{30FF}]+)",
+             cased(contractions + "?", R"(\p{N})")},
+            true};
+  }
+  if (is("kimi-k2")) {
+    return {{R"(\p{Han}+|)" + cased(contractions + "?", R"(\p{N}{1,3})", R"((?!\p{Han}))", R"([\r\n]*)")}};
+  }
+  if (is("seed-coder")) {
+    return {{contractions + R"(|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+)"}};
+  }
+  if (is("bailingmoe", "bailingmoe2", "llada-moe")) {
+    return {{R"('(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n])"
+             R"(|\s+(?!\S)|\s+)"}};
+  }
   m.fail("tokenizer.ggml.pre", "\"" + name + "\" is not a byte-level tokenizer that is known");
 }
 
