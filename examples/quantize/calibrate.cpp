@@ -137,11 +137,11 @@ struct expert_tokens {
 
 class calibration::run {
  public:
-  run(const model_source& source, const lm::model_config& config, const std::string& text_file, rounding how,
-      std::size_t threads)
+  run(const model_source& source, const lm::model_config& config, const std::string& text_file,
+      const std::optional<mote::gptq_options>& gptq, std::size_t threads)
       : model_(source),
         c_(config),
-        how_(how),
+        gptq_(gptq),
         be_(mote::threads{threads}),
         context_(std::min(window, c_.max_position_embeddings)),
         cache_(1, (context_ + page - 1) / page, page, c_.decoder.attention.cache_width()),
@@ -196,7 +196,7 @@ class calibration::run {
       }
       source_ = source;
     }
-    if (how_ == rounding::gptq && !inverse_) inverse_.emplace(*statistics_, mote::gptq_options{.act_order = true});
+    if (gptq_ && !inverse_) inverse_.emplace(*statistics_, *gptq_);
     return {&*statistics_, inverse_ ? &*inverse_ : nullptr};
   }
 
@@ -222,6 +222,18 @@ class calibration::run {
       expert_tokens routes;
       mote::buffer<float> normed;
       run_layer(i, i == next_ - 1 ? replace : as_stored, false, x, normed, routes);
+    }
+    return nats(x);
+  }
+
+  double loss(const replacement& replace) {
+    mote::buffer<float> x(hidden_.size());
+    embed("model.embed_tokens", 0, rows(x));
+    for (std::size_t i = 0; i < c_.num_hidden_layers; ++i) {
+      enter(i);  // what replace() asks of()
+      expert_tokens routes;
+      mote::buffer<float> normed;
+      run_layer(i, replace, false, x, normed, routes);
     }
     return nats(x);
   }
@@ -549,7 +561,7 @@ class calibration::run {
 
   const model_source& model_;
   lm::model_config c_;
-  rounding how_;
+  std::optional<mote::gptq_options> gptq_;
   recorder be_;
   std::size_t context_, layers_ = 0;
   mote::kv_cache cache_;
@@ -573,8 +585,8 @@ class calibration::run {
 };
 
 calibration::calibration(const model_source& source, const lm::model_config& config, const std::string& text_file,
-                         rounding how, std::size_t threads)
-    : run_(std::make_unique<run>(source, config, text_file, how, threads)) {}
+                         const std::optional<mote::gptq_options>& gptq, std::size_t threads)
+    : run_(std::make_unique<run>(source, config, text_file, gptq, threads)) {}
 calibration::~calibration() = default;
 
 std::size_t calibration::tokens() const { return run_->tokens(); }
@@ -588,6 +600,7 @@ layer_inputs calibration::of(const std::string& module) {
 }
 bool calibration::predicts(const std::string& module) const { return run_->predicts(module); }
 double calibration::loss() { return run_->loss(); }
+double calibration::loss(const replacement& replace) { return run_->loss(replace); }
 double calibration::loss(const std::string& module, const replacement& replace) { return run_->loss(module, replace); }
 std::vector<std::string> calibration::unreached() { return run_->unreached(); }
 

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,14 +24,12 @@ struct layer_inputs {
   const mote::inverse_hessian* inverse = nullptr;  // null also where rounding is to nearest
 };
 
-enum class rounding { nearest, gptq };
-
 class calibration {
  public:
-  // The text is read in windows of 512 tokens, at most 64 of them. `source` must outlive the object. Throws format_error when
-  // the text cannot be read or has fewer than two tokens.
-  calibration(const model_source& source, const lm::model_config& config, const std::string& text_file, rounding how,
-              std::size_t threads);
+  // The text is read in windows of 512 tokens, at most 64 of them. `source` must outlive the object. Without options of GPTQ
+  // there are no inverses. Throws format_error when the text cannot be read or has fewer than two tokens.
+  calibration(const model_source& source, const lm::model_config& config, const std::string& text_file,
+              const std::optional<mote::gptq_options>& gptq, std::size_t threads);
   ~calibration();
 
   std::size_t tokens() const;
@@ -43,10 +42,11 @@ class calibration {
   // Whether `module` is part of what predicts the text: a linear layer of the main model.
   bool predicts(const std::string& module) const;
 
-  // -ln p of the text, the mean over its tokens. In the decoder layer that `module` belongs to, replace(module, w) may
-  // change the values w [out, in] of each matrix first; without `replace`, of the model as it is.
+  // -ln p of the text, the mean over its tokens. In the decoder layer that `module` belongs to, or in all, replace(module, w)
+  // may change the values w [out, in] of each matrix first; without `replace`, of the model as it is.
   using replacement = std::function<void(const std::string& module, const mote::view<float, 2>& w)>;
   double loss();
+  double loss(const replacement& replace);
   double loss(const std::string& module, const replacement& replace);
 
   // The experts that no token of the text entered, in the order of the layers.

@@ -8,7 +8,7 @@
 #include "calibrate.hpp"
 #include "encoder.hpp"
 #include "lm/config.hpp"
-#include "run.hpp"
+#include "options.hpp"
 #include "source.hpp"
 
 namespace quantize {

@@ -16,8 +16,8 @@
 
 namespace quantize {
 
-// The relative squared errors ‖(W - Ŵ) X‖² / ‖W X‖² of some matrices, as a sum and the number of matrices. X is what
-// calibration saw; without it, or where it saw nothing, the identity.
+// The relative squared errors ‖(W - Ŵ) X‖² / ‖W X‖² of some matrices, at most 1 each (all is lost), as a sum and the number of
+// matrices. X is what calibration saw; without it, or where it saw nothing, the identity.
 struct squared_error {
   double sum = 0.0;
   std::size_t matrices = 0;

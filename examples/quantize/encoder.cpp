@@ -263,7 +263,8 @@ std::vector<precision_info> precisions(container kind) {
   mote::for_each_format([&]<class F>() {
     const auto known = std::find_if(all.begin(), all.end(), [](const auto& p) { return p.name == F::name; });
     if (known != all.end() || (kind == container::gguf && !mote::ggml_type_named(F::name))) return;
-    all.push_back({F::name, 8.0 * static_cast<double>(sizeof(F)) / static_cast<double>(F::block_size), F::block_size});
+    all.push_back({F::name, 8.0 * static_cast<double>(sizeof(F)) / static_cast<double>(F::block_size), F::block_size,
+                   mote::integer_format<F>});
   });
   std::stable_sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.bits < b.bits; });
   all.push_back({"bf16", 16.0, 1});

@@ -51,6 +51,7 @@ struct precision_info {
   std::string_view name;
   double bits;  // a weight, scales included
   std::size_t columns_multiple;
+  bool by_element = true;  // whether single codes can be set; else blocks are encoded as a whole
 };
 
 // The precisions that a container can hold, from the fewest bits on; bf16, which means not quantized, is the last.

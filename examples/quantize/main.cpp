@@ -3,7 +3,6 @@
 // Exit codes: 0 success, 2 wrong usage, bad input or output that cannot be written (one line on standard error says what and
 // where).
 #include <algorithm>
-#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -19,7 +18,7 @@
 
 namespace {
 
-// Of gguf bf16, too: there it is another file.
+// bf16, which is not quantized, only for gguf: a safetensors checkpoint is in bf16 already.
 std::vector<std::string> names(quantize::container kind) {
   std::vector<std::string> all;
   for (const auto& p : quantize::precisions(kind)) all.emplace_back(p.name);
@@ -59,10 +58,10 @@ int main(int argc, char** argv) {
       ->type_name("NAME");
   std::optional<container> format;
   program
-      .add_option(
-          "--format", format,
-          "safetensors or gguf (default: gguf for its block formats and bf16, safetensors for what other programs "
-          "read there)")
+      .add_option("--format", format,
+                  "safetensors or gguf (default: gguf for GGUF's block formats and bf16, safetensors for int8, int4, "
+                  "fp8, mxfp4 "
+                  "and nvfp4)")
       ->transform(lm::one_of<container>({{"safetensors", container::safetensors}, {"gguf", container::gguf}}))
       ->type_name("NAME");
   program
@@ -134,6 +133,8 @@ int main(int argc, char** argv) {
     o.how = how.value_or(calibrated ? quantize::rounding::gptq : quantize::rounding::nearest);
     needs(o.how == quantize::rounding::gptq, "--rounding", calibrated, "gptq needs --calibration");
     needs(o.scaling != quantize::channel_scaling::none, "--channel_scaling", calibrated, "needs --calibration");
+    needs(program.count("--max_shard_size") > 0, "--max_shard_size", o.kind == container::safetensors,
+          "is of safetensors files only");
     needs(o.size_budget > 0, "--size_budget", o.adaptive_layers, "needs --adaptive_layers true");
     needs(by_perplexity, "--sensitivity", o.adaptive_layers, "needs --adaptive_layers true");
     needs(by_perplexity, "--sensitivity", calibrated, "perplexity needs --calibration");

@@ -37,13 +37,32 @@ const precision_info& info(container kind, std::string_view name) {
   return *std::find_if(all.begin(), all.end(), [&](const auto& p) { return p.name == name; });
 }
 
+// Makes of the values w of a module what `precision` keeps of them.
+void round_module(backend& be, container kind, std::string_view precision,
+                  const std::vector<const output_tensor*>& tensors, calibration& text, const std::string& module,
+                  const mote::view<float, 2>& w) {
+  for (const output_tensor* t : tensors) {
+    const auto found = std::find(t->modules.begin(), t->modules.end(), module);
+    if (found == t->modules.end()) continue;
+    const auto part = static_cast<std::size_t>(found - t->modules.begin());
+    const auto encoder = make_encoder(kind, precision, t->rows(), t->columns());
+    look_first(*encoder, *t);
+    encode_part(be, *encoder, *t, part, inputs_of(&text, *t, part),
+                [&](const auto&, const mote::view<const float, 2>& decoded, std::size_t begin) {
+                  if (t->put) return t->put(begin, decoded, w);
+                  std::copy_n(decoded.data(), decoded.size(), w.row(begin));
+                });
+  }
+}
+
 }  // namespace
 
 std::vector<std::string_view> precision_ladder(const options& o, std::size_t columns) {
   std::vector<std::string_view> wanted = {o.precision};
   const bool blocks = o.kind == container::gguf || !published_in_safetensors(o.precision);
   for (const std::string_view more :
-       blocks ? std::vector<std::string_view>{"q5_0", "q6_k", "q8_0"} : std::vector<std::string_view>{"int8"}) {
+       blocks ? std::vector<std::string_view>{"q3_k", "q4_k", "iq4_nl", "q5_0", "q5_1", "q6_k", "q8_0"}
+              : std::vector<std::string_view>{"int4", "int8"}) {
     wanted.push_back(more);
   }
   wanted.push_back("bf16");
@@ -51,9 +70,8 @@ std::vector<std::string_view> precision_ladder(const options& o, std::size_t col
   for (const std::string_view step : wanted) {
     const precision_info& p = info(o.kind, step);
     // Other programs read fp8 beside bf16 only.
-    if (o.precision == "fp8" && step == "int8") continue;
-    const bool more =
-        steps.empty() ? p.bits >= info(o.kind, o.precision).bits : p.bits > info(o.kind, steps.back()).bits;
+    if (o.precision == "fp8" && step != "fp8" && step != "bf16") continue;
+    const bool more = step == o.precision || p.bits > info(o.kind, steps.empty() ? o.precision : steps.back()).bits;
     if (more && columns % p.columns_multiple == 0) steps.push_back(p.name);
   }
   return steps;
@@ -90,7 +108,7 @@ model_plan planner::plan(backend& be, calibration* text) const {
   }
   const bool by_loss = o_.by == sensitivity::perplexity;
   const double baseline = by_loss ? text->loss() : 0.0;
-  std::vector<std::vector<mote::layer_option>> layers;
+  layer_options layers;
   progress_bar bar(order_.size());
   for (const std::string& name : order_) {
     const layer& l = layers_.at(name);
@@ -99,7 +117,10 @@ model_plan planner::plan(backend& be, calibration* text) const {
     for (std::size_t c = 0; c < errors.size(); ++c) ways.push_back({planned(name, c).bytes, errors[c]});
     bar.advance(1, name);
   }
-  const mote::assignment chosen = assign(layers);
+  double rise = 0.0;
+  const mote::assignment chosen =
+      o_.quality_budget > 0.0 ? assign_within_quality(be, *text, baseline, layers, rise) : assign_within_size(layers);
+  if (o_.quality_budget > 0.0) result.rise = rise;
   for (std::size_t l = 0; l < order_.size(); ++l) {
     result.layers[order_[l]] = planned(order_[l], chosen.choice[l]);
     const double error = layers[l][chosen.choice[l]].error;
@@ -108,24 +129,9 @@ model_plan planner::plan(backend& be, calibration* text) const {
   return result;
 }
 
-mote::assignment planner::assign(const std::vector<std::vector<mote::layer_option>>& layers) const {
+mote::assignment planner::assign_within_size(const layer_options& layers) const {
   std::size_t plain = 0;
-  double least = 0.0;
-  for (const auto& ways : layers) {
-    plain += ways[0].bytes;
-    least += std::min_element(ways.begin(), ways.end(), [](const auto& a, const auto& b) {
-               return a.error < b.error;
-             })->error;
-  }
-  if (o_.quality_budget > 0.0) {
-    const double budget = std::log1p(o_.quality_budget / 100.0);
-    if (least > budget) {
-      mote::raise<mote::format_error>(
-          fmt::format("--quality_budget: expected at least {:.3f} percent, what the most precise choices lose, got {}",
-                      100.0 * std::expm1(least), o_.quality_budget));
-    }
-    return mote::assign_within_error(layers, budget);
-  }
+  for (const auto& ways : layers) plain += ways[0].bytes;
   // Without a budget a tenth more than the wanted precision alone takes.
   std::size_t budget = plain + plain / 10;
   if (o_.size_budget > 0) {
@@ -137,6 +143,55 @@ mote::assignment planner::assign(const std::vector<std::vector<mote::layer_optio
     budget = o_.size_budget - fixed_;
   }
   return mote::assign_within_bytes(layers, budget);
+}
+
+// Losses that were measured one layer at a time add up only roughly, and some are 0 by chance. So what is chosen is measured as
+// a whole; where it loses more than the budget, the difference is laid on all layers as rounding is, in proportion to their
+// weights and to 4^(-bits), and the choice made again.
+mote::assignment planner::assign_within_quality(backend& be, calibration& text, double baseline,
+                                                const layer_options& layers, double& rise) const {
+  constexpr int most_times = 10;
+  const double budget = std::log1p(o_.quality_budget / 100.0);
+  double least = 0.0;
+  layer_options expected = layers, share = layers;  // share: of the difference, as `error`
+  for (std::size_t l = 0; l < layers.size(); ++l) {
+    least += std::min_element(layers[l].begin(), layers[l].end(), [](const auto& a, const auto& b) {
+               return a.error < b.error;
+             })->error;
+    const layer& of = layers_.at(order_[l]);
+    double weights = 0.0;
+    for (const output_tensor* t : of.tensors) weights += static_cast<double>(t->rows() * t->columns());
+    const auto choices = choices_of(of);
+    const bool counts = !of.tensors[0]->modules.empty() && text.predicts(of.tensors[0]->modules[0]);
+    for (std::size_t c = 0; c < choices.size(); ++c) {
+      share[l][c].error =
+          counts && choices[c] != "bf16" ? weights * std::exp2(-2.0 * info(o_.kind, choices[c]).bits) : 0.0;
+    }
+  }
+  if (least > budget) {
+    mote::raise<mote::format_error>(
+        fmt::format("--quality_budget: expected at least {:.3f} percent, what the most precise choices lose, got {}",
+                    100.0 * std::expm1(least), o_.quality_budget));
+  }
+  double scale = 0.0;
+  for (int times = 0; times < most_times; ++times) {
+    const mote::assignment chosen = mote::assign_within_error(expected, budget);
+    const double added = added_loss(be, text, baseline, chosen);
+    rise = 100.0 * std::expm1(added);
+    if (added <= budget) return chosen;
+    double shares = 0.0;
+    for (std::size_t l = 0; l < layers.size(); ++l) shares += share[l][chosen.choice[l]].error;
+    if (shares == 0.0) break;
+    scale += std::max(scale, (added - chosen.error) / shares);
+    for (std::size_t l = 0; l < layers.size(); ++l) {
+      for (std::size_t c = 0; c < layers[l].size(); ++c) {
+        expected[l][c].error = layers[l][c].error + scale * share[l][c].error;
+      }
+    }
+  }
+  mote::raise<mote::format_error>(
+      fmt::format("--quality_budget: no choice was found that keeps to {} percent; the last one loses {:.3f}",
+                  o_.quality_budget, rise));
 }
 
 std::vector<std::string_view> planner::choices_of(const layer& l) const {
@@ -177,28 +232,31 @@ std::vector<double> planner::output_errors(backend& be, const layer& l, calibrat
   return errors;
 }
 
+// In nats a token, when all layers are quantized as chosen.
+double planner::added_loss(backend& be, calibration& text, double baseline, const mote::assignment& chosen) const {
+  std::map<std::string, std::size_t> layer_of;  // by module
+  for (std::size_t l = 0; l < order_.size(); ++l) {
+    for (const output_tensor* t : layers_.at(order_[l]).tensors) {
+      for (const std::string& module : t->modules) layer_of.emplace(module, l);
+    }
+  }
+  return text.loss([&](const std::string& module, const mote::view<float, 2>& w) {
+    const auto found = layer_of.find(module);
+    if (found == layer_of.end()) return;
+    const layer& l = layers_.at(order_[found->second]);
+    const std::string_view precision = choices_of(l)[chosen.choice[found->second]];
+    if (precision != "bf16") round_module(be, o_.kind, precision, l.tensors, text, module, w);
+  }) - baseline;
+}
+
 // In nats a token, when this layer alone is quantized. Layers that do not predict the text add none.
 std::vector<double> planner::added_losses(backend& be, const layer& l, calibration& text, double baseline) const {
   const auto choices = choices_of(l);
   const std::vector<std::string>& modules = l.tensors[0]->modules;
   if (modules.empty() || !text.predicts(modules[0])) return std::vector<double>(choices.size());
-  const auto quantized = [&](std::string_view precision, const std::string& module, const mote::view<float, 2>& w) {
-    for (const output_tensor* t : l.tensors) {
-      const auto found = std::find(t->modules.begin(), t->modules.end(), module);
-      if (found == t->modules.end()) continue;
-      const auto part = static_cast<std::size_t>(found - t->modules.begin());
-      const auto encoder = make_encoder(o_.kind, precision, t->rows(), t->columns());
-      look_first(*encoder, *t);
-      encode_part(be, *encoder, *t, part, inputs_of(&text, *t, part),
-                  [&](const auto&, const mote::view<const float, 2>& decoded, std::size_t begin) {
-                    if (t->put) return t->put(begin, decoded, w);
-                    std::copy_n(decoded.data(), decoded.size(), w.row(begin));
-                  });
-    }
-  };
   const auto perplexity = [&](std::size_t, std::size_t c) {
     const double loss = text.loss(modules[0], [&](const std::string& module, const mote::view<float, 2>& w) {
-      quantized(choices[c], module, w);
+      round_module(be, o_.kind, choices[c], l.tensors, text, module, w);
     });
     if (!std::isfinite(std::exp(loss))) {
       mote::raise<mote::format_error>(fmt::format("{}: with this layer in {} the calibration text has no perplexity",

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -12,7 +13,7 @@
 #include "calibrate.hpp"
 #include "encoder.hpp"
 #include "model.hpp"
-#include "run.hpp"
+#include "options.hpp"
 
 namespace quantize {
 
@@ -34,6 +35,7 @@ struct layer_plan {
 struct model_plan {
   std::map<std::string, layer_plan> layers;
   std::map<std::string, double> sensitivity;  // of each layer at its precision, where that was measured
+  std::optional<double> rise;  // of the calibration text's perplexity, in percent, where that was measured
 };
 
 class planner {
@@ -61,7 +63,11 @@ class planner {
   layer_plan planned(const std::string& name, std::size_t choice) const;
   std::vector<double> output_errors(backend& be, const layer& l, calibration* text) const;
   std::vector<double> added_losses(backend& be, const layer& l, calibration& text, double baseline) const;
-  mote::assignment assign(const std::vector<std::vector<mote::layer_option>>& layers) const;
+  using layer_options = std::vector<std::vector<mote::layer_option>>;  // of each layer, in order()
+  mote::assignment assign_within_size(const layer_options& layers) const;
+  mote::assignment assign_within_quality(backend& be, calibration& text, double baseline, const layer_options& layers,
+                                         double& rise) const;
+  double added_loss(backend& be, calibration& text, double baseline, const mote::assignment& chosen) const;
 
   const options& o_;
   std::map<std::string, layer> layers_;

@@ -86,6 +86,15 @@ void check_partial(const std::string& path) {
   }
 }
 
+// Columns in the order of their weight, unless a precision at hand must encode whole blocks.
+std::optional<mote::gptq_options> gptq_of(const options& o) {
+  if (o.how != rounding::gptq) return std::nullopt;
+  const auto all = precisions(o.kind);
+  return mote::gptq_options{.act_order = std::all_of(all.begin(), all.end(), [&](const precision_info& p) {
+                              return p.by_element || (!o.adaptive_layers && p.name != o.precision);
+                            })};
+}
+
 void make_directory(const std::string& path) {
   std::error_code problem;
   fs::create_directories(path, problem);
@@ -115,7 +124,7 @@ void run(const options& o) {
   if (std::none_of(tensors.begin(), tensors.end(), is_matrix)) {
     mote::raise<mote::format_error>(o.model + ": holds no linear layers to quantize (names that end in _proj.weight)");
   }
-  // What would only be found out later, some of it in the end.
+  // Both throw for what is wrong with the model now, not when hours have passed.
   const metadata_entries metadata = gguf ? gguf_entries(config, sizes, o.model) : metadata_entries();
   for (std::size_t i = 0; i < (o.calibration.empty() ? 0 : sizes.num_hidden_layers); ++i) {
     files.tensor("model.layers." + std::to_string(i) + ".input_layernorm.weight");
@@ -124,17 +133,18 @@ void run(const options& o) {
   backend be{mote::threads{o.threads}};
   scaled_channels channels;
   if (o.scaling != channel_scaling::none) {
-    calibration text(values, sizes, o.calibration, rounding::nearest, o.threads);
+    calibration text(values, sizes, o.calibration, std::nullopt, o.threads);
     channels = scale_channels(be, o, values, sizes, text);
     values.scale(channels.scales);
   }
   std::optional<calibration> calibrated;
-  if (!o.calibration.empty()) calibrated.emplace(values, sizes, o.calibration, o.how, o.threads);
+  if (!o.calibration.empty()) calibrated.emplace(values, sizes, o.calibration, gptq_of(o), o.threads);
   calibration* text = calibrated ? &*calibrated : nullptr;
   const planner planning(o, tensors);
   const model_plan decided = planning.plan(be, text);
   const auto& plan = decided.layers;
   const auto print_notes = [&] {
+    if (decided.rise) fmt::print("perplexity of the calibration text: {:+.3f} %\n", *decided.rise);
     if (text) print_calibration(o, *text, channels);
     if (!gguf) return;
     for (const std::string& difference : llama_cpp_differences(sizes)) fmt::print("note: llama.cpp {}\n", difference);
@@ -160,7 +170,11 @@ void run(const options& o) {
     for (const stored_tensor& part : parts) out->declare(part);
     if (i < progress.done().size()) complete += parts.size();
   }
-  out->resume(complete);
+  try {
+    out->resume(complete);
+  } catch (const mote::error& e) {
+    mote::raise<mote::format_error>(std::string(e.what()) + " (to begin anew, remove " + partial + ")");
+  }
 
   std::map<std::string, squared_error> errors;
   progress_bar bar(total);

@@ -1,6 +1,5 @@
 #include "source.hpp"
 
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -11,6 +10,7 @@
 #include <mote/core/error.hpp>
 #include <mote/core/types.hpp>
 #include <mote/io/fingerprint.hpp>
+#include <mote/io/resident.hpp>
 
 #include "model.hpp"
 
@@ -60,7 +60,9 @@ void mapped_pages::used(std::size_t bytes) {
   used_ += bytes;
   if (used_ < most) return;
   used_ = 0;
-  for (const auto& [begin, end] : ranges_) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+  for (const auto& [begin, end] : ranges_) {
+    mote::release_pages({reinterpret_cast<const std::byte*>(begin), static_cast<std::size_t>(end - begin)});
+  }
 }
 
 void channel_scales::apply(const std::string& tensor, std::size_t begin, const mote::view<float, 2>& rows) const {
