@@ -208,7 +208,7 @@ inline std::string shape_text(std::span<const std::size_t> shape) {
   return text + "]";
 }
 
-// Throws shape_error unless `got` equals `expected`, e.g. "rms_norm: weight: expected shape [64], got [32]".
+// Throws shape_error unless `got` equals `expected`, e.g. "rms_norm: gain: expected shape [64], got [32]".
 inline void check_shape(std::string_view op, std::string_view argument, std::span<const std::size_t> got,
                         std::initializer_list<std::size_t> expected) {
   const std::span<const std::size_t> want(expected.begin(), expected.size());
@@ -255,7 +255,6 @@ MOTE_END_NAMESPACE
 #include <concepts>
 #include <iterator>
 #include <type_traits>
-#include <utility>
 
 MOTE_BEGIN_NAMESPACE
 
@@ -470,6 +469,8 @@ MOTE_END_NAMESPACE
 // ---- mote/core/backend.hpp
 // Back ends: the object passed first to every op. It owns the threads and the scratch memory and picks, by overload, the
 // implementation. `reference` runs plain loops: the oracle and the textbook.
+
+#include <utility>
 
 // ---- mote/core/executors/serial.hpp
 // Executors decide which threads run an op.
@@ -1245,7 +1246,7 @@ MOTE_BEGIN_NAMESPACE
 
 template <backend Backend>
 void rms_norm(Backend& be, view<const float, 2> x, view<const float, 1> gain, float eps, view<float, 2> y) {
-  if (!gain.empty()) check_view("rms_norm", "weight", gain, {x.extent(1)});
+  if (!gain.empty()) check_view("rms_norm", "gain", gain, {x.extent(1)});
   check_view("rms_norm", "x", x, {x.extent(0), x.extent(1)});
   check_view("rms_norm", "y", y, {x.extent(0), x.extent(1)});
   rms_norm_impl(be, x, gain, eps, y);
@@ -1632,7 +1633,8 @@ concept two_level_format = integer_format<F> && requires(const F block, std::siz
   { block.sub_scale(group) } -> std::same_as<int>;
 };
 
-// Integer formats whose blocks may be meant times a scale of the whole matrix, which is kept beside them, and in packed ones.
+// Integer formats whose matrices may have one more scale, of the whole matrix: value = tensor scale · (what the blocks hold). It
+// is kept beside the blocks, and in packed matrices behind each panel.
 template <class F>
 concept format_with_tensor_scale = integer_format<F> && F::has_tensor_scale;
 
@@ -3883,6 +3885,10 @@ MOTE_BEGIN_NAMESPACE
 // Two integers in [-8, 7], the even element in the low four bits, each stored as itself plus 8.
 struct int4_pair {
   std::uint8_t bits = 0;
+
+  static int4_pair of(int even, int odd) { return {static_cast<std::uint8_t>((even + 8) | (odd + 8) << 4)}; }
+  int even() const { return (bits & 15) - 8; }
+  int odd() const { return (bits >> 4) - 8; }
 };
 
 // Does not own its memory.
@@ -3906,7 +3912,7 @@ inline constexpr bool has_zero = std::is_same_v<Code, std::int8_t> || std::is_sa
 template <class Code>
 float code_value(const Code* row, std::size_t i) {
   if constexpr (std::is_same_v<Code, int4_pair>) {
-    return static_cast<float>((row[i / 2].bits >> (i % 2 * 4) & 15) - 8);
+    return static_cast<float>(i % 2 == 0 ? row[i / 2].even() : row[i / 2].odd());
   } else {
     return static_cast<float>(row[i]);
   }
@@ -4315,10 +4321,11 @@ MOTE_END_NAMESPACE
 // int8 quantization of rows: weights per output channel, activations per token.
 //
 //   symmetric   s = amax / 127,  q = clamp(round(x / s), -127, 127)                         x ≈ s q
-//   asymmetric  s = (max - min) / 255 over a range that holds 0,  z = round(-min / s),
-//               q = clamp(round(x / s) + z, 0, 255)                                         x ≈ s (q - z)
+//   asymmetric  s = (max - min) / 255 over a range that holds 0,  z = round(-min / s) - 128,
+//               q = clamp(round(x / s) + z, -128, 127)                                      x ≈ s (q - z)
 //
-// Ties go to even; a zero row uses s = 1. A symmetric row that is not all finite has codes 0 and the scale NaN, which no product
+// Symmetric codes are those of an int8_matrix, asymmetric ones those of a scaled_matrix, each row a tile. Ties go to even; a
+// zero row uses s = 1. A symmetric row that is not all finite has codes 0 and the scale NaN, which no product
 // with it can hide.
 
 MOTE_BEGIN_NAMESPACE
@@ -4350,46 +4357,43 @@ inline void quantize_int8(view<const float, 2> w, view<std::int8_t, 2> codes, vi
   for (std::size_t n = 0; n < w.extent(0); ++n) scale(n) = quantize_int8_row(w.row(n), w.extent(1), codes.row(n));
 }
 
-// How codes 0..largest cover a range that holds 0: x ≈ scale · (q - zero).
+// How the integers of `bits` bits cover the range of n values, widened to hold 0: x ≈ scale · (q - zero).
 struct asymmetric_range {
   float scale;
-  std::uint8_t zero;
+  std::int8_t zero;
+  std::int8_t lowest, highest;
 
-  asymmetric_range(const float* x, std::size_t n, std::uint8_t largest) {
+  asymmetric_range(const float* x, std::size_t n, int bits)
+      : lowest(static_cast<std::int8_t>(-(1 << (bits - 1)))), highest(static_cast<std::int8_t>(-lowest - 1)) {
     float low = 0.0f, high = 0.0f;
     for (std::size_t i = 0; i < n; ++i) {
       low = std::fmin(low, x[i]);
       high = std::fmax(high, x[i]);
     }
-    const float steps = largest, step = std::fmin(high - low, std::numeric_limits<float>::max()) / steps;
+    const auto steps = static_cast<float>(highest - lowest);
+    const float step = std::fmin(high - low, std::numeric_limits<float>::max()) / steps;
     scale = step > 0.0f ? step : 1.0f;
-    zero = static_cast<std::uint8_t>(std::fmin(std::nearbyint(-low / scale), steps));
+    zero = static_cast<std::int8_t>(std::fmin(std::nearbyint(-low / scale), steps) + static_cast<float>(lowest));
   }
 
-  std::uint8_t code(float x, std::uint8_t largest) const {
+  std::int8_t code(float x) const {
     const float q = std::nearbyint(x / scale) + static_cast<float>(zero);
-    return static_cast<std::uint8_t>(std::fmin(std::fmax(q, 0.0f), static_cast<float>(largest)));
+    return static_cast<std::int8_t>(std::fmin(std::fmax(q, static_cast<float>(lowest)), static_cast<float>(highest)));
   }
 };
 
-// Quantizes one row of n values asymmetrically; returns scale and zero point.
-inline asymmetric_range quantize_uint8_row(const float* x, std::size_t n, std::uint8_t* codes) {
-  const asymmetric_range range(x, n, 255);
-  for (std::size_t i = 0; i < n; ++i) codes[i] = range.code(x[i], 255);
-  return range;
-}
-
-// w [out, in] to codes [out, in], scale [out] and zero [out]. Throws shape_error when the shapes differ.
-inline void quantize_uint8(view<const float, 2> w, view<std::uint8_t, 2> codes, view<float, 1> scale,
-                           view<std::uint8_t, 1> zero) {
-  check_view("quantize_uint8", "w", w, {w.extent(0), w.extent(1)});
-  check_view("quantize_uint8", "codes", codes, {w.extent(0), w.extent(1)});
-  check_view("quantize_uint8", "scale", scale, {w.extent(0)});
-  check_view("quantize_uint8", "zero", zero, {w.extent(0)});
+// Asymmetric, with zero [out].
+inline void quantize_int8(view<const float, 2> w, view<std::int8_t, 2> codes, view<float, 1> scale,
+                          view<std::int8_t, 1> zero) {
+  check_view("quantize_int8", "w", w, {w.extent(0), w.extent(1)});
+  check_view("quantize_int8", "codes", codes, {w.extent(0), w.extent(1)});
+  check_view("quantize_int8", "scale", scale, {w.extent(0)});
+  check_view("quantize_int8", "zero", zero, {w.extent(0)});
   for (std::size_t n = 0; n < w.extent(0); ++n) {
-    const asymmetric_range range = quantize_uint8_row(w.row(n), w.extent(1), codes.row(n));
+    const asymmetric_range range(w.row(n), w.extent(1), 8);
     scale(n) = range.scale;
     zero(n) = range.zero;
+    for (std::size_t k = 0; k < w.extent(1); ++k) codes(n, k) = range.code(w(n, k));
   }
 }
 
@@ -7569,7 +7573,7 @@ MOTE_END_NAMESPACE
 #include <ranges>
 
 // ---- mote/quant/rows.hpp
-// Rows of numbers as caches store them, and `cache_rows`: rows of a paged cache in any of those forms. The variant is
+// Rows of numbers as caches store them, and `cache_rows`: rows of a paged cache in any of those forms but f16. The variant is
 // visited once for each op, never for each row. Rows do not own their memory.
 //
 //   float, bf16, f16   one number an element of a row
@@ -10711,7 +10715,7 @@ MOTE_BEGIN_NAMESPACE
 
 struct expert_cache_statistics {
   std::size_t hits = 0, misses = 0;  // experts that a layer needed in a step, found or not
-  std::size_t bytes_brought = 0;     // of the misses
+  std::size_t bytes_brought = 0;     // of the misses, and of what fill() brought in
 };
 
 // Keeps the books only; the memory is its owner's. Allocates nothing after it was made.
@@ -10804,7 +10808,6 @@ class expert_cache {
       enter(l, e, bring);
       ++brought;
       ++statistics_.misses;
-      statistics_.bytes_brought += size;
     }
     return experts(l);
   }
@@ -10851,6 +10854,7 @@ class expert_cache {
   void enter(std::size_t l, std::size_t e, Bring&& bring) {
     layers_[l].experts[e].resident = true;
     resident_bytes_ += layers_[l].experts[e].bytes;
+    statistics_.bytes_brought += layers_[l].experts[e].bytes;
     bring(l, e);
   }
 
@@ -11383,13 +11387,13 @@ inline void quantize_fp8_activations(const view<const float, 2>& x, const view<f
 MOTE_END_NAMESPACE
 
 // ---- mote/quant/int4.hpp
-// int4 quantization of groups of a row's elements, two codes a byte, the even element low.
+// int4 quantization of groups of a row's elements, as codes of a scaled_matrix.
 //
 //   symmetric   s = amax / 7,  q = clamp(round(x / s), -8, 7)                                x ≈ s q
-//   asymmetric  s = (max - min) / 15 over a range that holds 0,  z = round(-min / s),
-//               q = clamp(round(x / s) + z, 0, 15)                                           x ≈ s (q - z)
+//   asymmetric  s = (max - min) / 15 over a range that holds 0,  z = round(-min / s) - 8,
+//               q = clamp(round(x / s) + z, -8, 7)                                           x ≈ s (q - z)
 //
-// Ties go to even; a zero group uses s = 1. Signed codes are two's complement.
+// Ties go to even; a zero group uses s = 1.
 
 MOTE_BEGIN_NAMESPACE
 
@@ -11399,84 +11403,55 @@ inline float int4_scale(const float* x, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) amax = std::fmax(amax, std::fabs(x[i]));
   return amax / 7.0f > 0.0f ? amax / 7.0f : 1.0f;
 }
-inline int int4_round(float x, float scale) {
-  return static_cast<int>(std::fmin(std::fmax(std::nearbyint(x / scale), -8.0f), 7.0f));
-}
-
-// Two codes as a byte, and element i of such bytes.
-inline std::uint8_t pack_int4(int even, int odd) { return static_cast<std::uint8_t>((even & 15) | (odd & 15) << 4); }
-inline int uint4_code(const std::uint8_t* packed, std::size_t i) { return packed[i / 2] >> (i % 2 * 4) & 15; }
-inline int int4_code(const std::uint8_t* packed, std::size_t i) { return (uint4_code(packed, i) ^ 8) - 8; }
 
 namespace detail {
 
-template <class Values, class Packed, class Scale>
-void check_int4(std::string_view op, const Values& w, std::size_t group, const Packed& packed, const Scale& scale) {
+inline void check_int4(std::string_view op, const view<const float, 2>& w, std::size_t group,
+                       const view<int4_pair, 2>& codes, const view<float, 2>& scale) {
   if (group == 0 || group % 2 != 0 || w.extent(1) % group != 0) {
     raise<shape_error>(concatenate({op, ": group: expected an even number that divides the ",
                                     std::to_string(w.extent(1)), " columns, got ", std::to_string(group)}));
   }
   check_view(op, "w", w, {w.extent(0), w.extent(1)});
-  check_view(op, "packed", packed, {w.extent(0), w.extent(1) / 2});
+  check_view(op, "codes", codes, {w.extent(0), w.extent(1) / 2});
   check_view(op, "scale", scale, {w.extent(0), w.extent(1) / group});
 }
 
 }  // namespace detail
 
-// w [out, in] to packed [out, in / 2] and scale [out, in / group]. Throws shape_error unless `group` is even and divides
-// the columns.
-inline void quantize_int4(const view<const float, 2>& w, std::size_t group, const view<std::uint8_t, 2>& packed,
+// w [out, in] to codes [out, in / 2] and scale [out, in / group]. Throws shape_error unless `group` is even and divides the
+// columns.
+inline void quantize_int4(const view<const float, 2>& w, std::size_t group, const view<int4_pair, 2>& codes,
                           const view<float, 2>& scale) {
-  detail::check_int4("quantize_int4", w, group, packed, scale);
+  detail::check_int4("quantize_int4", w, group, codes, scale);
   for (std::size_t n = 0; n < w.extent(0); ++n) {
     for (std::size_t begin = 0; begin < w.extent(1); begin += group) {
       const float* x = w.row(n) + begin;
       const float s = scale(n, begin / group) = int4_scale(x, group);
+      const auto code = [s](float v) {
+        return static_cast<int>(std::fmin(std::fmax(std::nearbyint(v / s), -8.0f), 7.0f));
+      };
       for (std::size_t i = 0; i < group; i += 2) {
-        packed(n, (begin + i) / 2) = pack_int4(int4_round(x[i], s), int4_round(x[i + 1], s));
+        codes(n, (begin + i) / 2) = int4_pair::of(code(x[i]), code(x[i + 1]));
       }
     }
   }
 }
 
-// The same with zero [out, in / group].
-inline void quantize_uint4(const view<const float, 2>& w, std::size_t group, const view<std::uint8_t, 2>& packed,
-                           const view<float, 2>& scale, const view<std::uint8_t, 2>& zero) {
-  detail::check_int4("quantize_uint4", w, group, packed, scale);
-  check_view("quantize_uint4", "zero", zero, {w.extent(0), w.extent(1) / group});
+// Asymmetric, with zero [out, in / group].
+inline void quantize_int4(const view<const float, 2>& w, std::size_t group, const view<int4_pair, 2>& codes,
+                          const view<float, 2>& scale, const view<std::int8_t, 2>& zero) {
+  detail::check_int4("quantize_int4", w, group, codes, scale);
+  check_view("quantize_int4", "zero", zero, {w.extent(0), w.extent(1) / group});
   for (std::size_t n = 0; n < w.extent(0); ++n) {
     for (std::size_t begin = 0; begin < w.extent(1); begin += group) {
       const float* x = w.row(n) + begin;
-      const asymmetric_range range(x, group, 15);
+      const asymmetric_range range(x, group, 4);
       scale(n, begin / group) = range.scale;
       zero(n, begin / group) = range.zero;
       for (std::size_t i = 0; i < group; i += 2) {
-        packed(n, (begin + i) / 2) = pack_int4(range.code(x[i], 15), range.code(x[i + 1], 15));
+        codes(n, (begin + i) / 2) = int4_pair::of(range.code(x[i]), range.code(x[i + 1]));
       }
-    }
-  }
-}
-
-// packed [out, in / 2] and scale [out, in / group] to w [out, in]. Throws shape_error.
-inline void dequantize_int4(const view<const std::uint8_t, 2>& packed, std::size_t group,
-                            const view<const float, 2>& scale, const view<float, 2>& w) {
-  detail::check_int4("dequantize_int4", w, group, packed, scale);
-  for (std::size_t n = 0; n < w.extent(0); ++n) {
-    for (std::size_t k = 0; k < w.extent(1); ++k) {
-      w(n, k) = scale(n, k / group) * static_cast<float>(int4_code(packed.row(n), k));
-    }
-  }
-}
-
-// The same with zero [out, in / group].
-inline void dequantize_uint4(const view<const std::uint8_t, 2>& packed, std::size_t group,
-                             const view<const float, 2>& scale, const view<const std::uint8_t, 2>& zero,
-                             const view<float, 2>& w) {
-  detail::check_int4("dequantize_uint4", w, group, packed, scale);
-  check_view("dequantize_uint4", "zero", zero, {w.extent(0), w.extent(1) / group});
-  for (std::size_t n = 0; n < w.extent(0); ++n) {
-    for (std::size_t k = 0; k < w.extent(1); ++k) {
-      w(n, k) = scale(n, k / group) * static_cast<float>(uint4_code(packed.row(n), k) - zero(n, k / group));
     }
   }
 }

@@ -1195,9 +1195,9 @@ void gptq(Backend& be, const view<const float, 2>& w, const inverse_hessian& inv
 MOTE_END_NAMESPACE
 
 // ---- mote/compress/integer_grids.hpp
-// Rounding grids of plain integers and of fp8: int8 per row, int4 and uint4 in groups of a row, e4m3 in DeepSeek's blocks
-// of 128 × 128. Scales of integers come from a range estimator (range.hpp): with range_method::min_max codes are those of
-// quantize_int8, quantize_int4 and quantize_uint4.
+// Rounding grids of plain integers and of fp8: int8 per row, int4 in groups of a row, e4m3 in DeepSeek's blocks of 128 × 128.
+// Scales of integers come from a range estimator (range.hpp): with range_method::min_max codes are those of quantize_int8 and
+// quantize_int4.
 
 #include <cstdint>
 
@@ -1234,45 +1234,44 @@ class int8_grid {
   std::vector<integer_grid> grids_;
 };
 
-// int4 in groups, two codes a byte: packed [out, in / 2], scale [out, in / group]; symmetric, or with zero
+// int4 in groups, codes of a scaled_matrix: codes [out, in / 2], scale [out, in / group]; symmetric, or with zero
 // [out, in / group] asymmetric.
 class int4_grid {
  public:
-  int4_grid(std::size_t group, const view<std::uint8_t, 2>& packed, const view<float, 2>& scale,
+  int4_grid(std::size_t group, const view<int4_pair, 2>& codes, const view<float, 2>& scale,
             range_method method = range_method::mse)
-      : int4_grid(group, packed, scale, {}, true, method) {}
-  int4_grid(std::size_t group, const view<std::uint8_t, 2>& packed, const view<float, 2>& scale,
-            const view<std::uint8_t, 2>& zero, range_method method = range_method::mse)
-      : int4_grid(group, packed, scale, zero, false, method) {
+      : int4_grid(group, codes, scale, {}, true, method) {}
+  int4_grid(std::size_t group, const view<int4_pair, 2>& codes, const view<float, 2>& scale,
+            const view<std::int8_t, 2>& zero, range_method method = range_method::mse)
+      : int4_grid(group, codes, scale, zero, false, method) {
     check_view("int4_grid", "zero", zero, {scale.extent(0), scale.extent(1)});
   }
 
-  std::size_t rows() const { return packed_.extent(0); }
-  std::size_t columns() const { return packed_.extent(1) * 2; }
+  std::size_t rows() const { return codes_.extent(0); }
+  std::size_t columns() const { return codes_.extent(1) * 2; }
   std::size_t group() const { return group_; }
 
   void fit(std::size_t row, std::size_t column, const float* x) {
     const range r = estimate_range(std::span(x, group_), {.method = method_, .bits = 4, .symmetric = symmetric_});
     const integer_grid grid = grid_of(row, column) = integer_grid(r, 4, symmetric_);
     scale_(row, column / group_) = grid.scale();
-    if (!symmetric_) zero_(row, column / group_) = static_cast<std::uint8_t>(grid.zero());
+    if (!symmetric_) zero_(row, column / group_) = static_cast<std::int8_t>(grid.zero() - 8);
   }
   float round(std::size_t row, std::size_t column, float x) {
     const integer_grid& grid = grid_of(row, column);
-    const int code = grid.code(x);
-    const unsigned shift = column % 2 * 4, nibble = static_cast<unsigned>(code) & 15u;
-    std::uint8_t& byte = packed_(row, column / 2);
-    byte = static_cast<std::uint8_t>((byte & (0xF0u >> shift)) | nibble << shift);
+    const int code = grid.code(x), stored = symmetric_ ? code : code - 8;
+    int4_pair& pair = codes_(row, column / 2);
+    pair = column % 2 == 0 ? int4_pair::of(stored, pair.odd()) : int4_pair::of(pair.even(), stored);
     return grid.value(code);
   }
 
  private:
-  int4_grid(std::size_t group, const view<std::uint8_t, 2>& packed, const view<float, 2>& scale,
-            const view<std::uint8_t, 2>& zero, bool symmetric, range_method method)
-      : group_(group), packed_(packed), scale_(scale), zero_(zero), symmetric_(symmetric), method_(method) {
+  int4_grid(std::size_t group, const view<int4_pair, 2>& codes, const view<float, 2>& scale,
+            const view<std::int8_t, 2>& zero, bool symmetric, range_method method)
+      : group_(group), codes_(codes), scale_(scale), zero_(zero), symmetric_(symmetric), method_(method) {
     check(group > 0 && group % 2 == 0 && columns() % group == 0, "int4_grid",
           "group: expected an even number that divides the columns");
-    check_view("int4_grid", "packed", packed, {packed.extent(0), packed.extent(1)});
+    check_view("int4_grid", "codes", codes, {codes.extent(0), codes.extent(1)});
     check_view("int4_grid", "scale", scale, {rows(), columns() / group});
     grids_.resize(scale.size());
   }
@@ -1281,9 +1280,9 @@ class int4_grid {
   }
 
   std::size_t group_;
-  view<std::uint8_t, 2> packed_;
+  view<int4_pair, 2> codes_;
   view<float, 2> scale_;
-  view<std::uint8_t, 2> zero_;
+  view<std::int8_t, 2> zero_;
   bool symmetric_;
   range_method method_;
   std::vector<integer_grid> grids_;

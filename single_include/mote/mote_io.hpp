@@ -2429,24 +2429,51 @@ inline std::uint64_t fnv1a(std::span<const std::byte> bytes, std::uint64_t hash 
 }
 
 // A number that changes with the file: of its size, the time it was last written, its first megabyte (where model files
-// have their list of tensors) and 64 samples of 4 KiB, spread evenly up to its end. Not noticed: a change between the
-// samples that keeps size and time. Throws format_error naming the file when it cannot be read.
+// have their list of tensors) and 64 samples of 4 KiB, spread evenly up to its end. No more than that is read from the disk.
+// Not noticed: a change between the samples that keeps size and time. Throws format_error naming the file when it cannot be read.
 inline std::uint64_t fingerprint(const std::string& path, std::uint64_t hash = fnv1a_start) {
   constexpr std::size_t head = std::size_t{1} << 20, sample = 4096, samples = 64;
-  const mapped_file file(path);
-  const std::span<const std::byte> all = file.bytes();
-  std::error_code problem;
-  const auto written = std::filesystem::last_write_time(path, problem).time_since_epoch().count();
-  if (problem) raise<format_error>(path + ": " + problem.message());
-  const std::uint64_t facts[] = {all.size(), static_cast<std::uint64_t>(written)};
-  hash = fnv1a(std::as_bytes(std::span(facts)), hash);
-  hash = fnv1a(all.first(std::min(head, all.size())), hash);
-  if (all.size() <= head) return hash;
-  const std::size_t rest = all.size() - head;
-  for (std::size_t i = 1; i <= samples; ++i) {
-    const std::size_t end = head + rest / samples * i + rest % samples * i / samples;
-    hash = fnv1a(all.subspan(end - sample, sample), hash);
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  const auto fail = [&] {
+    const int reason = errno;
+    if (descriptor >= 0) ::close(descriptor);
+    raise<format_error>(path + ": cannot be read: " + std::strerror(reason));
+  };
+  if (descriptor < 0) fail();
+#ifdef POSIX_FADV_RANDOM
+  static_cast<void>(::posix_fadvise(descriptor, 0, 0, POSIX_FADV_RANDOM));  // no reading ahead
+#endif
+  struct stat status {};
+  if (::fstat(descriptor, &status) != 0) fail();
+  if (!S_ISREG(status.st_mode)) {
+    ::close(descriptor);
+    raise<format_error>(path + ": is not a regular file");
   }
+  const auto size = static_cast<std::size_t>(status.st_size);
+#ifdef __APPLE__
+  const timespec& written = status.st_mtimespec;
+#else
+  const timespec& written = status.st_mtim;
+#endif
+  const std::uint64_t facts[] = {size, static_cast<std::uint64_t>(written.tv_sec),
+                                 static_cast<std::uint64_t>(written.tv_nsec)};
+  hash = fnv1a(std::as_bytes(std::span(facts)), hash);
+  std::vector<std::byte> bytes(std::min(head, size));
+  const auto add = [&](std::size_t begin, std::size_t count) {
+    for (std::size_t done = 0; done < count;) {
+      const ssize_t n = ::pread(descriptor, bytes.data() + done, count - done, static_cast<off_t>(begin + done));
+      if (n < 0) fail();
+      if (n == 0) break;  // it has been cut meanwhile; its size is another then
+      done += static_cast<std::size_t>(n);
+    }
+    hash = fnv1a(std::span(bytes).first(count), hash);
+  };
+  add(0, bytes.size());
+  const std::size_t rest = size - bytes.size();
+  for (std::size_t i = 1; i <= samples && rest > 0; ++i) {
+    add(head + rest / samples * i + rest % samples * i / samples - sample, sample);
+  }
+  ::close(descriptor);
   return hash;
 }
 
@@ -3232,6 +3259,17 @@ class part_file {
   const std::string& keep() {
     policy_ = unfinished::kept;
     return part_;
+  }
+
+  // Empties the file, which must be empty already or begin with `mark`, as an earlier writer's. Throws format_error and leaves
+  // anything else as it is.
+  void begin_anew(std::string_view mark) {
+    std::string found(mark.size(), '\0');
+    found.resize(std::fread(found.data(), 1, found.size(), file_));
+    if (found != mark.substr(0, found.size())) {
+      raise<format_error>(keep() + ": was left by something else and is not overwritten");
+    }
+    truncate(0);
   }
 
   // Cuts the file to its first `size` bytes and goes on behind them.
@@ -4840,21 +4878,24 @@ inline gguf_pre_tokenizer read_gguf_pre_tokenizer(const gguf_metadata& m) {
     return contractions + R"(|[^\r\n\p{L}\p{N}]?\p{L}+|)" + digits +
            R"(| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
   };
-  // Words that break where small letters are followed by capitals.
-  const auto cased = [&](const std::string& ending, const std::string& digits) {
-    const std::string before = R"([^\r\n\p{L}\p{N}]?)", upper = R"([\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}])",
-                      lower = R"([\p{Ll}\p{Lm}\p{Lo}\p{M}])";
+  // Words that break where small letters are followed by capitals; `letter` limits which those are.
+  const auto cased = [&](const std::string& ending, const std::string& digits, const std::string& letter = "",
+                         const std::string& breaks = R"([\r\n/]*)") {
+    const std::string before = R"([^\r\n\p{L}\p{N}]?)", upper = "(?:" + letter + R"([\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]))",
+                      lower = "(?:" + letter + R"([\p{Ll}\p{Lm}\p{Lo}\p{M}]))";
     return before + upper + "*" + lower + "+" + ending + "|" + before + upper + "+" + lower + "*" + ending + "|" +
-           digits + R"(| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+           digits + R"(| ?[^\s\p{L}\p{N}]+)" + breaks + R"(|\s*[\r\n]+|\s+(?!\S)|\s+)";
   };
   const std::string asian = R"([\x{4E00}-\x{9FA5}\x{800}-\x{4E00}\x{AC00}-\x{D7FF}]+)";
 
-  const std::string name = m.string("tokenizer.ggml.pre");
+  // Without the key, as in llama.cpp, "default".
+  const std::string name = m.contains("tokenizer.ggml.pre") ? m.string("tokenizer.ggml.pre") : "default";
   const auto is = [&](auto... names) { return ((name == names) || ...); };
-  if (is("gpt-2", "phi-2", "mpt", "olmo", "jais", "jina-es", "jina-de", "trillion", "granite-docling")) {
+  if (is("gpt-2", "phi-2", "mpt", "olmo", "jais", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "trillion",
+         "granite-docling", "gigachat", "a.x-4.0", "mellum", "modern-bert", "exaone4")) {
     return {{gpt2}};
   }
-  if (is("starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b")) {
+  if (is("starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b", "mellum2")) {
     return {{R"(\p{N})", gpt2}};
   }
   if (is("falcon")) return {{R"([\p{P}$+<=>^~|`]+)", gpt2, "[0-9][0-9][0-9]"}};
@@ -4865,21 +4906,42 @@ inline gguf_pre_tokenizer read_gguf_pre_tokenizer(const gguf_metadata& m) {
              R"(\p{N})"}};
   }
   if (is("deepseek-coder")) return {{R"([\r\n])", R"(\s?\p{L}+)", R"(\s?\p{P}+)", asian, R"(\p{N})"}};
-  if (is("deepseek-v3", "hunyuan-dense")) {
+  if (is("deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4")) {
     return {{R"(\p{N}{1,3})", R"([\x{4E00}-\x{9FA5}\x{3040}-\x{309F}\x{30A0}-\x{30FF}]+)",
              R"([!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+)"
              R"(| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)"}};
   }
-  if (is("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral")) return {{cl100k(R"(\p{N}{1,3})")}, true, true};
+  if (is("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"))
+    return {{cl100k(R"(\p{N}{1,3})")}, true, true};
   if (is("dbrx", "smaug-bpe", "chatglm-bpe")) return {{cl100k(R"(\p{N}{1,3})")}};
-  if (is("glm4")) return {{cl100k(R"(\p{N}{1,3})")}, true};
-  if (is("qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan", "megrez")) return {{cl100k(R"(\p{N})")}};
+  if (is("glm4", "glm5")) return {{cl100k(R"(\p{N}{1,3})")}, true};
+  if (is("qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan", "megrez", "kormo", "f2llmv2", "solar-open", "grok-2"))
+    return {{cl100k(R"(\p{N})")}};
   if (is("qwen35")) {
     return {{contractions + R"(|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+)"
                             R"(|\s+(?!\S)|\s+)"}};
   }
   if (is("tekken")) return {{cased("", R"(\p{N})")}, true, true};
-  if (is("gpt-4o", "llama4")) return {{cased(contractions + "?", R"(\p{N}{1,3})")}};
+  if (is("gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2")) {
+    return {{cased(contractions + "?", R"(\p{N}{1,3})")}};
+  }
+  if (is("youtu")) {
+    return {{R"([\x{AC00}-\x{D7A3}\x{3131}-\x{318E}]+)"
+             R"(|[\x{FF01}\x{2026}\x{201C}\x{201D}\x{2018}\x{2019}\x{2014}\x{FF1A}\x{FF1B}\x{FF0C}\x{3001}-\x{303F})"
+             R"(\x{FE30}-\x{FE4F}]+|[\x{3105}-\x{312F}]+|[\x{4E00}-\x{9FA5}\x{3040}-\x{309F}\x{30A0}-\x{30FF}]+)",
+             cased(contractions + "?", R"(\p{N})")},
+            true};
+  }
+  if (is("kimi-k2")) {
+    return {{R"(\p{Han}+|)" + cased(contractions + "?", R"(\p{N}{1,3})", R"((?!\p{Han}))", R"([\r\n]*)")}};
+  }
+  if (is("seed-coder")) {
+    return {{contractions + R"(|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+)"}};
+  }
+  if (is("bailingmoe", "bailingmoe2", "llada-moe")) {
+    return {{R"('(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n])"
+             R"(|\s+(?!\S)|\s+)"}};
+  }
   m.fail("tokenizer.ggml.pre", "\"" + name + "\" is not a byte-level tokenizer that is known");
 }
 
@@ -5057,15 +5119,16 @@ class mapped_experts {
   // experts[l][e]: layer l's expert e. memory_limit: bytes of the whole process, which must leave room for one expert;
   // `reserve`: what the rest of the process may come to need within a step beyond what it has.
   mapped_experts(std::vector<std::vector<region>> experts, std::size_t memory_limit, std::size_t reserve)
-      : experts_(std::move(experts)), cache_(sizes(experts_)), limit_(memory_limit), reserve_(reserve) {
+      : experts_(std::move(experts)), cache_(sizes(experts_)), limit_(memory_limit) {
     for (std::size_t l = 0; l < experts_.size(); ++l) layers_.push_back(layer_residency(*this, l));
+    set_reserve(reserve);
     update_capacity();
   }
   mapped_experts(const mapped_experts&) = delete;
   mapped_experts& operator=(const mapped_experts&) = delete;
 
-  // Another `reserve`, when the rest of the process has taken what it needed.
-  void set_reserve(std::size_t bytes) { reserve_ = bytes; }
+  // Another `reserve`, before a step, beyond what the rest of the process has now.
+  void set_reserve(std::size_t bytes) { reserved_ = rest() + bytes; }
 
   expert_residency& layer(std::size_t l) { return layers_[l]; }
   std::size_t limit() const { return limit_; }
@@ -5108,11 +5171,14 @@ class mapped_experts {
     return result;
   }
 
-  // Experts brought in are resident once they were used, which they are before the next call.
-  void update_capacity() {
+  // What the process has beside experts. Those brought in are resident once they were used, which they are before the next call.
+  std::size_t rest() const {
     const std::size_t now = resident_memory(), experts = cache_.resident_bytes();
-    const std::size_t rest = reserve_ + (now > experts ? now - experts : 0);
-    cache_.set_capacity(limit_ > rest ? limit_ - rest : 0);
+    return now > experts ? now - experts : 0;
+  }
+  void update_capacity() {
+    const std::size_t needed = std::max(rest(), reserved_);
+    cache_.set_capacity(limit_ > needed ? limit_ - needed : 0);
   }
 
   std::size_t require(std::size_t l, view<const std::int32_t, 1> offsets, std::size_t first) {
@@ -5125,7 +5191,7 @@ class mapped_experts {
   std::vector<std::vector<region>> experts_;
   expert_cache cache_;
   std::vector<layer_residency> layers_;
-  std::size_t limit_, reserve_;
+  std::size_t limit_, reserved_ = 0;  // reserved_: what the rest may come to have
 };
 
 MOTE_END_NAMESPACE
@@ -5141,12 +5207,14 @@ class npy_writer {
  public:
   // Throws format_error naming the file when it cannot be created.
   npy_writer(const std::string& path, std::size_t rows, std::size_t columns)
-      : path_(detail::behind_links(path)), part_(path_), left_(rows), columns_(columns) {
+      : path_(detail::behind_links(path)), left_(rows), columns_(columns) {
     std::error_code ignored;
     const auto status = std::filesystem::status(path_, ignored);
-    if (!std::filesystem::exists(status) || std::filesystem::is_regular_file(status)) part_ += ".part";
-    file_ = std::fopen(part_.c_str(), "wb");
-    if (file_ == nullptr) raise_unwritable(path_);
+    if (!std::filesystem::exists(status) || std::filesystem::is_regular_file(status)) {
+      file_.emplace(path_, unfinished::removed).begin_anew("\x93NUMPY");
+    } else if (device_.reset(std::fopen(path_.c_str(), "wb")); device_ == nullptr) {
+      raise_unwritable(path_);
+    }
     std::string header = "{'descr': '<f4', 'fortran_order': False, 'shape': (" + std::to_string(rows) + ", " +
                          std::to_string(columns) + "), }";
     constexpr std::size_t preamble = 10;  // magic, version, length; the data starts at a multiple of 64
@@ -5165,13 +5233,6 @@ class npy_writer {
     write(start, sizeof start);
     write(header.data(), header.size());
   }
-  npy_writer(const npy_writer&) = delete;
-  npy_writer& operator=(const npy_writer&) = delete;
-  ~npy_writer() {
-    if (file_ == nullptr) return;
-    std::fclose(file_);
-    if (part_ != path_) std::remove(part_.c_str());
-  }
 
   // The next rows. Throws format_error when they cannot be written, shape_error when they are too many or too wide.
   void append(view<const float, 2> rows) {
@@ -5184,25 +5245,24 @@ class npy_writer {
   // Gives the file its name. Throws like append, or when rows are missing.
   void finish() {
     check(left_ == 0, "npy_writer", "finish: rows are missing");
-    const bool closed = std::fclose(std::exchange(file_, nullptr)) == 0;
-    std::error_code problem;
-    if (closed && part_ != path_) std::filesystem::rename(part_, path_, problem);
-    if (!closed || problem) {
-      const int reason = problem ? problem.value() : errno;
-      if (part_ != path_) std::remove(part_.c_str());
-      errno = reason;
-      raise_unwritable(path_);
-    }
+    if (file_) return file_->finish();
+    if (std::fclose(device_.release()) != 0) raise_unwritable(path_);
   }
 
  private:
+  struct close {
+    void operator()(std::FILE* file) const { std::fclose(file); }
+  };
+
   void write(const void* data, std::size_t size) {
-    if (std::fwrite(data, 1, size, file_) != size) raise_unwritable(path_);
+    if (file_) return file_->put(data, size);
+    if (std::fwrite(data, 1, size, device_.get()) != size) raise_unwritable(path_);
   }
 
-  std::string path_, part_;  // part_: what is written, path_ itself for a device
+  std::string path_;
   std::size_t left_, columns_;
-  std::FILE* file_ = nullptr;
+  std::optional<detail::part_file> file_;
+  std::unique_ptr<std::FILE, close> device_;
 };
 
 MOTE_END_NAMESPACE
@@ -5518,8 +5578,8 @@ class weight_file_writer {
   // `key`: what the weights were made from and for, any text. Throws format_error when the file cannot be written, or
   // PATH.part is there and does not begin as such a file.
   weight_file_writer(std::string path, const std::string& key) : file_(std::move(path), unfinished::removed) {
-    check_part();
-    file_.truncate(0);
+    const auto mark = magic();
+    file_.begin_anew({mark.data(), mark.size()});
     table_ = {{"key", key}, {"weights", nlohmann::json::object()}};
     const detail::weight_file_header begun{.magic = magic(), .version = 0};  // a version that is never read
     put(std::as_bytes(std::span(&begun, 1)));
@@ -5565,14 +5625,6 @@ class weight_file_writer {
     std::array<char, 8> text{};
     std::copy_n(detail::weight_file_magic.data(), text.size(), text.data());
     return text;
-  }
-  // What lies under the temporary name is empty or an earlier writer's.
-  void check_part() {
-    std::array<std::byte, 8> found{};
-    const std::size_t size = std::fread(found.data(), 1, found.size(), file_.file());
-    if (size > 0 && !detail::begins_as_weight_file(std::span(found).first(size))) {
-      raise<format_error>(file_.keep() + ": was left by something else and is not overwritten");
-    }
   }
   void put(std::span<const std::byte> bytes) {
     file_.put(bytes.data(), bytes.size());

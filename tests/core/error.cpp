@@ -33,8 +33,8 @@ TEST_CASE("error: check_shape names the op, the argument and both shapes") {
   CHECK(message_of([&] {
           mote::check_shape("matmul", "y", v.extents(), {3, 5});
         }) == "matmul: y: expected shape [3, 5], got [3, 4]");
-  CHECK(message_of([&] { mote::check_shape("rms_norm", "weight", v.extents(), {3}); }) ==
-        "rms_norm: weight: expected shape [3], got [3, 4]");
+  CHECK(message_of([&] { mote::check_shape("rms_norm", "gain", v.extents(), {3}); }) ==
+        "rms_norm: gain: expected shape [3], got [3, 4]");
   CHECK_THROWS_AS(mote::check_shape("op", "x", v.extents(), {}), mote::shape_error);
 }
 

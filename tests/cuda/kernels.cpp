@@ -46,7 +46,7 @@ TEST_CASE("cuda, emulated: the public entries check shapes before any launch") {
   std::vector<float> x(12);
   const mote::view<float, 2> v(x.data(), 3, 4);
   CHECK_THROWS_WITH(mote::rms_norm(be, v, mote::view<const float, 1>(x.data(), 3), 1e-6f, v),
-                    "rms_norm: weight: expected shape [4], got [3]");
+                    "rms_norm: gain: expected shape [4], got [3]");
   CHECK_THROWS_WITH(mote::matmul(be, v, mote::view<const float, 2>(x.data(), 3, 4), v),
                     "matmul: y: expected shape [3, 3], got [3, 4]");
 }

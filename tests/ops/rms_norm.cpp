@@ -60,7 +60,7 @@ TEST_CASE("rms_norm: wrong shapes name the argument") {
   test::for_each_backend([&](auto& be) {
     const mote::view<float, 2> v(x.data(), 3, 4);
     CHECK_THROWS_WITH(mote::rms_norm(be, v, mote::view<const float, 1>(x.data(), 3), 1e-6f, v),
-                      "rms_norm: weight: expected shape [4], got [3]");
+                      "rms_norm: gain: expected shape [4], got [3]");
     CHECK_THROWS_WITH(mote::rms_norm(be, v, mote::view<const float, 1>(), 1e-6f, mote::view<float, 2>(x.data(), 4, 3)),
                       "rms_norm: y: expected shape [3, 4], got [4, 3]");
   });

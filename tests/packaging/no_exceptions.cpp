@@ -8,7 +8,7 @@
 namespace {
 
 void on_error(const char* message) {
-  const bool expected = std::strcmp(message, "rms_norm: weight: expected shape [4], got [3]") == 0;
+  const bool expected = std::strcmp(message, "rms_norm: gain: expected shape [4], got [3]") == 0;
   std::printf("%s\n", message);
   std::exit(expected ? 0 : 1);
 }

@@ -20,7 +20,6 @@
 #include <cstddef>
 #include <limits>
 #include <span>
-#include <string>
 #include <vector>
 
 #include "../core/error.hpp"

@@ -5,7 +5,6 @@
 #include <cstring>
 #include <limits>
 #include <new>
-#include <span>
 #include <type_traits>
 #include <utility>
 

@@ -71,7 +71,7 @@ inline std::string shape_text(std::span<const std::size_t> shape) {
   return text + "]";
 }
 
-// Throws shape_error unless `got` equals `expected`, e.g. "rms_norm: weight: expected shape [64], got [32]".
+// Throws shape_error unless `got` equals `expected`, e.g. "rms_norm: gain: expected shape [64], got [32]".
 inline void check_shape(std::string_view op, std::string_view argument, std::span<const std::size_t> got,
                         std::initializer_list<std::size_t> expected) {
   const std::span<const std::size_t> want(expected.begin(), expected.size());

@@ -13,9 +13,7 @@
 #include <concepts>
 #include <cstddef>
 #include <iterator>
-#include <span>
 #include <type_traits>
-#include <utility>
 
 #include "config.hpp"
 

@@ -90,7 +90,8 @@ concept two_level_format = integer_format<F> && requires(const F block, std::siz
   { block.sub_scale(group) } -> std::same_as<int>;
 };
 
-// Integer formats whose blocks may be meant times a scale of the whole matrix, which is kept beside them, and in packed ones.
+// Integer formats whose matrices may have one more scale, of the whole matrix: value = tensor scale · (what the blocks hold). It
+// is kept beside the blocks, and in packed matrices behind each panel.
 template <class F>
 concept format_with_tensor_scale = integer_format<F> && F::has_tensor_scale;
 

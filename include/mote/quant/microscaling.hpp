@@ -11,10 +11,8 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <string>
 
 #include "../core/error.hpp"
 #include "../core/types.hpp"

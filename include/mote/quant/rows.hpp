@@ -1,4 +1,4 @@
-// Rows of numbers as caches store them, and `cache_rows`: rows of a paged cache in any of those forms. The variant is
+// Rows of numbers as caches store them, and `cache_rows`: rows of a paged cache in any of those forms but f16. The variant is
 // visited once for each op, never for each row. Rows do not own their memory.
 //
 //   float, bf16, f16   one number an element of a row

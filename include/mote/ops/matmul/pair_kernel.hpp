@@ -7,7 +7,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <utility>
 
 #if defined(__ARM_FEATURE_MATMUL_INT8)
 #include <arm_neon.h>

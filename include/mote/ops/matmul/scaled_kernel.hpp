@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <cstdint>
 
 #if defined(__x86_64__)
 #include <immintrin.h>

@@ -17,7 +17,7 @@ MOTE_BEGIN_NAMESPACE
 
 template <backend Backend>
 void rms_norm(Backend& be, view<const float, 2> x, view<const float, 1> gain, float eps, view<float, 2> y) {
-  if (!gain.empty()) check_view("rms_norm", "weight", gain, {x.extent(1)});
+  if (!gain.empty()) check_view("rms_norm", "gain", gain, {x.extent(1)});
   check_view("rms_norm", "x", x, {x.extent(0), x.extent(1)});
   check_view("rms_norm", "y", y, {x.extent(0), x.extent(1)});
   rms_norm_impl(be, x, gain, eps, y);
