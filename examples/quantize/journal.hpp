@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <string>
 #include <system_error>
 #include <vector>
@@ -40,7 +41,8 @@ class run_lock {
   int descriptor_;
 };
 
-// DIR.partial/progress.jsonl: first what is being done, then a line for each tensor that is complete.
+// DIR.partial/progress.jsonl: first what is being done; then, with --adaptive_layers, a line for each layer that was measured
+// and one for what was chosen; then a line for each tensor that is complete.
 class journal {
  public:
   static bool is_in(const std::string& directory) {
@@ -48,52 +50,80 @@ class journal {
     return std::filesystem::exists(directory + file_name, none);
   }
 
-  // Throws format_error when another run is at work there.
+  // Throws format_error when another run is at work there, or has been at other work.
   journal(const std::string& directory, const nlohmann::ordered_json& task)
-      : path_(directory + file_name), mine_(path_, directory) {
+      : directory_(directory), path_(directory + file_name), mine_(path_, directory) {
     std::vector<std::string> lines;
     std::uintmax_t whole = 0;  // bytes; the last line may be cut off
     {
       std::ifstream file(path_);
       for (std::string line; std::getline(file, line) && !file.eof(); whole += line.size() + 1) lines.push_back(line);
     }
-    if (!lines.empty() && lines[0] != task.dump()) {
-      mote::raise<mote::format_error>(
-          directory + ": was begun with other options or another model: remove it, or choose another --output_dir");
-    }
-    for (std::size_t i = 1; i < lines.size(); ++i) {
-      const auto entry = mote::parse_json(lines[i], path_);
-      const mote::json_object o(entry, path_);
-      done_.push_back({o.number("error"), o.integer("matrices", 0, std::size_t{1} << 32)});
-    }
+    if (!lines.empty() && lines[0] != task.dump()) refuse();
+    for (std::size_t i = 1; i < lines.size(); ++i) read(lines[i]);
     file_.open(path_, std::ios::app);
     std::error_code problem;
     std::filesystem::resize_file(path_, whole, problem);
-    if (lines.empty()) file_ << task.dump() << std::endl;
     if (!file_ || problem) mote::raise_unwritable(path_);
+    if (lines.empty()) write(task);
   }
+
+  [[noreturn]] void refuse() const {
+    mote::raise<mote::format_error>(
+        directory_ + ": was begun with other options or another model: remove it, or choose another --output_dir");
+  }
+
+  // The errors of a layer's choices, where they were measured.
+  const std::vector<double>* measured(const std::string& layer) const {
+    const auto found = measured_.find(layer);
+    return found == measured_.end() ? nullptr : &found->second;
+  }
+  void add_measured(const std::string& layer, const std::vector<double>& errors) {
+    write({{"layer", layer}, {"errors", errors}});
+  }
+
+  // What was chosen, or null.
+  const nlohmann::ordered_json& chosen() const { return chosen_; }
+  void choose(const nlohmann::ordered_json& chosen) { write({{"chosen", chosen}}); }
 
   const std::vector<squared_error>& done() const { return done_; }
-
   void add(const std::string& tensor, const squared_error& e) {
-    nlohmann::ordered_json line;
-    line["tensor"] = tensor;
-    line["error"] = e.sum;
-    line["matrices"] = e.matrices;
-    file_ << line.dump() << std::endl;
-    if (!file_) mote::raise_unwritable(path_);
+    write({{"tensor", tensor}, {"error", e.sum}, {"matrices", e.matrices}});
   }
+
   void remove() {
     file_.close();
     std::filesystem::remove(path_);
   }
 
  private:
+  void read(const std::string& line) {
+    const auto entry = mote::parse_json(line, path_);
+    const mote::json_object o(entry, path_);
+    if (entry.contains("layer")) {
+      std::vector<double>& errors = measured_[o.string("layer")];
+      for (const auto& e : o.array("errors")) {
+        if (!e.is_number()) o.fail("errors", "expected numbers");
+        errors.push_back(e.get<double>());
+      }
+    } else if (entry.contains("chosen")) {
+      chosen_ = nlohmann::ordered_json::parse(entry["chosen"].dump());
+    } else {
+      done_.push_back({o.number("error"), o.integer("matrices", 0, std::size_t{1} << 32)});
+    }
+  }
+  void write(const nlohmann::ordered_json& line) {
+    file_ << line.dump() << std::endl;
+    if (!file_) mote::raise_unwritable(path_);
+  }
+
   static constexpr const char* file_name = "/progress.jsonl";
 
-  std::string path_;
+  std::string directory_, path_;
   run_lock mine_;
   std::ofstream file_;
+  std::map<std::string, std::vector<double>> measured_;
+  nlohmann::ordered_json chosen_;
   std::vector<squared_error> done_;
 };
 

@@ -98,50 +98,90 @@ planner::planner(const options& o, const std::vector<output_tensor>& tensors) : 
     if (added) order_.push_back(t.layer);
     at->second.tensors.push_back(&t);
   }
+  std::size_t plain = 0;
+  for (const std::string& name : order_) plain += planned(name, 0).bytes;
+  if (o.size_budget > 0 && o.size_budget < fixed_ + plain) {
+    mote::raise<mote::format_error>(
+        fmt::format("--size_budget: expected at least {} bytes, {} of {} and {} that are not quantized, got {}",
+                    fixed_ + plain, plain, o.precision, fixed_, o.size_budget));
+  }
 }
 
-model_plan planner::plan(backend& be, calibration* text) const {
+model_plan planner::plan(backend& be, calibration* text, journal* progress) const {
   model_plan result;
   if (!o_.adaptive_layers) {
     for (const std::string& name : order_) result.layers[name] = planned(name, 0);
     return result;
   }
   const bool by_loss = o_.by == sensitivity::perplexity;
-  const double baseline = by_loss ? text->loss() : 0.0;
+  std::optional<double> baseline;
+  const auto loss_as_it_is = [&] {
+    if (!baseline) baseline = text->loss();
+    return *baseline;
+  };
   layer_options layers;
   progress_bar bar(order_.size());
   for (const std::string& name : order_) {
     const layer& l = layers_.at(name);
-    const auto errors = by_loss ? added_losses(be, l, *text, baseline) : output_errors(be, l, text);
+    const std::vector<double>* known = progress != nullptr ? progress->measured(name) : nullptr;
+    std::vector<double> errors;
+    if (known != nullptr && known->size() == choices_of(l).size()) {
+      errors = *known;
+    } else {
+      errors = by_loss ? added_losses(be, l, *text, loss_as_it_is()) : output_errors(be, l, text);
+      if (progress != nullptr) progress->add_measured(name, errors);
+    }
     auto& ways = layers.emplace_back();
     for (std::size_t c = 0; c < errors.size(); ++c) ways.push_back({planned(name, c).bytes, errors[c]});
     bar.advance(1, name);
   }
-  double rise = 0.0;
-  const mote::assignment chosen =
-      o_.quality_budget > 0.0 ? assign_within_quality(be, *text, baseline, layers, rise) : assign_within_size(layers);
-  if (o_.quality_budget > 0.0) result.rise = rise;
+  mote::assignment chosen;
+  if (progress != nullptr && !progress->chosen().is_null()) {
+    chosen = chosen_before(*progress);
+    if (progress->chosen().contains("rise")) result.rise = progress->chosen().value("rise", 0.0);
+  } else if (o_.quality_budget > 0.0) {
+    double rise = 0.0;
+    chosen = assign_within_quality(be, *text, loss_as_it_is(), layers, rise);
+    result.rise = rise;
+  } else {
+    chosen = assign_within_size(layers);
+  }
   for (std::size_t l = 0; l < order_.size(); ++l) {
     result.layers[order_[l]] = planned(order_[l], chosen.choice[l]);
     const double error = layers[l][chosen.choice[l]].error;
     result.sensitivity[order_[l]] = by_loss ? error : std::sqrt(error);
   }
+  if (progress != nullptr && progress->chosen().is_null()) {
+    nlohmann::ordered_json line = {{"size_budget", o_.size_budget}, {"quality_budget", o_.quality_budget}};
+    if (result.rise) line["rise"] = *result.rise;
+    for (const auto& [name, l] : result.layers) line["precision"][name] = l.precision;
+    progress->choose(line);
+  }
   return result;
+}
+
+mote::assignment planner::chosen_before(const journal& progress) const {
+  const nlohmann::ordered_json& line = progress.chosen();
+  mote::assignment chosen;
+  if (line.value("size_budget", std::size_t{0}) != o_.size_budget ||
+      line.value("quality_budget", 0.0) != o_.quality_budget) {
+    progress.refuse();
+  }
+  for (const std::string& name : order_) {
+    const auto choices = choices_of(layers_.at(name));
+    const std::string precision = line.value("precision", nlohmann::ordered_json::object()).value(name, std::string());
+    const auto found = std::find(choices.begin(), choices.end(), precision);
+    if (found == choices.end()) progress.refuse();
+    chosen.choice.push_back(static_cast<std::size_t>(found - choices.begin()));
+  }
+  return chosen;
 }
 
 mote::assignment planner::assign_within_size(const layer_options& layers) const {
   std::size_t plain = 0;
   for (const auto& ways : layers) plain += ways[0].bytes;
   // Without a budget a tenth more than the wanted precision alone takes.
-  std::size_t budget = plain + plain / 10;
-  if (o_.size_budget > 0) {
-    if (o_.size_budget < fixed_ + plain) {
-      mote::raise<mote::format_error>(
-          fmt::format("--size_budget: expected at least {} bytes, {} of {} and {} that are not quantized, got {}",
-                      fixed_ + plain, plain, o_.precision, fixed_, o_.size_budget));
-    }
-    budget = o_.size_budget - fixed_;
-  }
+  const std::size_t budget = o_.size_budget > 0 ? o_.size_budget - fixed_ : plain + plain / 10;
   return mote::assign_within_bytes(layers, budget);
 }
 

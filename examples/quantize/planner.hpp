@@ -12,6 +12,7 @@
 
 #include "calibrate.hpp"
 #include "encoder.hpp"
+#include "journal.hpp"
 #include "model.hpp"
 #include "options.hpp"
 
@@ -40,7 +41,7 @@ struct model_plan {
 
 class planner {
  public:
-  // Both must outlive the planner.
+  // Both must outlive the planner. Throws format_error when the size budget is too small.
   planner(const options& o, const std::vector<output_tensor>& tensors);
 
   // Layers in the order of the file.
@@ -51,8 +52,9 @@ class planner {
 
   // Without --adaptive_layers every layer gets the first choice. With it, every layer is encoded in every way it may take;
   // then the choice of least error within the size budget, or of least size within the quality budget, is made. `text` may
-  // be null. Throws format_error when the budget is too small.
-  model_plan plan(backend& be, calibration* text) const;
+  // be null; what `progress`, which may be, knows from an earlier run is not done again. Throws format_error when the budget
+  // of quality is too small.
+  model_plan plan(backend& be, calibration* text, journal* progress) const;
 
  private:
   struct layer {
@@ -67,6 +69,7 @@ class planner {
   mote::assignment assign_within_size(const layer_options& layers) const;
   mote::assignment assign_within_quality(backend& be, calibration& text, double baseline, const layer_options& layers,
                                          double& rise) const;
+  mote::assignment chosen_before(const journal& progress) const;
   double added_loss(backend& be, calibration& text, double baseline, const mote::assignment& chosen) const;
 
   const options& o_;

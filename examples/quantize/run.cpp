@@ -45,8 +45,7 @@ std::uint64_t fingerprint(const std::string& model, const mote::checkpoint& file
   return hash;
 }
 
-nlohmann::ordered_json task_of(const options& o, const mote::checkpoint& files, const channel_scales& scales,
-                               const std::map<std::string, layer_plan>& plan) {
+nlohmann::ordered_json task_of(const options& o, const mote::checkpoint& files, const channel_scales& scales) {
   nlohmann::ordered_json task;
   task["model"] = fs::weakly_canonical(o.model).string();
   task["model_fingerprint"] = fingerprint(o.model, files);
@@ -58,7 +57,8 @@ nlohmann::ordered_json task_of(const options& o, const mote::checkpoint& files, 
   }
   task["format"] = o.kind == container::gguf ? "gguf" : "safetensors";
   task["max_shard_size"] = o.max_shard_size;
-  for (const auto& [name, layer] : plan) task["precision"][name] = layer.precision;
+  task["precision"] = o.precision;
+  if (o.adaptive_layers) task["sensitivity"] = o.by == sensitivity::perplexity ? "perplexity" : "error";
   return task;
 }
 
@@ -141,7 +141,12 @@ void run(const options& o) {
   if (!o.calibration.empty()) calibrated.emplace(values, sizes, o.calibration, gptq_of(o), o.threads);
   calibration* text = calibrated ? &*calibrated : nullptr;
   const planner planning(o, tensors);
-  const model_plan decided = planning.plan(be, text);
+  std::optional<journal> progress;
+  if (!o.dry_run) {
+    make_directory(partial);
+    progress.emplace(partial, task_of(o, files, channels.scales));
+  }
+  const model_plan decided = planning.plan(be, text, progress ? &*progress : nullptr);
   const auto& plan = decided.layers;
   const auto print_notes = [&] {
     if (decided.rise) fmt::print("perplexity of the calibration text: {:+.3f} %\n", *decided.rise);
@@ -161,14 +166,12 @@ void run(const options& o) {
   std::size_t total = planning.fixed_bytes();
   for (const auto& [name, layer] : plan) total += layer.bytes;
 
-  make_directory(partial);
-  journal progress(partial, task_of(o, files, channels.scales, plan));
   const auto out = gguf ? make_gguf_output(partial, metadata) : make_safetensors_output(partial, o.max_shard_size);
   std::size_t complete = 0;
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     const auto parts = stored(o.kind, tensors[i], precision_of(tensors[i]));
     for (const stored_tensor& part : parts) out->declare(part);
-    if (i < progress.done().size()) complete += parts.size();
+    if (i < progress->done().size()) complete += parts.size();
   }
   try {
     out->resume(complete);
@@ -182,8 +185,8 @@ void run(const options& o) {
     const output_tensor& t = tensors[i];
     const std::string_view precision = precision_of(t);
     squared_error e;
-    if (i < progress.done().size()) {
-      e = progress.done()[i];
+    if (i < progress->done().size()) {
+      e = progress->done()[i];
     } else if (!t.is_matrix()) {
       t.copy([&](std::span<const std::byte> bytes) { out->write(t.name, bytes); });
     } else {
@@ -193,9 +196,9 @@ void run(const options& o) {
       const auto rest = encoder->rest();
       for (std::size_t p = 0; p < rest.size(); ++p) out->write(parts[p + 1].name, rest[p]);
     }
-    if (i >= progress.done().size()) {
+    if (i >= progress->done().size()) {
       out->flush();
-      progress.add(t.name, e);
+      progress->add(t.name, e);
     }
     if (t.is_matrix()) errors[t.layer] += e;
     bar.advance(bytes_of(o.kind, t, precision), t.name);
@@ -209,7 +212,7 @@ void run(const options& o) {
   for (const auto& [layer, e] : errors) relative[layer] = std::sqrt(e.mean());
   print_table(planning.order(), plan, "error", relative, planning.fixed_bytes());
   print_notes();
-  progress.remove();
+  progress->remove();
   std::error_code problem;
   fs::rename(partial, output, problem);
   if (problem) {
