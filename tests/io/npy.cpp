@@ -35,6 +35,21 @@ TEST_CASE("npy: nothing is left behind by a writer that did not finish") {
   CHECK(std::filesystem::is_empty(directory.path()));
 }
 
+TEST_CASE("npy: what lies where it writes and is not its own stays") {
+  const test::temporary_directory directory;
+  const std::string path = directory.path() + "/x.npy";
+  directory.write("x.npy.part", "somebody's");
+  CHECK_THROWS_WITH(mote::npy_writer(path, 1, 1), contains("x.npy.part: was left by something else"));
+  CHECK(test::read_bytes(path + ".part") == "somebody's");
+  // What an earlier writer left, cut off even in its first bytes, is begun anew.
+  directory.write("x.npy.part", "\x93NUM");
+  const float one = 1.0f;
+  mote::npy_writer out(path, 1, 1);
+  out.append({&one, std::size_t{1}, std::size_t{1}});
+  out.finish();
+  CHECK(test::read_bytes(path).size() == 128 + 4);
+}
+
 TEST_CASE("npy: what cannot be written is named") {
   CHECK_THROWS_WITH(mote::npy_writer("no-such-directory/x.npy", 1, 1), contains("no-such-directory/x.npy"));
   if (std::filesystem::exists("/dev/full")) {

@@ -352,6 +352,7 @@ TEST_CASE("gguf model: bad files are refused by key or tensor") {
   refuses([](metadata& m, sources&) { m.erase("deepseek2.vocab_size"); }, "tokenizer.ggml.tokens: missing");
   refuses(key("embedding_length", std::string("wide")), "deepseek2.embedding_length");
   refuses(key("nextn_predict_layers", u32(1000)), "deepseek2.nextn_predict_layers");
+  refuses(key("block_count", u32(1)), "deepseek2.block_count");
   refuses(key("attention.key_length_mla", u32(1)), "deepseek2.attention.key_length_mla");
   refuses(key("attention.head_count", u32(config.decoder.attention.num_attention_heads + 1)), "attn_q.weight");
   refuses(key("rope.dimension_count", u32(3)), "qk_rope_head_dim");

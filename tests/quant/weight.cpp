@@ -35,6 +35,17 @@ TEST_CASE("weight: shape, bytes, elements and row slices in every format") {
   }
 }
 
+TEST_CASE("weight: rows of int8 are refused where their sums would not fit") {
+  const std::size_t most = mote::most_int8_columns;
+  const std::vector<std::int8_t> codes(most + 1);
+  const float scale = 1.0f;
+  const auto rows = [&](std::size_t columns) {
+    mote::check_rows("matmul", "w", mote::int8_matrix{{codes.data(), 1, columns}, {&scale, 1}});
+  };
+  rows(most);
+  CHECK_THROWS_WITH(rows(most + 1), "matmul: w: expected at most 131072 columns of int8, got 131073");
+}
+
 TEST_CASE("packed_matrix: shapes whose bytes std::size_t cannot hold are refused") {
   const auto check = []<class F>() {
     constexpr std::size_t most = std::numeric_limits<std::size_t>::max(), columns = std::size_t{1} << 20;
