@@ -1790,6 +1790,23 @@ inline void pack_nibbles(const std::uint8_t (&codes)[32], std::uint8_t (&bytes)[
   for (std::size_t i = 0; i < 16; ++i) bytes[i] = static_cast<std::uint8_t>(codes[i] | (codes[i + 16] << 4));
 }
 
+// 256 codes of 1, 2 or 4 bits as GGUF's K formats have them, in runs of `Run` bytes: the first `Run` codes are the lowest bits of
+// their bytes, the next ones the bits above; where bytes are full the next run follows.
+template <unsigned Bits, std::size_t Run = 32>
+struct packed_runs {
+  std::uint8_t bytes[32 * Bits];
+
+  static constexpr unsigned in_byte = 8 / Bits, mask = (1u << Bits) - 1;
+  static constexpr std::size_t at(std::size_t i) { return i / (Run * in_byte) * Run + i % Run; }
+  static constexpr unsigned shift(std::size_t i) { return static_cast<unsigned>(i / Run % in_byte) * Bits; }
+
+  unsigned get(std::size_t i) const { return bytes[at(i)] >> shift(i) & mask; }
+  // Of elements i to i + 3, i a multiple of four, as bytes.
+  std::uint32_t four(std::size_t i) const { return four_bytes(bytes + at(i)) >> shift(i) & mask * 0x01010101u; }
+  // Of an element that is zero.
+  void set(std::size_t i, unsigned code) { bytes[at(i)] |= static_cast<std::uint8_t>(code << shift(i)); }
+};
+
 // Eight pairs of six-bit scales and minima, as Q4_K and Q5_K have them.
 struct packed_scales {
   // Bytes 0-3: six bits of scales 0-3; 4-7: of minima 0-3; 8-11: four bits of scales (low) and minima (high) 4-7, whose upper
@@ -2158,14 +2175,10 @@ struct iq4_xs {
   f16 d;
   std::uint8_t scales_high[2];  // two bits of each group's scale + 32, from the lowest up
   std::uint8_t scales_low[4];   // four bits: byte i: group 2 i low, group 2 i + 1 high
-  std::uint8_t q[128];          // byte 16 g + i: element 32 g + i low, element 32 g + 16 + i high
+  detail::packed_runs<4, 16> q;
 
-  std::uint8_t code(std::size_t i) const {
-    return static_cast<std::uint8_t>(q[i / 32 * 16 + i % 16] >> (i / 16 % 2 * 4) & 15);
-  }
-  std::uint32_t four_codes(std::size_t i) const {
-    return detail::four_bytes(q + i / 32 * 16 + i % 16) >> (i / 16 % 2 * 4) & 0x0F0F0F0Fu;
-  }
+  std::uint8_t code(std::size_t i) const { return static_cast<std::uint8_t>(q.get(i)); }
+  std::uint32_t four_codes(std::size_t i) const { return q.four(i); }
   f16 super_scale() const { return d; }
   int sub_scale(std::size_t g) const {
     return ((scales_low[g / 2] >> (g % 2 * 4) & 15) | (scales_high[g / 4] >> (g % 4 * 2) & 3) << 4) - 32;
@@ -2181,9 +2194,7 @@ struct iq4_xs {
       block.scales_low[g / 2] |= static_cast<std::uint8_t>((scale & 15u) << (g % 2 * 4));
       block.scales_high[g / 4] |= static_cast<std::uint8_t>(scale >> 4 << (g % 4 * 2));
     }
-    for (std::size_t i = 0; i < block_size; ++i) {
-      block.q[i / 32 * 16 + i % 16] |= static_cast<std::uint8_t>(fit.codes[i] << (i / 16 % 2 * 4));
-    }
+    for (std::size_t i = 0; i < block_size; ++i) block.q.set(i, static_cast<unsigned>(fit.codes[i]));
     return block;
   }
 
@@ -2457,16 +2468,11 @@ struct q2_k {
   using scale_type = float;
 
   std::uint8_t scales[16];  // of each group scale low, min high
-  std::uint8_t
-      q[64];  // half h, from the lowest up two bits each of byte 32 h + i: elements 128 h + i + (0, 32, 64, 96)
+  detail::packed_runs<2> q;
   f16 d, dmin;
 
-  std::uint8_t code(std::size_t i) const {
-    return static_cast<std::uint8_t>(q[i / 128 * 32 + i % 32] >> (i / 32 % 4 * 2) & 3);
-  }
-  std::uint32_t four_codes(std::size_t i) const {
-    return detail::four_bytes(q + i / 128 * 32 + i % 32) >> (i / 32 % 4 * 2) & 0x03030303u;
-  }
+  std::uint8_t code(std::size_t i) const { return static_cast<std::uint8_t>(q.get(i)); }
+  std::uint32_t four_codes(std::size_t i) const { return q.four(i); }
   f16 super_scale() const { return d; }
   f16 super_min() const { return dmin; }
   int sub_scale(std::size_t g) const { return scales[g] & 15; }
@@ -2482,9 +2488,7 @@ struct q2_k {
     for (std::size_t g = 0; g < 16; ++g) {
       block.scales[g] = static_cast<std::uint8_t>(fit.scale[g] | fit.min[g] << 4);
     }
-    for (std::size_t i = 0; i < block_size; ++i) {
-      block.q[i / 128 * 32 + i % 32] |= static_cast<std::uint8_t>(fit.codes[i] << (i / 32 % 4 * 2));
-    }
+    for (std::size_t i = 0; i < block_size; ++i) block.q.set(i, fit.codes[i]);
     return block;
   }
 
@@ -2510,22 +2514,15 @@ struct q3_k {
   static constexpr std::array<std::int8_t, 16> code_values = {-4, -3, -2, -1, 0, 1, 2, 3};
   using scale_type = float;
 
-  std::uint8_t high[32];  // bit p of byte i: bit 2 of element 32 p + i
-  std::uint8_t
-      low[64];  // half h, from the lowest up two bits each of byte 32 h + i: elements 128 h + i + (0, 32, 64, 96)
-  std::uint8_t
-      scales[12];  // of scale + 32: bytes 0-7: four bits of groups g (low) and g + 8 (high); bytes 8-11: from the
-                   // lowest up, two bits each of groups g, g + 4, g + 8, g + 12
+  detail::packed_runs<1> high;  // bit 2 of the codes
+  detail::packed_runs<2> low;
+  // Of scale + 32: bytes 0-7: four bits of groups g (low) and g + 8 (high); bytes 8-11: from the lowest up, two bits each of
+  // groups g, g + 4, g + 8, g + 12.
+  std::uint8_t scales[12];
   f16 d;
 
-  std::uint8_t code(std::size_t i) const {
-    const int below = low[i / 128 * 32 + i % 32] >> (i / 32 % 4 * 2) & 3;
-    return static_cast<std::uint8_t>(below | (high[i % 32] >> (i / 32) & 1) << 2);
-  }
-  std::uint32_t four_codes(std::size_t i) const {
-    const std::uint32_t below = detail::four_bytes(low + i / 128 * 32 + i % 32) >> (i / 32 % 4 * 2) & 0x03030303u;
-    return below | (detail::four_bytes(high + i % 32) >> (i / 32) & 0x01010101u) << 2;
-  }
+  std::uint8_t code(std::size_t i) const { return static_cast<std::uint8_t>(low.get(i) | high.get(i) << 2); }
+  std::uint32_t four_codes(std::size_t i) const { return low.four(i) | high.four(i) << 2; }
   f16 super_scale() const { return d; }
   int sub_scale(std::size_t g) const {
     return ((scales[g % 8] >> (g / 8 * 4) & 15) | (scales[8 + g % 4] >> (g / 4 * 2) & 3) << 4) - 32;
@@ -2543,8 +2540,8 @@ struct q3_k {
     }
     for (std::size_t i = 0; i < block_size; ++i) {
       const auto code = static_cast<unsigned>(fit.codes[i] + 4);
-      block.low[i / 128 * 32 + i % 32] |= static_cast<std::uint8_t>((code & 3u) << (i / 32 % 4 * 2));
-      block.high[i % 32] |= static_cast<std::uint8_t>(code >> 2 << (i / 32));
+      block.low.set(i, code & 3u);
+      block.high.set(i, code >> 2);
     }
     return block;
   }
@@ -2651,15 +2648,10 @@ struct q4_k {
 
   f16 d, dmin;
   detail::packed_scales scales;
-  std::uint8_t q[128];  // byte 32 p + i: element 64 p + i low, element 64 p + 32 + i high
+  detail::packed_runs<4> q;
 
-  std::uint8_t code(std::size_t i) const {
-    const unsigned byte = q[i / 64 * 32 + i % 32];
-    return static_cast<std::uint8_t>(i / 32 % 2 == 0 ? byte & 15u : byte >> 4);
-  }
-  std::uint32_t four_codes(std::size_t i) const {
-    return detail::four_bytes(q + i / 64 * 32 + i % 32) >> (i / 32 % 2 * 4) & 0x0F0F0F0Fu;
-  }
+  std::uint8_t code(std::size_t i) const { return static_cast<std::uint8_t>(q.get(i)); }
+  std::uint32_t four_codes(std::size_t i) const { return q.four(i); }
   f16 super_scale() const { return d; }
   f16 super_min() const { return dmin; }
   int sub_scale(std::size_t g) const { return scales.scale(g); }
@@ -2673,9 +2665,7 @@ struct q4_k {
     block.d = fit.d;
     block.dmin = fit.dmin;
     block.scales = detail::packed_scales::of(fit.scale, fit.min);
-    for (std::size_t i = 0; i < block_size; ++i) {
-      block.q[i / 64 * 32 + i % 32] |= static_cast<std::uint8_t>(fit.codes[i] << (i / 32 % 2 * 4));
-    }
+    for (std::size_t i = 0; i < block_size; ++i) block.q.set(i, fit.codes[i]);
     return block;
   }
 
@@ -2798,17 +2788,11 @@ struct q5_k {
 
   f16 d, dmin;
   detail::packed_scales scales;
-  std::uint8_t high[32];  // bit g of byte i: bit 4 of element 32 g + i
-  std::uint8_t q[128];    // byte 32 p + i: element 64 p + i low, element 64 p + 32 + i high
+  detail::packed_runs<1> high;  // bit 4 of the codes
+  detail::packed_runs<4> low;
 
-  std::uint8_t code(std::size_t i) const {
-    const int below = q[i / 64 * 32 + i % 32] >> (i / 32 % 2 * 4) & 15;
-    return static_cast<std::uint8_t>(below | (high[i % 32] >> (i / 32) & 1) << 4);
-  }
-  std::uint32_t four_codes(std::size_t i) const {
-    const std::uint32_t below = detail::four_bytes(q + i / 64 * 32 + i % 32) >> (i / 32 % 2 * 4) & 0x0F0F0F0Fu;
-    return below | (detail::four_bytes(high + i % 32) >> (i / 32) & 0x01010101u) << 4;
-  }
+  std::uint8_t code(std::size_t i) const { return static_cast<std::uint8_t>(low.get(i) | high.get(i) << 4); }
+  std::uint32_t four_codes(std::size_t i) const { return low.four(i) | high.four(i) << 4; }
   f16 super_scale() const { return d; }
   f16 super_min() const { return dmin; }
   int sub_scale(std::size_t g) const { return scales.scale(g); }
@@ -2823,8 +2807,8 @@ struct q5_k {
     block.dmin = fit.dmin;
     block.scales = detail::packed_scales::of(fit.scale, fit.min);
     for (std::size_t i = 0; i < block_size; ++i) {
-      block.q[i / 64 * 32 + i % 32] |= static_cast<std::uint8_t>((fit.codes[i] & 15) << (i / 32 % 2 * 4));
-      block.high[i % 32] |= static_cast<std::uint8_t>(fit.codes[i] >> 4 << (i / 32));
+      block.low.set(i, fit.codes[i] & 15u);
+      block.high.set(i, fit.codes[i] >> 4);
     }
     return block;
   }
@@ -2850,23 +2834,16 @@ struct q6_k {
   static constexpr int code_bits = 6;
   using scale_type = float;
 
-  // Half h, i < 32: elements 128 h + i + (0, 32, 64, 96) are low nibbles of low[64 h + i], low[64 h + 32 + i], then high
-  // nibbles of the same, and from the lowest up two bits each of high[32 h + i].
-  std::uint8_t low[128], high[64];
+  detail::packed_runs<4, 64> low;
+  detail::packed_runs<2> high;  // the two bits above
   std::int8_t scales[16];
   f16 d;
 
   std::int8_t code(std::size_t i) const {
-    const std::size_t half = i / 128, part = i / 32 % 4;
-    const int nibble = low[64 * half + i % 64] >> (part / 2 * 4) & 15;
-    const int top = high[32 * half + i % 32] >> (part * 2) & 3;
-    return static_cast<std::int8_t>((nibble | (top << 4)) - 32);
+    return static_cast<std::int8_t>(static_cast<int>(low.get(i) | high.get(i) << 4) - 32);
   }
   std::uint32_t four_codes(std::size_t i) const {
-    const std::size_t half = i / 128, part = i / 32 % 4;
-    const std::uint32_t nibbles = detail::four_bytes(low + 64 * half + i % 64) >> (part / 2 * 4) & 0x0F0F0F0Fu;
-    const std::uint32_t top = detail::four_bytes(high + 32 * half + i % 32) >> (part * 2) & 0x03030303u;
-    const std::uint32_t below = (nibbles | top << 4) ^ 0x20202020u;
+    const std::uint32_t below = (low.four(i) | high.four(i) << 4) ^ 0x20202020u;
     return below | (below & 0x20202020u) * 6u;  // - 32
   }
   f16 super_scale() const { return d; }
@@ -2879,10 +2856,9 @@ struct q6_k {
     block.d = fit.d;
     std::copy(fit.scale, fit.scale + 16, block.scales);
     for (std::size_t i = 0; i < block_size; ++i) {
-      const std::size_t half = i / 128, part = i / 32 % 4;
       const auto code = static_cast<unsigned>(fit.codes[i] + 32);
-      block.low[64 * half + i % 64] |= static_cast<std::uint8_t>((code & 15u) << (part / 2 * 4));
-      block.high[32 * half + i % 32] |= static_cast<std::uint8_t>(code >> 4 << (part * 2));
+      block.low.set(i, code & 15u);
+      block.high.set(i, code >> 4);
     }
     return block;
   }
@@ -11419,20 +11395,13 @@ inline void check_int4(std::string_view op, const view<const float, 2>& w, std::
   check_view(op, "scale", scale, {w.extent(0), w.extent(1) / group});
 }
 
-}  // namespace detail
-
-// w [out, in] to codes [out, in / 2] and scale [out, in / group]. Throws shape_error unless `group` is even and divides the
-// columns.
-inline void quantize_int4(const view<const float, 2>& w, std::size_t group, const view<int4_pair, 2>& codes,
-                          const view<float, 2>& scale) {
-  detail::check_int4("quantize_int4", w, group, codes, scale);
+// codes(n, k) = code(x) of every element, where fit(x, n, g) makes `code` for group g of row n.
+template <class Fit>
+void for_each_int4_group(const view<const float, 2>& w, std::size_t group, const view<int4_pair, 2>& codes, Fit&& fit) {
   for (std::size_t n = 0; n < w.extent(0); ++n) {
     for (std::size_t begin = 0; begin < w.extent(1); begin += group) {
       const float* x = w.row(n) + begin;
-      const float s = scale(n, begin / group) = int4_scale(x, group);
-      const auto code = [s](float v) {
-        return static_cast<int>(std::fmin(std::fmax(std::nearbyint(v / s), -8.0f), 7.0f));
-      };
+      const auto code = fit(x, n, begin / group);
       for (std::size_t i = 0; i < group; i += 2) {
         codes(n, (begin + i) / 2) = int4_pair::of(code(x[i]), code(x[i + 1]));
       }
@@ -11440,22 +11409,30 @@ inline void quantize_int4(const view<const float, 2>& w, std::size_t group, cons
   }
 }
 
+}  // namespace detail
+
+// w [out, in] to codes [out, in / 2] and scale [out, in / group]. Throws shape_error unless `group` is even and divides the
+// columns.
+inline void quantize_int4(const view<const float, 2>& w, std::size_t group, const view<int4_pair, 2>& codes,
+                          const view<float, 2>& scale) {
+  detail::check_int4("quantize_int4", w, group, codes, scale);
+  detail::for_each_int4_group(w, group, codes, [&](const float* x, std::size_t n, std::size_t g) {
+    const float s = scale(n, g) = int4_scale(x, group);
+    return [s](float v) { return static_cast<int>(std::fmin(std::fmax(std::nearbyint(v / s), -8.0f), 7.0f)); };
+  });
+}
+
 // Asymmetric, with zero [out, in / group].
 inline void quantize_int4(const view<const float, 2>& w, std::size_t group, const view<int4_pair, 2>& codes,
                           const view<float, 2>& scale, const view<std::int8_t, 2>& zero) {
   detail::check_int4("quantize_int4", w, group, codes, scale);
   check_view("quantize_int4", "zero", zero, {w.extent(0), w.extent(1) / group});
-  for (std::size_t n = 0; n < w.extent(0); ++n) {
-    for (std::size_t begin = 0; begin < w.extent(1); begin += group) {
-      const float* x = w.row(n) + begin;
-      const asymmetric_range range(x, group, 4);
-      scale(n, begin / group) = range.scale;
-      zero(n, begin / group) = range.zero;
-      for (std::size_t i = 0; i < group; i += 2) {
-        codes(n, (begin + i) / 2) = int4_pair::of(range.code(x[i]), range.code(x[i + 1]));
-      }
-    }
-  }
+  detail::for_each_int4_group(w, group, codes, [&](const float* x, std::size_t n, std::size_t g) {
+    const asymmetric_range range(x, group, 4);
+    scale(n, g) = range.scale;
+    zero(n, g) = range.zero;
+    return [range](float v) { return range.code(v); };
+  });
 }
 
 MOTE_END_NAMESPACE

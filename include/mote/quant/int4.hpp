@@ -40,20 +40,13 @@ inline void check_int4(std::string_view op, const view<const float, 2>& w, std::
   check_view(op, "scale", scale, {w.extent(0), w.extent(1) / group});
 }
 
-}  // namespace detail
-
-// w [out, in] to codes [out, in / 2] and scale [out, in / group]. Throws shape_error unless `group` is even and divides the
-// columns.
-inline void quantize_int4(const view<const float, 2>& w, std::size_t group, const view<int4_pair, 2>& codes,
-                          const view<float, 2>& scale) {
-  detail::check_int4("quantize_int4", w, group, codes, scale);
+// codes(n, k) = code(x) of every element, where fit(x, n, g) makes `code` for group g of row n.
+template <class Fit>
+void for_each_int4_group(const view<const float, 2>& w, std::size_t group, const view<int4_pair, 2>& codes, Fit&& fit) {
   for (std::size_t n = 0; n < w.extent(0); ++n) {
     for (std::size_t begin = 0; begin < w.extent(1); begin += group) {
       const float* x = w.row(n) + begin;
-      const float s = scale(n, begin / group) = int4_scale(x, group);
-      const auto code = [s](float v) {
-        return static_cast<int>(std::fmin(std::fmax(std::nearbyint(v / s), -8.0f), 7.0f));
-      };
+      const auto code = fit(x, n, begin / group);
       for (std::size_t i = 0; i < group; i += 2) {
         codes(n, (begin + i) / 2) = int4_pair::of(code(x[i]), code(x[i + 1]));
       }
@@ -61,22 +54,30 @@ inline void quantize_int4(const view<const float, 2>& w, std::size_t group, cons
   }
 }
 
+}  // namespace detail
+
+// w [out, in] to codes [out, in / 2] and scale [out, in / group]. Throws shape_error unless `group` is even and divides the
+// columns.
+inline void quantize_int4(const view<const float, 2>& w, std::size_t group, const view<int4_pair, 2>& codes,
+                          const view<float, 2>& scale) {
+  detail::check_int4("quantize_int4", w, group, codes, scale);
+  detail::for_each_int4_group(w, group, codes, [&](const float* x, std::size_t n, std::size_t g) {
+    const float s = scale(n, g) = int4_scale(x, group);
+    return [s](float v) { return static_cast<int>(std::fmin(std::fmax(std::nearbyint(v / s), -8.0f), 7.0f)); };
+  });
+}
+
 // Asymmetric, with zero [out, in / group].
 inline void quantize_int4(const view<const float, 2>& w, std::size_t group, const view<int4_pair, 2>& codes,
                           const view<float, 2>& scale, const view<std::int8_t, 2>& zero) {
   detail::check_int4("quantize_int4", w, group, codes, scale);
   check_view("quantize_int4", "zero", zero, {w.extent(0), w.extent(1) / group});
-  for (std::size_t n = 0; n < w.extent(0); ++n) {
-    for (std::size_t begin = 0; begin < w.extent(1); begin += group) {
-      const float* x = w.row(n) + begin;
-      const asymmetric_range range(x, group, 4);
-      scale(n, begin / group) = range.scale;
-      zero(n, begin / group) = range.zero;
-      for (std::size_t i = 0; i < group; i += 2) {
-        codes(n, (begin + i) / 2) = int4_pair::of(range.code(x[i]), range.code(x[i + 1]));
-      }
-    }
-  }
+  detail::for_each_int4_group(w, group, codes, [&](const float* x, std::size_t n, std::size_t g) {
+    const asymmetric_range range(x, group, 4);
+    scale(n, g) = range.scale;
+    zero(n, g) = range.zero;
+    return [range](float v) { return range.code(v); };
+  });
 }
 
 MOTE_END_NAMESPACE

@@ -106,6 +106,23 @@ inline void pack_nibbles(const std::uint8_t (&codes)[32], std::uint8_t (&bytes)[
   for (std::size_t i = 0; i < 16; ++i) bytes[i] = static_cast<std::uint8_t>(codes[i] | (codes[i + 16] << 4));
 }
 
+// 256 codes of 1, 2 or 4 bits as GGUF's K formats have them, in runs of `Run` bytes: the first `Run` codes are the lowest bits of
+// their bytes, the next ones the bits above; where bytes are full the next run follows.
+template <unsigned Bits, std::size_t Run = 32>
+struct packed_runs {
+  std::uint8_t bytes[32 * Bits];
+
+  static constexpr unsigned in_byte = 8 / Bits, mask = (1u << Bits) - 1;
+  static constexpr std::size_t at(std::size_t i) { return i / (Run * in_byte) * Run + i % Run; }
+  static constexpr unsigned shift(std::size_t i) { return static_cast<unsigned>(i / Run % in_byte) * Bits; }
+
+  unsigned get(std::size_t i) const { return bytes[at(i)] >> shift(i) & mask; }
+  // Of elements i to i + 3, i a multiple of four, as bytes.
+  std::uint32_t four(std::size_t i) const { return four_bytes(bytes + at(i)) >> shift(i) & mask * 0x01010101u; }
+  // Of an element that is zero.
+  void set(std::size_t i, unsigned code) { bytes[at(i)] |= static_cast<std::uint8_t>(code << shift(i)); }
+};
+
 // Eight pairs of six-bit scales and minima, as Q4_K and Q5_K have them.
 struct packed_scales {
   // Bytes 0-3: six bits of scales 0-3; 4-7: of minima 0-3; 8-11: four bits of scales (low) and minima (high) 4-7, whose upper

@@ -21,14 +21,10 @@ struct iq4_xs {
   f16 d;
   std::uint8_t scales_high[2];  // two bits of each group's scale + 32, from the lowest up
   std::uint8_t scales_low[4];   // four bits: byte i: group 2 i low, group 2 i + 1 high
-  std::uint8_t q[128];          // byte 16 g + i: element 32 g + i low, element 32 g + 16 + i high
+  detail::packed_runs<4, 16> q;
 
-  std::uint8_t code(std::size_t i) const {
-    return static_cast<std::uint8_t>(q[i / 32 * 16 + i % 16] >> (i / 16 % 2 * 4) & 15);
-  }
-  std::uint32_t four_codes(std::size_t i) const {
-    return detail::four_bytes(q + i / 32 * 16 + i % 16) >> (i / 16 % 2 * 4) & 0x0F0F0F0Fu;
-  }
+  std::uint8_t code(std::size_t i) const { return static_cast<std::uint8_t>(q.get(i)); }
+  std::uint32_t four_codes(std::size_t i) const { return q.four(i); }
   f16 super_scale() const { return d; }
   int sub_scale(std::size_t g) const {
     return ((scales_low[g / 2] >> (g % 2 * 4) & 15) | (scales_high[g / 4] >> (g % 4 * 2) & 3) << 4) - 32;
@@ -44,9 +40,7 @@ struct iq4_xs {
       block.scales_low[g / 2] |= static_cast<std::uint8_t>((scale & 15u) << (g % 2 * 4));
       block.scales_high[g / 4] |= static_cast<std::uint8_t>(scale >> 4 << (g % 4 * 2));
     }
-    for (std::size_t i = 0; i < block_size; ++i) {
-      block.q[i / 32 * 16 + i % 16] |= static_cast<std::uint8_t>(fit.codes[i] << (i / 16 % 2 * 4));
-    }
+    for (std::size_t i = 0; i < block_size; ++i) block.q.set(i, static_cast<unsigned>(fit.codes[i]));
     return block;
   }
 

@@ -18,16 +18,11 @@ struct q2_k {
   using scale_type = float;
 
   std::uint8_t scales[16];  // of each group scale low, min high
-  std::uint8_t
-      q[64];  // half h, from the lowest up two bits each of byte 32 h + i: elements 128 h + i + (0, 32, 64, 96)
+  detail::packed_runs<2> q;
   f16 d, dmin;
 
-  std::uint8_t code(std::size_t i) const {
-    return static_cast<std::uint8_t>(q[i / 128 * 32 + i % 32] >> (i / 32 % 4 * 2) & 3);
-  }
-  std::uint32_t four_codes(std::size_t i) const {
-    return detail::four_bytes(q + i / 128 * 32 + i % 32) >> (i / 32 % 4 * 2) & 0x03030303u;
-  }
+  std::uint8_t code(std::size_t i) const { return static_cast<std::uint8_t>(q.get(i)); }
+  std::uint32_t four_codes(std::size_t i) const { return q.four(i); }
   f16 super_scale() const { return d; }
   f16 super_min() const { return dmin; }
   int sub_scale(std::size_t g) const { return scales[g] & 15; }
@@ -43,9 +38,7 @@ struct q2_k {
     for (std::size_t g = 0; g < 16; ++g) {
       block.scales[g] = static_cast<std::uint8_t>(fit.scale[g] | fit.min[g] << 4);
     }
-    for (std::size_t i = 0; i < block_size; ++i) {
-      block.q[i / 128 * 32 + i % 32] |= static_cast<std::uint8_t>(fit.codes[i] << (i / 32 % 4 * 2));
-    }
+    for (std::size_t i = 0; i < block_size; ++i) block.q.set(i, fit.codes[i]);
     return block;
   }
 

@@ -17,22 +17,15 @@ struct q3_k {
   static constexpr std::array<std::int8_t, 16> code_values = {-4, -3, -2, -1, 0, 1, 2, 3};
   using scale_type = float;
 
-  std::uint8_t high[32];  // bit p of byte i: bit 2 of element 32 p + i
-  std::uint8_t
-      low[64];  // half h, from the lowest up two bits each of byte 32 h + i: elements 128 h + i + (0, 32, 64, 96)
-  std::uint8_t
-      scales[12];  // of scale + 32: bytes 0-7: four bits of groups g (low) and g + 8 (high); bytes 8-11: from the
-                   // lowest up, two bits each of groups g, g + 4, g + 8, g + 12
+  detail::packed_runs<1> high;  // bit 2 of the codes
+  detail::packed_runs<2> low;
+  // Of scale + 32: bytes 0-7: four bits of groups g (low) and g + 8 (high); bytes 8-11: from the lowest up, two bits each of
+  // groups g, g + 4, g + 8, g + 12.
+  std::uint8_t scales[12];
   f16 d;
 
-  std::uint8_t code(std::size_t i) const {
-    const int below = low[i / 128 * 32 + i % 32] >> (i / 32 % 4 * 2) & 3;
-    return static_cast<std::uint8_t>(below | (high[i % 32] >> (i / 32) & 1) << 2);
-  }
-  std::uint32_t four_codes(std::size_t i) const {
-    const std::uint32_t below = detail::four_bytes(low + i / 128 * 32 + i % 32) >> (i / 32 % 4 * 2) & 0x03030303u;
-    return below | (detail::four_bytes(high + i % 32) >> (i / 32) & 0x01010101u) << 2;
-  }
+  std::uint8_t code(std::size_t i) const { return static_cast<std::uint8_t>(low.get(i) | high.get(i) << 2); }
+  std::uint32_t four_codes(std::size_t i) const { return low.four(i) | high.four(i) << 2; }
   f16 super_scale() const { return d; }
   int sub_scale(std::size_t g) const {
     return ((scales[g % 8] >> (g / 8 * 4) & 15) | (scales[8 + g % 4] >> (g / 4 * 2) & 3) << 4) - 32;
@@ -50,8 +43,8 @@ struct q3_k {
     }
     for (std::size_t i = 0; i < block_size; ++i) {
       const auto code = static_cast<unsigned>(fit.codes[i] + 4);
-      block.low[i / 128 * 32 + i % 32] |= static_cast<std::uint8_t>((code & 3u) << (i / 32 % 4 * 2));
-      block.high[i % 32] |= static_cast<std::uint8_t>(code >> 2 << (i / 32));
+      block.low.set(i, code & 3u);
+      block.high.set(i, code >> 2);
     }
     return block;
   }

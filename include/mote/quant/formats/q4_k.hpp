@@ -19,15 +19,10 @@ struct q4_k {
 
   f16 d, dmin;
   detail::packed_scales scales;
-  std::uint8_t q[128];  // byte 32 p + i: element 64 p + i low, element 64 p + 32 + i high
+  detail::packed_runs<4> q;
 
-  std::uint8_t code(std::size_t i) const {
-    const unsigned byte = q[i / 64 * 32 + i % 32];
-    return static_cast<std::uint8_t>(i / 32 % 2 == 0 ? byte & 15u : byte >> 4);
-  }
-  std::uint32_t four_codes(std::size_t i) const {
-    return detail::four_bytes(q + i / 64 * 32 + i % 32) >> (i / 32 % 2 * 4) & 0x0F0F0F0Fu;
-  }
+  std::uint8_t code(std::size_t i) const { return static_cast<std::uint8_t>(q.get(i)); }
+  std::uint32_t four_codes(std::size_t i) const { return q.four(i); }
   f16 super_scale() const { return d; }
   f16 super_min() const { return dmin; }
   int sub_scale(std::size_t g) const { return scales.scale(g); }
@@ -41,9 +36,7 @@ struct q4_k {
     block.d = fit.d;
     block.dmin = fit.dmin;
     block.scales = detail::packed_scales::of(fit.scale, fit.min);
-    for (std::size_t i = 0; i < block_size; ++i) {
-      block.q[i / 64 * 32 + i % 32] |= static_cast<std::uint8_t>(fit.codes[i] << (i / 32 % 2 * 4));
-    }
+    for (std::size_t i = 0; i < block_size; ++i) block.q.set(i, fit.codes[i]);
     return block;
   }
 

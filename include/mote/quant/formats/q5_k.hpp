@@ -18,17 +18,11 @@ struct q5_k {
 
   f16 d, dmin;
   detail::packed_scales scales;
-  std::uint8_t high[32];  // bit g of byte i: bit 4 of element 32 g + i
-  std::uint8_t q[128];    // byte 32 p + i: element 64 p + i low, element 64 p + 32 + i high
+  detail::packed_runs<1> high;  // bit 4 of the codes
+  detail::packed_runs<4> low;
 
-  std::uint8_t code(std::size_t i) const {
-    const int below = q[i / 64 * 32 + i % 32] >> (i / 32 % 2 * 4) & 15;
-    return static_cast<std::uint8_t>(below | (high[i % 32] >> (i / 32) & 1) << 4);
-  }
-  std::uint32_t four_codes(std::size_t i) const {
-    const std::uint32_t below = detail::four_bytes(q + i / 64 * 32 + i % 32) >> (i / 32 % 2 * 4) & 0x0F0F0F0Fu;
-    return below | (detail::four_bytes(high + i % 32) >> (i / 32) & 0x01010101u) << 4;
-  }
+  std::uint8_t code(std::size_t i) const { return static_cast<std::uint8_t>(low.get(i) | high.get(i) << 4); }
+  std::uint32_t four_codes(std::size_t i) const { return low.four(i) | high.four(i) << 4; }
   f16 super_scale() const { return d; }
   f16 super_min() const { return dmin; }
   int sub_scale(std::size_t g) const { return scales.scale(g); }
@@ -43,8 +37,8 @@ struct q5_k {
     block.dmin = fit.dmin;
     block.scales = detail::packed_scales::of(fit.scale, fit.min);
     for (std::size_t i = 0; i < block_size; ++i) {
-      block.q[i / 64 * 32 + i % 32] |= static_cast<std::uint8_t>((fit.codes[i] & 15) << (i / 32 % 2 * 4));
-      block.high[i % 32] |= static_cast<std::uint8_t>(fit.codes[i] >> 4 << (i / 32));
+      block.low.set(i, fit.codes[i] & 15u);
+      block.high.set(i, fit.codes[i] >> 4);
     }
     return block;
   }

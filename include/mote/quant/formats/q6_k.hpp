@@ -16,23 +16,16 @@ struct q6_k {
   static constexpr int code_bits = 6;
   using scale_type = float;
 
-  // Half h, i < 32: elements 128 h + i + (0, 32, 64, 96) are low nibbles of low[64 h + i], low[64 h + 32 + i], then high
-  // nibbles of the same, and from the lowest up two bits each of high[32 h + i].
-  std::uint8_t low[128], high[64];
+  detail::packed_runs<4, 64> low;
+  detail::packed_runs<2> high;  // the two bits above
   std::int8_t scales[16];
   f16 d;
 
   std::int8_t code(std::size_t i) const {
-    const std::size_t half = i / 128, part = i / 32 % 4;
-    const int nibble = low[64 * half + i % 64] >> (part / 2 * 4) & 15;
-    const int top = high[32 * half + i % 32] >> (part * 2) & 3;
-    return static_cast<std::int8_t>((nibble | (top << 4)) - 32);
+    return static_cast<std::int8_t>(static_cast<int>(low.get(i) | high.get(i) << 4) - 32);
   }
   std::uint32_t four_codes(std::size_t i) const {
-    const std::size_t half = i / 128, part = i / 32 % 4;
-    const std::uint32_t nibbles = detail::four_bytes(low + 64 * half + i % 64) >> (part / 2 * 4) & 0x0F0F0F0Fu;
-    const std::uint32_t top = detail::four_bytes(high + 32 * half + i % 32) >> (part * 2) & 0x03030303u;
-    const std::uint32_t below = (nibbles | top << 4) ^ 0x20202020u;
+    const std::uint32_t below = (low.four(i) | high.four(i) << 4) ^ 0x20202020u;
     return below | (below & 0x20202020u) * 6u;  // - 32
   }
   f16 super_scale() const { return d; }
@@ -45,10 +38,9 @@ struct q6_k {
     block.d = fit.d;
     std::copy(fit.scale, fit.scale + 16, block.scales);
     for (std::size_t i = 0; i < block_size; ++i) {
-      const std::size_t half = i / 128, part = i / 32 % 4;
       const auto code = static_cast<unsigned>(fit.codes[i] + 32);
-      block.low[64 * half + i % 64] |= static_cast<std::uint8_t>((code & 15u) << (part / 2 * 4));
-      block.high[32 * half + i % 32] |= static_cast<std::uint8_t>(code >> 4 << (part * 2));
+      block.low.set(i, code & 15u);
+      block.high.set(i, code >> 4);
     }
     return block;
   }
