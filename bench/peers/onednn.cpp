@@ -1,6 +1,6 @@
 // oneDNN: int8 and, where it has a kernel for this machine, bf16 and float32. Weights are kept in the order that oneDNN
-// chooses for the number of tokens. int8 activations are quantized on the way with one scale for all tokens, which is what oneDNN 2 can apply; where
-// there is no VNNI its sums saturate, as its manual says, unless weights have seven bits.
+// chooses for the number of tokens. int8 activations are quantized on the way with one scale for all tokens, which is what
+// oneDNN 2 can apply; where there is no VNNI its sums saturate, as its manual says, unless weights have seven bits.
 #include <algorithm>
 #include <bit>
 #include <cmath>

@@ -21,9 +21,9 @@ template <class Backend>
 class backend_engine final : public engine {
  public:
   template <class... Args>
-  explicit backend_engine(const engine_options& o, model_config config, Args&&... args)
+  explicit backend_engine(const engine_options& o, model_config config, const std::optional<expert_uses>& profile,
+                          Args&&... args)
       : config_(std::move(config)),
-        profile_(read_profile(o)),
         backend_(std::forward<Args>(args)...),
         weights_(load(backend_, config_, o)),
         model_(backend_, config_, weights_, o.context, o.chunk, o.cache),
@@ -35,7 +35,7 @@ class backend_engine final : public engine {
       mote::check(weights_.packed.has_value(), "memory_limit", "needs packed_cache: the experts stay in that file");
       const std::size_t logits = std::max(o.logits_rows, std::size_t{speculative_ ? 3u : 1u});
       experts_ = limit_memory(backend_, config_, weights_, speculative_,
-                              step(chunk()) + logits * config_.vocab_size * sizeof(float), o.memory_limit, profile_,
+                              step(chunk()) + logits * config_.vocab_size * sizeof(float), o.memory_limit, profile,
                               o.expert_profile);
     }
   }
@@ -92,12 +92,6 @@ class backend_engine final : public engine {
  private:
   std::size_t step(std::size_t tokens) const { return step_memory(config_, tokens, context()); }
 
-  static std::optional<expert_uses> read_profile(const engine_options& o) {
-    std::error_code none;
-    if (o.expert_profile.empty() || !std::filesystem::exists(o.expert_profile, none)) return std::nullopt;
-    return read_expert_profile(o.expert_profile);
-  }
-
   static model_weights load(Backend& be, const model_config& config, const engine_options& o) {
     if (!o.packed_cache) return load_weights(be, config, o.weights, model_files(o.model));
     const std::string path =
@@ -122,7 +116,6 @@ class backend_engine final : public engine {
   }
 
   model_config config_;
-  std::optional<expert_uses> profile_;  // read before the weights are packed, which takes longer
   Backend backend_;
   model_weights weights_;
   std::unique_ptr<mote::mapped_experts> experts_;
@@ -144,10 +137,16 @@ std::unique_ptr<engine> make_engine(const engine_options& options) {
   mote::check_whole_blocks(o.model, "latent cache", config.decoder.attention.cache_width(), o.cache);
   mote::check(!o.speculative || o.chunk > 1, "chunk", "expected at least 2, a token and its draft, with speculative");
   config.decoder.attention.form = o.attention;
-  if (o.backend == backend_kind::reference) {
-    return std::make_unique<backend_engine<mote::reference>>(o, std::move(config));
+  // Before the weights are packed, which takes longer.
+  std::optional<expert_uses> profile;
+  std::error_code none;
+  if (!o.expert_profile.empty() && std::filesystem::exists(o.expert_profile, none)) {
+    profile = read_expert_profile(o.expert_profile);
   }
-  return std::make_unique<backend_engine<mote::simd<>>>(o, std::move(config), mote::threads{o.threads});
+  if (o.backend == backend_kind::reference) {
+    return std::make_unique<backend_engine<mote::reference>>(o, std::move(config), profile);
+  }
+  return std::make_unique<backend_engine<mote::simd<>>>(o, std::move(config), profile, mote::threads{o.threads});
 }
 
 }  // namespace lm

@@ -81,9 +81,7 @@ class model_files {
     const auto copy = [](const auto& tensor) {
       mote::buffer<float> values = mote::read_float(tensor);
       mote::release_pages(tensor.bytes);
-      if (!std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); })) {
-        tensor.fail("has numbers that are not finite");
-      }
+      if (!mote::detail::all_finite(values.data(), values.size())) tensor.fail("has numbers that are not finite");
       return values;
     };
     if (const auto* published = std::get_if<mote::checkpoint>(&files_)) return copy(published->tensor(name, shape));

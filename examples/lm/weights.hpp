@@ -270,18 +270,18 @@ class weight_loader {
   // one that stays whole.
   mote::weight matrix(const std::string& name, std::size_t rows, std::size_t columns, weight_format format,
                       std::size_t slice) {
-    std::span<const std::byte> source;
+    std::span<const std::byte> in_place;
     const mote::weight made = kept(name, rows, columns, [&] {
       const stored_matrix stored = out_.files.matrix(name, rows, columns);
-      source = bytes_of(stored);
       if (const auto same_numbers = std::visit([&](const auto& m) { return same(m, format, slice); }, stored)) {
+        in_place = bytes_of(stored);
         return *same_numbers;
       }
       mote::buffer<float> values = read(stored);
       const bool exact_bf16 = fits_bf16(values);
       return out_.matrices.make(be_, std::move(values), rows, columns, format, exact_bf16, slice);
     });
-    mote::release_pages(source);  // packed or written by now
+    mote::release_pages(in_place);  // packed or written by now
     return made;
   }
 

@@ -83,7 +83,7 @@ class journal {
   }
 
   // What was chosen, or null.
-  const nlohmann::ordered_json& chosen() const { return chosen_; }
+  const nlohmann::json& chosen() const { return chosen_; }
   void choose(const nlohmann::ordered_json& chosen) { write({{"chosen", chosen}}); }
 
   const std::vector<squared_error>& done() const { return done_; }
@@ -107,7 +107,7 @@ class journal {
         errors.push_back(e.get<double>());
       }
     } else if (entry.contains("chosen")) {
-      chosen_ = nlohmann::ordered_json::parse(entry["chosen"].dump());
+      chosen_ = entry["chosen"];
     } else {
       done_.push_back({o.number("error"), o.integer("matrices", 0, std::size_t{1} << 32)});
     }
@@ -123,7 +123,7 @@ class journal {
   run_lock mine_;
   std::ofstream file_;
   std::map<std::string, std::vector<double>> measured_;
-  nlohmann::ordered_json chosen_;
+  nlohmann::json chosen_;
   std::vector<squared_error> done_;
 };
 

@@ -58,10 +58,10 @@ int main(int argc, char** argv) {
       ->type_name("NAME");
   std::optional<container> format;
   program
-      .add_option("--format", format,
-                  "safetensors or gguf (default: gguf for GGUF's block formats and bf16, safetensors for int8, int4, "
-                  "fp8, mxfp4 "
-                  "and nvfp4)")
+      .add_option(
+          "--format", format,
+          "safetensors or gguf (default: gguf for GGUF's block formats and bf16, safetensors for int8, int4, fp8, "
+          "mxfp4 and nvfp4)")
       ->transform(lm::one_of<container>({{"safetensors", container::safetensors}, {"gguf", container::gguf}}))
       ->type_name("NAME");
   program

@@ -140,9 +140,7 @@ model_plan planner::plan(backend& be, calibration* text, journal* progress) cons
     chosen = chosen_before(*progress);
     if (progress->chosen().contains("rise")) result.rise = progress->chosen().value("rise", 0.0);
   } else if (o_.quality_budget > 0.0) {
-    double rise = 0.0;
-    chosen = assign_within_quality(be, *text, loss_as_it_is(), layers, rise);
-    result.rise = rise;
+    chosen = assign_within_quality(be, *text, loss_as_it_is(), layers, result.rise.emplace());
   } else {
     chosen = assign_within_size(layers);
   }
@@ -161,7 +159,8 @@ model_plan planner::plan(backend& be, calibration* text, journal* progress) cons
 }
 
 mote::assignment planner::chosen_before(const journal& progress) const {
-  const nlohmann::ordered_json& line = progress.chosen();
+  const nlohmann::json& line = progress.chosen();
+  const nlohmann::json precisions = line.value("precision", nlohmann::json::object());
   mote::assignment chosen;
   if (line.value("size_budget", std::size_t{0}) != o_.size_budget ||
       line.value("quality_budget", 0.0) != o_.quality_budget) {
@@ -169,7 +168,7 @@ mote::assignment planner::chosen_before(const journal& progress) const {
   }
   for (const std::string& name : order_) {
     const auto choices = choices_of(layers_.at(name));
-    const std::string precision = line.value("precision", nlohmann::ordered_json::object()).value(name, std::string());
+    const std::string precision = precisions.value(name, std::string());
     const auto found = std::find(choices.begin(), choices.end(), precision);
     if (found == choices.end()) progress.refuse();
     chosen.choice.push_back(static_cast<std::size_t>(found - choices.begin()));
@@ -193,7 +192,8 @@ mote::assignment planner::assign_within_quality(backend& be, calibration& text, 
   constexpr int most_times = 10;
   const double budget = std::log1p(o_.quality_budget / 100.0);
   double least = 0.0;
-  layer_options expected = layers, share = layers;  // share: of the difference, as `error`
+  layer_options expected = layers;
+  std::vector<std::vector<double>> share(layers.size());  // of the difference, of each choice
   for (std::size_t l = 0; l < layers.size(); ++l) {
     least += std::min_element(layers[l].begin(), layers[l].end(), [](const auto& a, const auto& b) {
                return a.error < b.error;
@@ -201,11 +201,10 @@ mote::assignment planner::assign_within_quality(backend& be, calibration& text, 
     const layer& of = layers_.at(order_[l]);
     double weights = 0.0;
     for (const output_tensor* t : of.tensors) weights += static_cast<double>(t->rows() * t->columns());
-    const auto choices = choices_of(of);
     const bool counts = !of.tensors[0]->modules.empty() && text.predicts(of.tensors[0]->modules[0]);
-    for (std::size_t c = 0; c < choices.size(); ++c) {
-      share[l][c].error =
-          counts && choices[c] != "bf16" ? weights * std::exp2(-2.0 * info(o_.kind, choices[c]).bits) : 0.0;
+    for (const std::string_view precision : choices_of(of)) {
+      const bool rounds = counts && precision != "bf16";
+      share[l].push_back(rounds ? weights * std::exp2(-2.0 * info(o_.kind, precision).bits) : 0.0);
     }
   }
   if (least > budget) {
@@ -220,12 +219,12 @@ mote::assignment planner::assign_within_quality(backend& be, calibration& text, 
     rise = 100.0 * std::expm1(added);
     if (added <= budget) return chosen;
     double shares = 0.0;
-    for (std::size_t l = 0; l < layers.size(); ++l) shares += share[l][chosen.choice[l]].error;
+    for (std::size_t l = 0; l < layers.size(); ++l) shares += share[l][chosen.choice[l]];
     if (shares == 0.0) break;
     scale += std::max(scale, (added - chosen.error) / shares);
     for (std::size_t l = 0; l < layers.size(); ++l) {
       for (std::size_t c = 0; c < layers[l].size(); ++c) {
-        expected[l][c].error = layers[l][c].error + scale * share[l][c].error;
+        expected[l][c].error = layers[l][c].error + scale * share[l][c];
       }
     }
   }

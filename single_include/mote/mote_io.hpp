@@ -1498,23 +1498,45 @@ MOTE_END_NAMESPACE
 
 MOTE_BEGIN_NAMESPACE
 
+namespace detail {
+
+// A regular file, open for reading while the object lives.
+class regular_file {
+ public:
+  // Throws format_error naming the file when it is no regular file or cannot be opened.
+  explicit regular_file(const std::string& path)
+      // Without O_NONBLOCK a named pipe would be waited for before it can be refused.
+      : descriptor_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
+    if (descriptor_ < 0) raise<format_error>(path + ": cannot be opened: " + std::strerror(errno));
+    if (::fstat(descriptor_, &status_) == 0 && S_ISREG(status_.st_mode)) return;
+    ::close(descriptor_);
+    raise<format_error>(path + ": is not a regular file");
+  }
+  regular_file(const regular_file&) = delete;
+  regular_file& operator=(const regular_file&) = delete;
+  ~regular_file() { ::close(descriptor_); }
+
+  int descriptor() const { return descriptor_; }
+  const struct stat& status() const { return status_; }
+  std::size_t size() const { return static_cast<std::size_t>(status_.st_size); }
+
+ private:
+  int descriptor_;
+  struct stat status_ {};
+};
+
+}  // namespace detail
+
 class mapped_file {
  public:
   // Throws format_error naming the file when it is no regular file or cannot be opened or mapped.
   explicit mapped_file(const std::string& path) : path_(path) {
-    // Without O_NONBLOCK a named pipe would be waited for before it can be refused.
-    const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (descriptor < 0) raise<format_error>(path + ": cannot be opened: " + std::strerror(errno));
-    struct stat status {};
-    const bool regular = ::fstat(descriptor, &status) == 0 && S_ISREG(status.st_mode);
-    size_ = regular ? static_cast<std::size_t>(status.st_size) : 0;
-    if (size_ > 0) data_ = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, descriptor, 0);
-    const int problem = errno;
-    ::close(descriptor);
-    if (!regular) raise<format_error>(path + ": is not a regular file");
+    const detail::regular_file file(path);
+    size_ = file.size();
+    if (size_ > 0) data_ = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.descriptor(), 0);
     if (data_ == MAP_FAILED) {
       data_ = nullptr;
-      raise<format_error>(path + ": cannot be mapped: " + std::strerror(problem));
+      raise<format_error>(path + ": cannot be mapped: " + std::strerror(errno));
     }
   }
 
@@ -2433,27 +2455,15 @@ inline std::uint64_t fnv1a(std::span<const std::byte> bytes, std::uint64_t hash 
 // Not noticed: a change between the samples that keeps size and time. Throws format_error naming the file when it cannot be read.
 inline std::uint64_t fingerprint(const std::string& path, std::uint64_t hash = fnv1a_start) {
   constexpr std::size_t head = std::size_t{1} << 20, sample = 4096, samples = 64;
-  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  const auto fail = [&] {
-    const int reason = errno;
-    if (descriptor >= 0) ::close(descriptor);
-    raise<format_error>(path + ": cannot be read: " + std::strerror(reason));
-  };
-  if (descriptor < 0) fail();
+  const detail::regular_file file(path);
 #ifdef POSIX_FADV_RANDOM
-  static_cast<void>(::posix_fadvise(descriptor, 0, 0, POSIX_FADV_RANDOM));  // no reading ahead
+  static_cast<void>(::posix_fadvise(file.descriptor(), 0, 0, POSIX_FADV_RANDOM));  // no reading ahead
 #endif
-  struct stat status {};
-  if (::fstat(descriptor, &status) != 0) fail();
-  if (!S_ISREG(status.st_mode)) {
-    ::close(descriptor);
-    raise<format_error>(path + ": is not a regular file");
-  }
-  const auto size = static_cast<std::size_t>(status.st_size);
+  const std::size_t size = file.size();
 #ifdef __APPLE__
-  const timespec& written = status.st_mtimespec;
+  const timespec& written = file.status().st_mtimespec;
 #else
-  const timespec& written = status.st_mtim;
+  const timespec& written = file.status().st_mtim;
 #endif
   const std::uint64_t facts[] = {size, static_cast<std::uint64_t>(written.tv_sec),
                                  static_cast<std::uint64_t>(written.tv_nsec)};
@@ -2461,8 +2471,8 @@ inline std::uint64_t fingerprint(const std::string& path, std::uint64_t hash = f
   std::vector<std::byte> bytes(std::min(head, size));
   const auto add = [&](std::size_t begin, std::size_t count) {
     for (std::size_t done = 0; done < count;) {
-      const ssize_t n = ::pread(descriptor, bytes.data() + done, count - done, static_cast<off_t>(begin + done));
-      if (n < 0) fail();
+      const ssize_t n = ::pread(file.descriptor(), bytes.data() + done, count - done, static_cast<off_t>(begin + done));
+      if (n < 0) raise<format_error>(path + ": cannot be read: " + std::strerror(errno));
       if (n == 0) break;  // it has been cut meanwhile; its size is another then
       done += static_cast<std::size_t>(n);
     }
@@ -2473,7 +2483,6 @@ inline std::uint64_t fingerprint(const std::string& path, std::uint64_t hash = f
   for (std::size_t i = 1; i <= samples && rest > 0; ++i) {
     add(head + rest / samples * i + rest % samples * i / samples - sample, sample);
   }
-  ::close(descriptor);
   return hash;
 }
 

@@ -5,12 +5,7 @@
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   const test::memory_file bytes(data, size);
-  const auto attempt = [](auto&& f) {
-    try {
-      f();
-    } catch (const mote::format_error&) {
-    }
-  };
+  using test::attempt;
   attempt([&] {
     const mote::gguf_checkpoint file(bytes.path());
     attempt([&] {

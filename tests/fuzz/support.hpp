@@ -1,4 +1,4 @@
-// A file in memory for readers that take paths.
+// A file in memory for readers that take paths, and what fuzzed readers may throw.
 #pragma once
 
 #include <sys/mman.h>
@@ -8,7 +8,18 @@
 #include <cstdint>
 #include <string>
 
+#include <mote/core/error.hpp>
+
 namespace test {
+
+// f(), which may find that bytes are malformed.
+template <class F>
+void attempt(F&& f) {
+  try {
+    f();
+  } catch (const mote::format_error&) {
+  }
+}
 
 class memory_file {
  public:

@@ -214,10 +214,7 @@ TEST_CASE("tiles: block formats have the bits of the vector kernel") {
 }
 
 TEST_CASE("tiles: who had configured them finds them so again") {
-  if (!mote::detail::has_amx_tiles || !mote::detail::amx_tiles::available()) {
-    WARN("no matrix tiles here: nothing to configure");
-    return;
-  }
+  if (mote::detail::has_amx_tiles && !mote::detail::amx_tiles::available()) return;
   constexpr std::size_t height = mote::detail::tile_height, width = mote::detail::tile_bytes;
   using mote::detail::tile_shape, mote::detail::tile_shapes;
   constexpr auto all = [](tile_shape shape) {

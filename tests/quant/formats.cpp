@@ -194,8 +194,11 @@ TEST_CASE("formats: no more is lost than with ggml's encoders") {
   for (float& v : samples[2]) v += 3.0f;
   for (float& v : samples.emplace_back(random.normal(1 << 14, 0.02f))) v *= random.below(64) == 0 ? 50.0f : 1.0f;
   mote::for_each_format([&]<class F>() {
+    if (!mote::ggml_type_named(F::name)) return;  // a format of mote's own
+    INFO(F::name);
     const auto known = of_ggml(F::name);
-    for (std::size_t i = 0; known && i < samples.size(); ++i) {
+    REQUIRE(known);
+    for (std::size_t i = 0; i < samples.size(); ++i) {
       const double error =
           std::sqrt(squared_distance(samples[i], decode(encode<F>(samples[i]))) / squared_norm(samples[i]));
       CAPTURE(F::name, i, error);

@@ -19,23 +19,45 @@
 
 MOTE_BEGIN_NAMESPACE
 
+namespace detail {
+
+// A regular file, open for reading while the object lives.
+class regular_file {
+ public:
+  // Throws format_error naming the file when it is no regular file or cannot be opened.
+  explicit regular_file(const std::string& path)
+      // Without O_NONBLOCK a named pipe would be waited for before it can be refused.
+      : descriptor_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
+    if (descriptor_ < 0) raise<format_error>(path + ": cannot be opened: " + std::strerror(errno));
+    if (::fstat(descriptor_, &status_) == 0 && S_ISREG(status_.st_mode)) return;
+    ::close(descriptor_);
+    raise<format_error>(path + ": is not a regular file");
+  }
+  regular_file(const regular_file&) = delete;
+  regular_file& operator=(const regular_file&) = delete;
+  ~regular_file() { ::close(descriptor_); }
+
+  int descriptor() const { return descriptor_; }
+  const struct stat& status() const { return status_; }
+  std::size_t size() const { return static_cast<std::size_t>(status_.st_size); }
+
+ private:
+  int descriptor_;
+  struct stat status_ {};
+};
+
+}  // namespace detail
+
 class mapped_file {
  public:
   // Throws format_error naming the file when it is no regular file or cannot be opened or mapped.
   explicit mapped_file(const std::string& path) : path_(path) {
-    // Without O_NONBLOCK a named pipe would be waited for before it can be refused.
-    const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (descriptor < 0) raise<format_error>(path + ": cannot be opened: " + std::strerror(errno));
-    struct stat status {};
-    const bool regular = ::fstat(descriptor, &status) == 0 && S_ISREG(status.st_mode);
-    size_ = regular ? static_cast<std::size_t>(status.st_size) : 0;
-    if (size_ > 0) data_ = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, descriptor, 0);
-    const int problem = errno;
-    ::close(descriptor);
-    if (!regular) raise<format_error>(path + ": is not a regular file");
+    const detail::regular_file file(path);
+    size_ = file.size();
+    if (size_ > 0) data_ = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.descriptor(), 0);
     if (data_ == MAP_FAILED) {
       data_ = nullptr;
-      raise<format_error>(path + ": cannot be mapped: " + std::strerror(problem));
+      raise<format_error>(path + ": cannot be mapped: " + std::strerror(errno));
     }
   }
 
