@@ -9812,32 +9812,48 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
     });
   };
 
-  // Calls f(expert, first row of the unit, rows, first place in `slots`, places) for every unit of the chosen experts.
-  const auto for_each_unit = [&](std::size_t out, auto&& f) {
+  // Calls f(expert, first row, rows, first place in `slots`, places) for runs of units of the chosen experts. A run's results
+  // take no more room than a unit's for expert_tokens, so that few tokens read long pieces of gate and of up in turn: each
+  // begins with a wait for memory (Q8_0, Zen 4: 1.04 times as fast as unit by unit).
+  const auto for_each_run = [&](std::size_t out, auto&& f) {
     const std::size_t units = (out + unit - 1) / unit;
     const std::size_t items = chosen_count(0) * units;
     const std::size_t grain =
         detail::units_at_once(experts[0].gate, unit, items, slots.size() / experts.size(), be.concurrency());
     be.parallel_for(items, grain, [&](std::size_t begin, std::size_t end) {
-      for (std::size_t i = begin; i < end; ++i) {
+      for (std::size_t i = begin, next = begin; i < end; i = next) {
         const auto e = static_cast<std::size_t>(chosen(i / units));
-        const std::size_t n = i % units * unit;
-        for (std::size_t s = offset(e), last = offset(e + 1); s < last; s += expert_tokens) {
-          f(experts[e], n, std::min(unit, out - n), s, std::min(expert_tokens, last - s));
+        const std::size_t count = offset(e + 1) - offset(e);
+        next = std::min({end, (i / units + 1) * units, i + std::max(expert_tokens / count, std::size_t{1})});
+        const std::size_t n = i % units * unit, rows = std::min((next - i) * unit, out - n);
+        for (std::size_t t = 0; t < count; t += expert_tokens) {
+          f(experts[e], n, rows, offset(e) + t, std::min(expert_tokens, count - t));
         }
       }
     });
+  };
+  // Calls f(first row, rows, where the results for so many tokens begin) for each unit of a run.
+  const auto for_each_unit = [&](std::size_t first, std::size_t rows, std::size_t count, auto&& f) {
+    for (std::size_t r = 0; r < rows; r += unit) f(first + r, std::min(unit, rows - r), r / unit * unit_stride * count);
   };
 
   detail::for_each_expert_group(be, residency, offsets, [&](std::size_t begin, std::size_t end) {
     const std::size_t first = offset(begin), last = offset(end);
     choose(begin, end);
-    for_each_unit(intermediate, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, std::size_t place,
-                                    std::size_t count) {
+    for_each_run(intermediate, [&](const ffn_weights& expert, std::size_t row, std::size_t rows, std::size_t place,
+                                   std::size_t count) {
       alignas(64) float gate[unit_stride * expert_tokens], up[unit_stride * expert_tokens];
-      detail::unit_product<Arch>(expert.gate, n, rows, &inputs(place), count, gate);
-      detail::unit_product<Arch>(expert.up, n, rows, &inputs(place), count, up);
-      detail::swiglu_unit<Arch>(gate, up, rows, count, [&](std::size_t i) { return inner.row(place + i) + n; });
+      const auto multiply = [&](const weight& w, float* results) {
+        for_each_unit(row, rows, count, [&](std::size_t n, std::size_t some, std::size_t at) {
+          detail::unit_product<Arch>(w, n, some, &inputs(place), count, results + at);
+        });
+      };
+      multiply(expert.gate, gate);
+      multiply(expert.up, up);
+      for_each_unit(row, rows, count, [&](std::size_t n, std::size_t some, std::size_t at) {
+        detail::swiglu_unit<Arch>(gate + at, up + at, some, count,
+                                  [&](std::size_t i) { return inner.row(place + i) + n; });
+      });
     });
 
     auto group_scope = be.scope();
@@ -9846,14 +9862,16 @@ void grouped_ffn_impl(simd<Arch, Executor>& be, view<const float, 2> x, view<con
     detail::lay_out_tiles<Arch>(be, group_scope, inner_forms, intermediate, between, end - begin,
                                 [&](std::size_t r) { return offset(begin + r) - first; });
 
-    for_each_unit(
-        hidden, [&](const ffn_weights& expert, std::size_t n, std::size_t rows, std::size_t place, std::size_t count) {
-          alignas(64) float down[unit_stride * expert_tokens];
-          detail::unit_product<Arch>(expert.down, n, rows, &between(place - first), count, down);
-          for (std::size_t i = 0; i < count; ++i) {
-            std::copy_n(down + i * unit_stride, rows, outer.row(slot(place + i)) + n);
-          }
-        });
+    for_each_run(hidden, [&](const ffn_weights& expert, std::size_t row, std::size_t rows, std::size_t place,
+                             std::size_t count) {
+      for_each_unit(row, rows, count, [&](std::size_t n, std::size_t some, std::size_t) {
+        alignas(64) float down[unit_stride * expert_tokens];
+        detail::unit_product<Arch>(expert.down, n, some, &between(place - first), count, down);
+        for (std::size_t i = 0; i < count; ++i) {
+          std::copy_n(down + i * unit_stride, some, outer.row(slot(place + i)) + n);
+        }
+      });
+    });
   });
 
   be.parallel_for(tokens, 1 + 4096 / (hidden * top_k + 1), [&](std::size_t begin, std::size_t end) {
