@@ -5650,6 +5650,7 @@ struct block_kernel {
   // and the others leave it idle. A pass asks for every `passes`th line.
   struct shared_fetch {
     std::size_t pass = 0, passes;
+    bool first = true;  // whether no tokens have read the blocks before
   };
   static constexpr std::size_t most_passes_alone = 2, group_lines = (layout::group_bytes + 63) / 64;
   // Codes are multiplied as q + offset: those of at most four bits are made so as they are split, wider ones are stored so, or
@@ -5694,22 +5695,23 @@ struct block_kernel {
   // more to two streams than to one (Sapphire Rapids: 15 GB/s from one, 19 from two, as from four). Zen 4 gives less: 33 and 26.
   static constexpr std::size_t pair_tokens = has_tiles_beside<Arch> ? 4 : 0;
 
-  // Whether so many tokens are multiplied far faster than memory is read: wide codes, which need no splitting.
+  // Whether so many tokens are multiplied faster than memory is read: wide codes, which need no splitting.
   static constexpr bool outruns_memory(std::size_t token_count) {
-    return dot::lanes == 16 && !layout::nibbles && token_count <= few_tokens;
+    return dot::lanes == 16 && !layout::nibbles && token_count <= 4;
   }
-  // Bytes from what is multiplied to what is asked of memory. A busy processor drops some of what is asked of it. Zen 4, Q4_0,
-  // one and two tokens, GB/s of 37: asked for once, for the first-level cache, 28 and 24, for the second 26 and 27; twice, for
-  // the second, 30 and 32; thrice 35 and 36. With AVX2 once, for the first, 26 and 21, thrice 34 and 30. Where products outrun
-  // memory, the processor reads ahead by itself, and best if lines are asked for just before they are read, in order: Q8_0 34
-  // and 31, thrice 30 and 29. Distances of whole pages are slower. Panels side by side, Sapphire Rapids, Q4_0: with 1 KiB
-  // 18 GB/s, with 2.5 KiB 20, with 4 KiB 18.
+  // Bytes from what is multiplied to what is asked of memory, for the second-level cache. A busy processor drops some of what is
+  // asked of it, so that all is asked for several times, and more often where products are faster. Zen 4, GB/s of 37: Q4_0, one
+  // and two tokens, once 26 and 27, twice 30 and 32, thrice 35 and 36. Q8_0, one to four tokens: thrice 30, 29, 28, 30; four
+  // times 32, 32, 34, 34; five times 35, 34, 33, 31. With AVX2 once 26 and 21, thrice 34 and 30. Distances of whole pages are
+  // slower. Panels side by side, Sapphire Rapids, Q4_0: with 1 KiB 18 GB/s, with 2.5 KiB 20, with 4 KiB 18.
   template <std::size_t C, std::size_t P>
   static constexpr auto look_ahead() {
     if constexpr (P > 1) {
       return std::array<std::size_t, 1>{2560};
-    } else if constexpr (outruns_memory(C)) {
-      return std::array<std::size_t, 1>{0};
+    } else if constexpr (outruns_memory(C) && C <= few_tokens) {
+      return std::array<std::size_t, 5>{22016, 17664, 13312, 9216, 4352};
+    } else if constexpr (outruns_memory(C) || (!layout::nibbles && C == 1)) {
+      return std::array<std::size_t, 4>{17664, 13312, 9216, 4352};
     } else {
       return std::array<std::size_t, 3>{13312, 9216, 4352};
     }
@@ -5799,7 +5801,7 @@ struct block_kernel {
         for (std::size_t l = 0; l < layout::super_bytes; l += 64) {
           if constexpr (Shared) {
             if (fetch.pass == 0) __builtin_prefetch(next[i] + blocks * layout::block_bytes + l, 0, 2);
-          } else {
+          } else if (fetch.first) {
             ask_for(next[i] + skipped() + l);
           }
         }
@@ -5852,7 +5854,7 @@ struct block_kernel {
             // Evenly: 1.05 times as fast as at each group's begin.
             constexpr std::size_t turns = P * R / together * row_quads;
             const std::size_t now = which * row_quads + turn;
-            for (std::size_t l = now * group_lines / turns; l < (now + 1) * group_lines / turns; ++l) {
+            for (std::size_t l = now * group_lines / turns; fetch.first && l < (now + 1) * group_lines / turns; ++l) {
               for (std::size_t j = 0; j < P; ++j) ask_for(ahead[j] + l * 64);
             }
           }
@@ -5935,6 +5937,7 @@ struct block_kernel {
     shared_fetch fetch{.passes = count / tokens * (packed_rows / dot::lanes / strips(tokens))};
     for (std::size_t t = 0; t < count; t += tokens) {
       const std::size_t some = std::min(tokens, count - t);
+      fetch.first = t == 0;
       const bool shared = some == tokens && fetch.passes > most_passes_alone;
       const auto run = shared ? &block_kernel::template tile<tokens, 1, true> : function(some);
       for (std::size_t strip = 0; strip * dot::lanes < packed_rows; strip += strips(some)) {
