@@ -53,7 +53,7 @@ struct block_kernel {
   // and the others leave it idle. A pass asks for every `passes`th line.
   struct shared_fetch {
     std::size_t pass = 0, passes;
-    bool first = true;  // whether no tokens have read the blocks before
+    bool asks = true;  // whether a pass that shares nothing asks for any
   };
   static constexpr std::size_t most_passes_alone = 2, group_lines = (layout::group_bytes + 63) / 64;
   // Codes are multiplied as q + offset: those of at most four bits are made so as they are split, wider ones are stored so, or
@@ -204,7 +204,7 @@ struct block_kernel {
         for (std::size_t l = 0; l < layout::super_bytes; l += 64) {
           if constexpr (Shared) {
             if (fetch.pass == 0) __builtin_prefetch(next[i] + blocks * layout::block_bytes + l, 0, 2);
-          } else if (fetch.first) {
+          } else if (fetch.asks) {
             ask_for(next[i] + skipped() + l);
           }
         }
@@ -257,7 +257,7 @@ struct block_kernel {
             // Evenly: 1.05 times as fast as at each group's begin.
             constexpr std::size_t turns = P * R / together * row_quads;
             const std::size_t now = which * row_quads + turn;
-            for (std::size_t l = now * group_lines / turns; fetch.first && l < (now + 1) * group_lines / turns; ++l) {
+            for (std::size_t l = now * group_lines / turns; fetch.asks && l < (now + 1) * group_lines / turns; ++l) {
               for (std::size_t j = 0; j < P; ++j) ask_for(ahead[j] + l * 64);
             }
           }
@@ -324,23 +324,24 @@ struct block_kernel {
   }
 
   // Two panels side by side, one behind the other in memory, against 1 to pair_tokens tokens: as tile(), with all rows of both.
-  static void pair(const std::uint8_t* first, const std::uint8_t* second, std::size_t blocks,
+  static void pair(const std::uint8_t* first, const std::uint8_t* second, std::size_t blocks, bool from_memory,
                    const activation_block* const* x, std::size_t count, float* out, std::size_t stride) noexcept {
     constexpr auto tiles = []<std::size_t... I>(std::index_sequence<I...>) {
       return std::array{&block_kernel::template tile<I + 1, 2>...};
     }
     (std::make_index_sequence<pair_tokens>{});
     const std::uint8_t* const panels[] = {first, second};
-    tiles[count - 1](panels, 0, blocks, x, false, shared_fetch{.passes = 1}, out, stride);
+    tiles[count - 1](panels, 0, blocks, x, false, shared_fetch{.passes = 1, .asks = from_memory}, out, stride);
   }
 
-  // The whole panel against `count` tokens, as tile().
-  static void panel(const std::uint8_t* bytes, std::size_t blocks, const activation_block* const* x, std::size_t count,
-                    bool resume, float* out, std::size_t stride) noexcept {
+  // The whole panel against `count` tokens, as tile(). Where it comes from memory, what follows it is asked for by the first of
+  // them: those that come later find it in a cache, and asking takes turns from loads.
+  static void panel(const std::uint8_t* bytes, std::size_t blocks, bool from_memory, const activation_block* const* x,
+                    std::size_t count, bool resume, float* out, std::size_t stride) noexcept {
     shared_fetch fetch{.passes = count / tokens * (packed_rows / dot::lanes / strips(tokens))};
     for (std::size_t t = 0; t < count; t += tokens) {
       const std::size_t some = std::min(tokens, count - t);
-      fetch.first = t == 0;
+      fetch.asks = from_memory && t == 0;
       const bool shared = some == tokens && fetch.passes > most_passes_alone;
       const auto run = shared ? &block_kernel::template tile<tokens, 1, true> : function(some);
       for (std::size_t strip = 0; strip * dot::lanes < packed_rows; strip += strips(some)) {

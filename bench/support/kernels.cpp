@@ -1,2 +1,0 @@
-// Every kernel of matrix products, compiled once.
-#include <mote/kernels/instantiate.hpp>
