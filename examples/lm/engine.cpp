@@ -9,6 +9,7 @@
 #include <utility>
 
 #include <mote/core/simd.hpp>
+#include <mote/kernels/extern.hpp>
 
 #include "memory_limit.hpp"
 #include "model.hpp"

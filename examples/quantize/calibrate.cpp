@@ -18,6 +18,7 @@
 #include <mote/io/compressed_tensors.hpp>
 #include <mote/io/mapped_file.hpp>
 #include <mote/io/tokenizer.hpp>
+#include <mote/kernels/extern.hpp>
 #include <mote/ops/matmul/matmul.hpp>
 #include <mote/ops/rms_norm/rms_norm.hpp>
 #include <mote/ops/rope/rope.hpp>

@@ -12,6 +12,7 @@
 #include <mote/io/safetensors.hpp>
 
 #include "support/catch.hpp"
+#include "support/kernels.hpp"
 
 namespace test {
 

@@ -36,14 +36,6 @@ mote::packed_matrix<F> packed(Backend& be, const block_matrix<F>& w, mote::buffe
   return mote::pack(be, w.view(), {bytes.data(), bytes.size()});
 }
 
-template <class Backend, class Matrix>
-std::vector<float> run(Backend& be, const std::vector<float>& x, std::size_t tokens, const Matrix& w,
-                       mote::output mode = mote::output::overwrite) {
-  std::vector<float> y(tokens * mote::out_features(w), 1.0f);
-  mote::matmul(be, {x.data(), tokens, mote::in_features(w)}, w, {y.data(), tokens, mote::out_features(w)}, mode);
-  return y;
-}
-
 // What activations become: the nearest of 255 steps in each block of 32.
 std::vector<float> rounded(const std::vector<float>& x, std::size_t tokens, std::size_t in) {
   std::vector<float> y;
@@ -84,19 +76,19 @@ TEST_CASE("block matmul: every format equals the sum in double precision, stored
         }
       }
       test::for_each_backend([&](auto& be) {
-        const auto y = run(be, x, tokens, w.view());
+        const auto y = test::product(be, x, tokens, w.view());
         test::check_close(y, want, 2e-5f);
         auto added = y;
         for (float& v : added) v += 1.0f;
-        test::check_close(run(be, x, tokens, w.view(), mote::output::accumulate), added, 1e-6f);
+        test::check_close(test::product(be, x, tokens, w.view(), mote::output::accumulate), added, 1e-6f);
       });
       if constexpr (mote::integer_format<F>) {
         test::for_each_simd([&](auto& be) {
           mote::buffer<std::uint8_t> bytes;
           const auto matrix = packed(be, w, bytes);
-          CHECK(test::same_bits(run(be, x, tokens, matrix), run(be, x, tokens, w.view())));
+          CHECK(test::same_bits(test::product(be, x, tokens, matrix), test::product(be, x, tokens, w.view())));
           mote::reference reference;
-          test::check_close(run(reference, x, tokens, matrix), want, 2e-5f);
+          test::check_close(test::product(reference, x, tokens, matrix), want, 2e-5f);
         });
       }
     }
@@ -114,18 +106,18 @@ TEST_CASE("block matmul: a token's bits do not depend on the batch, its place in
       mote::simd<> one, three{mote::threads{3}};
       mote::buffer<std::uint8_t> bytes;
       const auto matrix = packed(three, w, bytes);
-      const auto all = run(one, x, tokens, matrix);
-      CHECK(test::same_bits(run(three, x, tokens, matrix), all));
+      const auto all = test::product(one, x, tokens, matrix);
+      CHECK(test::same_bits(test::product(three, x, tokens, matrix), all));
       for (const std::size_t count : {1u, 2u, 3u, 4u, 5u, 7u, 17u}) {
         for (std::size_t t = 0; t + count <= tokens; t += 9) {
           CAPTURE(count, t);
           const auto from = x.begin() + static_cast<std::ptrdiff_t>(t * in);
           const std::vector<float> part(from, from + static_cast<std::ptrdiff_t>(count * in));
-          CHECK(test::same_bits(run(one, part, count, matrix), std::span(all).subspan(t * out, count * out)));
+          CHECK(test::same_bits(test::product(one, part, count, matrix), std::span(all).subspan(t * out, count * out)));
         }
       }
       const auto second = mote::slice_rows(matrix, 32, 38);
-      const auto y = run(one, x, 1, second);
+      const auto y = test::product(one, x, 1, second);
       CHECK(test::same_bits(y, std::span(all).subspan(32, 38)));
     }
   });
@@ -185,11 +177,9 @@ TEST_CASE("block matmul: packed matrices hold the same numbers, are cut at panel
       mote::buffer<std::uint8_t> bytes;
       const auto matrix = packed(be, w, bytes);
       const std::vector<float> x(512);
-      std::vector<float> y(37);
       const mote::packed_matrix<F> other(matrix.bytes(), 37, 512, {matrix.order().lanes * 2, 1});
-      CHECK_THROWS_WITH(run(be, x, 1, other), "matmul: w: packed for another instruction set");
-      CHECK_THROWS_WITH(mote::matmul(be, {x.data(), 1, 0}, mote::packed_matrix<F>(), {y.data(), 1, 0}),
-                        "matmul: w: an empty packed_matrix");
+      CHECK_THROWS_WITH(test::product(be, x, 1, other), "matmul: w: packed for another instruction set");
+      CHECK_THROWS_WITH(test::product(be, {}, 1, mote::packed_matrix<F>()), "matmul: w: an empty packed_matrix");
       CHECK_THROWS_AS((mote::packed_matrix<F>(matrix.bytes(), 33, 256, matrix.order())), mote::shape_error);
       CHECK_THROWS_WITH(mote::packed_matrix<F>(matrix.bytes(), 37, 512),
                         "packed_matrix: order: expected lanes that divide 32");
@@ -240,7 +230,7 @@ TEST_CASE("block matmul: grouped_ffn and batched_matmul take block formats") {
       std::vector<float> y(tokens * intermediate), z(tokens * intermediate);
       const mote::view<const float, 3> entries(x.data(), 4, 25, hidden);
       const auto half = intermediate / 4;
-      mote::batched_matmul(be, entries, in[0].view(), {y.data(), 4, 25, half});
+      mote::batched_matmul(be, entries, mote::weight(in[0].view()), {y.data(), 4, 25, half});
       mote::batched_matmul(be, entries, fast[0].gate, {z.data(), 4, 25, half});
       CHECK(test::same_bits(y, z));
     });

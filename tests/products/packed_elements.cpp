@@ -46,14 +46,6 @@ struct bf16_case {
   }
 };
 
-template <class Backend, class Matrix>
-std::vector<float> run(Backend& be, const std::vector<float>& x, std::size_t tokens, const Matrix& w,
-                       mote::output mode = mote::output::overwrite) {
-  std::vector<float> y(tokens * mote::out_features(w), 1.0f);
-  mote::matmul(be, {x.data(), tokens, mote::in_features(w)}, w, {y.data(), tokens, mote::out_features(w)}, mode);
-  return y;
-}
-
 // Around quads, tiles, panels, units and steps of k.
 struct product_shape {
   std::size_t tokens, out, in;
@@ -69,15 +61,15 @@ void check_batches(Backend& one, float magnitude = 1.0f) {
   mote::simd<typename Backend::arch> three{mote::threads{3}};
   const Case w(three, random, out, in);
   const auto x = random.normal(tokens * in, magnitude);
-  const auto all = run(one, x, tokens, w.packed);
-  CHECK(test::same_bits(run(three, x, tokens, w.packed), all));
+  const auto all = test::product(one, x, tokens, w.packed);
+  CHECK(test::same_bits(test::product(three, x, tokens, w.packed), all));
   for (const std::size_t count : {1u, 4u, 5u, 8u}) {
     for (std::size_t t = 0; t + count <= tokens; t += 29) {
       const std::vector<float> some(x.begin() + static_cast<std::ptrdiff_t>(t * in),
                                     x.begin() + static_cast<std::ptrdiff_t>((t + count) * in));
       const std::vector<float> want(all.begin() + static_cast<std::ptrdiff_t>(t * out),
                                     all.begin() + static_cast<std::ptrdiff_t>((t + count) * out));
-      CHECK(test::same_bits(run(one, some, count, w.packed), want));
+      CHECK(test::same_bits(test::product(one, some, count, w.packed), want));
     }
   }
 }
@@ -92,10 +84,10 @@ TEST_CASE("packed int8: the same bits as in rows, on every back end") {
     const auto x = random.normal(tokens * in);
     test::for_each_backend([&](auto& be) {
       const int8_case w(be, random, out, in);
-      const auto y = run(be, x, tokens, w.rows);
-      CHECK(test::same_bits(run(be, x, tokens, w.packed), y));
-      CHECK(test::same_bits(run(be, x, tokens, w.packed, mote::output::accumulate),
-                            run(be, x, tokens, w.rows, mote::output::accumulate)));
+      const auto y = test::product(be, x, tokens, w.rows);
+      CHECK(test::same_bits(test::product(be, x, tokens, w.packed), y));
+      CHECK(test::same_bits(test::product(be, x, tokens, w.packed, mote::output::accumulate),
+                            test::product(be, x, tokens, w.rows, mote::output::accumulate)));
     });
   }
 }
@@ -118,7 +110,7 @@ TEST_CASE("packed bf16: both operands bf16, sums in float32") {
         want[t * out + n] = static_cast<float>(sum);
       }
     }
-    test::for_each_backend([&](auto& be) { test::check_close(run(be, x, tokens, w.packed), want, 2e-5f); });
+    test::for_each_backend([&](auto& be) { test::check_close(test::product(be, x, tokens, w.packed), want, 2e-5f); });
   }
 }
 
@@ -158,8 +150,8 @@ TEST_CASE("packed elements: batched products and experts that mix them with othe
     const auto x = random.normal(entries * tokens * in);
     std::vector<float> got(entries * tokens * out), want(got.size());
     const mote::view<const float, 3> batches(x.data(), entries, tokens, in);
-    mote::batched_matmul(be, batches, w.packed, {got.data(), entries, tokens, out});
-    mote::batched_matmul(be, batches, w.rows, {want.data(), entries, tokens, out});
+    mote::batched_matmul(be, batches, mote::weight(w.packed), {got.data(), entries, tokens, out});
+    mote::batched_matmul(be, batches, mote::weight(w.rows), {want.data(), entries, tokens, out});
     CHECK(test::same_bits(got, want));
 
     const std::size_t hidden = 24, intermediate = 80, top_k = 2;

@@ -5,6 +5,7 @@
 
 #include "support/backends.hpp"
 #include "support/formats.hpp"
+#include "support/kernels.hpp"
 #include "support/random.hpp"
 
 namespace {
@@ -174,12 +175,11 @@ TEST_CASE("tiles: block formats have the bits of the vector kernel") {
         const mote::view<const F, 2> rows(w.data(), out, blocks);
         const std::size_t each = mote::activation_block::count(in);
         std::vector<mote::activation_block> quantized(48 * each);
-        std::vector<float> want(48 * out);
         for (std::size_t t = 0; t < 48; ++t) {
           mote::quantize_activation_blocks(x.data() + t * in, in, quantized.data() + t * each);
         }
         mote::simd<> be;
-        mote::matmul(be, {x.data(), 48, in}, rows, {want.data(), 48, out});
+        const auto want = test::product(be, x, 48, rows);
         const mote::packing order{16, 0};
         mote::buffer<std::uint8_t> bytes(mote::packed_matrix<F>::size(out, in));
         std::fill_n(bytes.data(), bytes.size(), std::uint8_t{0});
