@@ -1,3 +1,4 @@
+#include <mote/kernels/extern.hpp>
 #include <mote/ops/mla_decode/mla_decode.hpp>
 
 #include <numeric>

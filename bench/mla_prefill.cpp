@@ -1,3 +1,4 @@
+#include <mote/kernels/extern.hpp>
 #include <mote/ops/mla_prefill/mla_prefill.hpp>
 
 #include <benchmark/benchmark.h>

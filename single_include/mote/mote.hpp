@@ -1281,7 +1281,7 @@ MOTE_END_NAMESPACE
 // y: [tokens, out], rows may be strided, must not overlap x.
 //
 //   float32, bf16, f16   products and sums in float32
-//   scaled (fp8 …)       each number rounded to float32, scale · (code - zero), then as float32: the same bits
+//   scaled (fp8 …)       each number rounded to float32, scale · (code - zero), then as float32
 //   int8                 x is quantized to int8 per token; y = scale_x · scale_w · Σ q_x q_w, the sum exact in int32, of at
 //                        most 131072 columns
 //   packed bf16          x is rounded to bf16, sums in float32
@@ -5650,7 +5650,7 @@ struct block_kernel {
   // and the others leave it idle. A pass asks for every `passes`th line.
   struct shared_fetch {
     std::size_t pass = 0, passes;
-    bool asks = true;  // whether a pass that shares nothing asks for any
+    bool asks = false;  // whether a pass that shares nothing asks for any
   };
   static constexpr std::size_t most_passes_alone = 2, group_lines = (layout::group_bytes + 63) / 64;
   // Codes are multiplied as q + offset: those of at most four bits are made so as they are split, wider ones are stored so, or
@@ -5699,11 +5699,11 @@ struct block_kernel {
   static constexpr bool outruns_memory(std::size_t token_count) {
     return dot::lanes == 16 && !layout::nibbles && token_count <= 4;
   }
-  // Bytes from what is multiplied to what is asked of memory, for the second-level cache. A busy processor drops some of what is
-  // asked of it, so that all is asked for several times, and more often where products are faster. Zen 4, GB/s of 37: Q4_0, one
-  // and two tokens, once 26 and 27, twice 30 and 32, thrice 35 and 36. Q8_0, one to four tokens: thrice 30, 29, 28, 30; four
-  // times 32, 32, 34, 34; five times 35, 34, 33, 31. With AVX2 once 26 and 21, thrice 34 and 30. Distances of whole pages are
-  // slower. Panels side by side, Sapphire Rapids, Q4_0: with 1 KiB 18 GB/s, with 2.5 KiB 20, with 4 KiB 18.
+  // Bytes from what is multiplied to what is asked of memory. A busy processor drops some of what is asked of it, so that all is
+  // asked for several times, and more often where products are faster. Zen 4, GB/s of 37: Q4_0, one and two tokens, once 26 and
+  // 27, twice 30 and 32, thrice 35 and 36, with AVX2 once 26 and 21, thrice 34 and 30. Q8_0, one to four tokens: thrice 30, 29,
+  // 28, 30; four times 32, 32, 34, 34; five times 35, 34, 33, 31; with AVX2, one token, thrice 31, four times 33. Distances of
+  // whole pages are slower. Panels side by side, Sapphire Rapids, Q4_0: with 1 KiB 18 GB/s, with 2.5 KiB 20, with 4 KiB 18.
   template <std::size_t C, std::size_t P>
   static constexpr auto look_ahead() {
     if constexpr (P > 1) {
@@ -5931,8 +5931,8 @@ struct block_kernel {
     tiles[count - 1](panels, 0, blocks, x, false, shared_fetch{.passes = 1, .asks = from_memory}, out, stride);
   }
 
-  // The whole panel against `count` tokens, as tile(). Where it comes from memory, what follows it is asked for by the first of
-  // them: those that come later find it in a cache, and asking takes turns from loads.
+  // The whole panel against `count` tokens, as tile(). Where it comes from memory, and passes are too few to share it, the first
+  // tokens ask for what follows: those that come later find it in a cache, and asking takes turns from loads.
   static void panel(const std::uint8_t* bytes, std::size_t blocks, bool from_memory, const activation_block* const* x,
                     std::size_t count, bool resume, float* out, std::size_t stride) noexcept {
     shared_fetch fetch{.passes = count / tokens * (packed_rows / dot::lanes / strips(tokens))};
@@ -6802,9 +6802,8 @@ inline constexpr std::size_t decoded_depth = 512;  // elements of k that are dec
 inline constexpr std::size_t decoded_tokens =
     std::min<std::size_t>(unit_tokens, 64);  // for which they are decoded once
 
-// Rows of a unit for so many tokens: a panel's, or what the kernel takes at once. Blocks take two panels, so that an expert's
-// gate and up take turns less often: experts of Q8_0 are 1.05 times as fast on Zen 4. Where tokens come in several units, one
-// panel, which stays in a cache of 512 KiB. Units begin at multiples of it.
+// Rows of a unit for so many tokens: a panel's, or what the kernel takes at once. Blocks take two panels, which some kernels read
+// side by side; where tokens come in several units, one panel, which stays in a cache of 512 KiB. Units begin at multiples of it.
 template <class Arch, class Matrix>
 inline constexpr std::size_t unit_rows = packed_rows;
 template <class Arch, packable_element T>
@@ -6999,9 +6998,9 @@ constexpr std::size_t blocks_within(std::size_t k) {
 template <integer_format F>
 inline constexpr std::size_t block_step = blocks_within<F>(float_depth);
 
-// Matrices of so many bytes are in a cache where all that a program multiplies is small. Asking memory for them as well would
-// cost: 512x512 of Q8_0, one token, Zen 4, 7.5 us instead of 3.3.
-inline constexpr std::size_t cached_bytes = std::size_t{1} << 19;
+// Matrices of so many bytes are taken to be in a cache already, as those of small models are: asking memory for them costs more
+// than many small ones that are not would gain. Zen 4, one token, 256x512: Q4_0 1.8 and 1.4 us, Q8_0 4.0 and 1.6.
+inline constexpr std::size_t cached_bytes = std::size_t{1} << 18;
 
 // Packed blocks by vectors: `panels` panels of w from panel `first` on, without a tensor's scales.
 template <class Arch, integer_format F>
@@ -7065,12 +7064,14 @@ void unit_product(const packed_matrix<F>& w, std::size_t first, std::size_t rows
 template <class Arch, integer_format F>
 void unit_product(const view<const F, 2>& w, std::size_t first, std::size_t rows, const activation* x,
                   std::size_t tokens, float* out) noexcept {
+  constexpr bool from_memory = false;
   alignas(64) std::uint8_t packed[block_step<F> * packed_layout<F>::block_bytes];
   if (rows < packed_rows) std::fill(std::begin(packed), std::end(packed), std::uint8_t{0});
-  block_product<Arch, F>(w.extent(1), block_step<F>, false, x, tokens, out, [&](std::size_t begin, std::size_t count) {
-    pack_panel(w, first, rows, begin, begin + count, packing_of<Arch>, packed);
-    return packed;
-  });
+  block_product<Arch, F>(w.extent(1), block_step<F>, from_memory, x, tokens, out,
+                         [&](std::size_t begin, std::size_t count) {
+                           pack_panel(w, first, rows, begin, begin + count, packing_of<Arch>, packed);
+                           return packed;
+                         });
 }
 
 template <class Arch>

@@ -95,6 +95,20 @@ TEST_CASE("block matmul: every format equals the sum in double precision, stored
   });
 }
 
+TEST_CASE("block matmul: a matrix of a known form gives the bits of a weight") {
+  test::random_source random(6);
+  const block_matrix<mote::q4_0> w(random, 70, 256);
+  const auto x = random.normal(3 * 256);
+  mote::simd<> be;
+  mote::buffer<std::uint8_t> bytes;
+  const auto matrix = packed(be, w, bytes);
+  std::vector<float> y(3 * 70);
+  mote::matmul(be, {x.data(), 3, 256}, matrix, {y.data(), 3, 70});
+  CHECK(test::same_bits(y, test::product(be, x, 3, matrix)));
+  mote::matmul(be, {x.data(), 3, 256}, w.view(), {y.data(), 3, 70});
+  CHECK(test::same_bits(y, test::product(be, x, 3, matrix)));
+}
+
 TEST_CASE("block matmul: a token's bits do not depend on the batch, its place in it, nor on threads") {
   test::random_source random(2);
   const std::size_t tokens = 53, out = 70, in = 1280;
@@ -230,7 +244,7 @@ TEST_CASE("block matmul: grouped_ffn and batched_matmul take block formats") {
       std::vector<float> y(tokens * intermediate), z(tokens * intermediate);
       const mote::view<const float, 3> entries(x.data(), 4, 25, hidden);
       const auto half = intermediate / 4;
-      mote::batched_matmul(be, entries, mote::weight(in[0].view()), {y.data(), 4, 25, half});
+      mote::batched_matmul(be, entries, in[0].view(), {y.data(), 4, 25, half});
       mote::batched_matmul(be, entries, fast[0].gate, {z.data(), 4, 25, half});
       CHECK(test::same_bits(y, z));
     });

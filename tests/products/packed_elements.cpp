@@ -150,8 +150,8 @@ TEST_CASE("packed elements: batched products and experts that mix them with othe
     const auto x = random.normal(entries * tokens * in);
     std::vector<float> got(entries * tokens * out), want(got.size());
     const mote::view<const float, 3> batches(x.data(), entries, tokens, in);
-    mote::batched_matmul(be, batches, mote::weight(w.packed), {got.data(), entries, tokens, out});
-    mote::batched_matmul(be, batches, mote::weight(w.rows), {want.data(), entries, tokens, out});
+    mote::batched_matmul(be, batches, w.packed, {got.data(), entries, tokens, out});
+    mote::batched_matmul(be, batches, w.rows, {want.data(), entries, tokens, out});
     CHECK(test::same_bits(got, want));
 
     const std::size_t hidden = 24, intermediate = 80, top_k = 2;

@@ -1,4 +1,4 @@
-// Kernels of matrix products for the instruction sets that tests run: compiled once, in kernels.cpp.
+// Kernels of matrix products, compiled once: those of the default instruction set in mote_kernels, of older ones in kernels.cpp.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +14,7 @@ namespace detail {
 extern template void unit_product<xsimd::sse2>(const weight&, std::size_t, std::size_t, const activation*, std::size_t,
                                                float*) noexcept;
 #endif
-#ifdef __AVX512F__  // else AVX2 is the default or missing
+#if defined(__AVX512F__) && defined(__FMA__)
 extern template void unit_product<xsimd::fma3<xsimd::avx2>>(const weight&, std::size_t, std::size_t, const activation*,
                                                             std::size_t, float*) noexcept;
 #endif
@@ -24,7 +24,8 @@ MOTE_END_NAMESPACE
 
 namespace test {
 
-// x [tokens, in] · Wᵀ as rows, or that added to ones. Forms of `weight` are multiplied as such, by the kernels declared above.
+// x [tokens, in] · Wᵀ as rows, or that added to ones. Forms of `weight` are multiplied as a `weight`, by the kernels
+// declared above.
 template <class Backend, class Matrix>
 std::vector<float> product(Backend& be, const std::vector<float>& x, std::size_t tokens, const Matrix& w,
                            mote::output mode = mote::output::overwrite) {

@@ -53,7 +53,7 @@ struct block_kernel {
   // and the others leave it idle. A pass asks for every `passes`th line.
   struct shared_fetch {
     std::size_t pass = 0, passes;
-    bool asks = true;  // whether a pass that shares nothing asks for any
+    bool asks = false;  // whether a pass that shares nothing asks for any
   };
   static constexpr std::size_t most_passes_alone = 2, group_lines = (layout::group_bytes + 63) / 64;
   // Codes are multiplied as q + offset: those of at most four bits are made so as they are split, wider ones are stored so, or
@@ -102,11 +102,11 @@ struct block_kernel {
   static constexpr bool outruns_memory(std::size_t token_count) {
     return dot::lanes == 16 && !layout::nibbles && token_count <= 4;
   }
-  // Bytes from what is multiplied to what is asked of memory, for the second-level cache. A busy processor drops some of what is
-  // asked of it, so that all is asked for several times, and more often where products are faster. Zen 4, GB/s of 37: Q4_0, one
-  // and two tokens, once 26 and 27, twice 30 and 32, thrice 35 and 36. Q8_0, one to four tokens: thrice 30, 29, 28, 30; four
-  // times 32, 32, 34, 34; five times 35, 34, 33, 31. With AVX2 once 26 and 21, thrice 34 and 30. Distances of whole pages are
-  // slower. Panels side by side, Sapphire Rapids, Q4_0: with 1 KiB 18 GB/s, with 2.5 KiB 20, with 4 KiB 18.
+  // Bytes from what is multiplied to what is asked of memory. A busy processor drops some of what is asked of it, so that all is
+  // asked for several times, and more often where products are faster. Zen 4, GB/s of 37: Q4_0, one and two tokens, once 26 and
+  // 27, twice 30 and 32, thrice 35 and 36, with AVX2 once 26 and 21, thrice 34 and 30. Q8_0, one to four tokens: thrice 30, 29,
+  // 28, 30; four times 32, 32, 34, 34; five times 35, 34, 33, 31; with AVX2, one token, thrice 31, four times 33. Distances of
+  // whole pages are slower. Panels side by side, Sapphire Rapids, Q4_0: with 1 KiB 18 GB/s, with 2.5 KiB 20, with 4 KiB 18.
   template <std::size_t C, std::size_t P>
   static constexpr auto look_ahead() {
     if constexpr (P > 1) {
@@ -334,8 +334,8 @@ struct block_kernel {
     tiles[count - 1](panels, 0, blocks, x, false, shared_fetch{.passes = 1, .asks = from_memory}, out, stride);
   }
 
-  // The whole panel against `count` tokens, as tile(). Where it comes from memory, what follows it is asked for by the first of
-  // them: those that come later find it in a cache, and asking takes turns from loads.
+  // The whole panel against `count` tokens, as tile(). Where it comes from memory, and passes are too few to share it, the first
+  // tokens ask for what follows: those that come later find it in a cache, and asking takes turns from loads.
   static void panel(const std::uint8_t* bytes, std::size_t blocks, bool from_memory, const activation_block* const* x,
                     std::size_t count, bool resume, float* out, std::size_t stride) noexcept {
     shared_fetch fetch{.passes = count / tokens * (packed_rows / dot::lanes / strips(tokens))};
