@@ -1281,7 +1281,7 @@ MOTE_END_NAMESPACE
 // y: [tokens, out], rows may be strided, must not overlap x.
 //
 //   float32, bf16, f16   products and sums in float32
-//   scaled (fp8 …)       each number rounded to float32, scale · (code - zero), then as float32
+//   scaled (fp8 …)       each number rounded to float32, scale · (code - zero), then as float32: the same bits
 //   int8                 x is quantized to int8 per token; y = scale_x · scale_w · Σ q_x q_w, the sum exact in int32, of at
 //                        most 131072 columns
 //   packed bf16          x is rounded to bf16, sums in float32
@@ -4378,13 +4378,14 @@ MOTE_END_NAMESPACE
 // ---- mote/ops/matmul/reference.hpp
 MOTE_BEGIN_NAMESPACE
 
+// std::fma, so that what is decoded to float32 first has the bits of float32 wherever the compiler would contract the sum.
 template <class T>
 void matmul_impl(reference&, view<const float, 2> x, const view<const T, 2>& w, view<float, 2> y,
                  output mode) noexcept {
   for (std::size_t t = 0; t < x.extent(0); ++t) {
     for (std::size_t n = 0; n < w.extent(0); ++n) {
       float sum = 0.0f;
-      for (std::size_t k = 0; k < w.extent(1); ++k) sum += x(t, k) * static_cast<float>(w(n, k));
+      for (std::size_t k = 0; k < w.extent(1); ++k) sum = std::fma(x(t, k), static_cast<float>(w(n, k)), sum);
       y(t, n) = mode == output::accumulate ? y(t, n) + sum : sum;
     }
   }

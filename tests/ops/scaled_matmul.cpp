@@ -1,8 +1,6 @@
 // matmul of scaled matrices: every code, tiling and zero point, in front of every kernel.
 #include <mote/ops/matmul/matmul.hpp>
 
-#include <algorithm>
-#include <cmath>
 #include <limits>
 
 #include "support/backends.hpp"
@@ -74,13 +72,6 @@ class random_scaled {
   mote::scaled_matrix matrix_;
 };
 
-std::vector<float> run_scaled(auto& be, const std::vector<float>& x, std::size_t tokens, const mote::weight& w) {
-  std::vector<float> y(tokens * mote::out_features(w));
-  mote::matmul(be, mote::view<const float, 2>(x.data(), tokens, mote::in_features(w)), w,
-               mote::view<float, 2>(y.data(), tokens, mote::out_features(w)));
-  return y;
-}
-
 // f.template operator()<Code>(name) for every type of codes.
 template <class F>
 void for_each_code(F&& f) {
@@ -108,14 +99,10 @@ TEST_CASE("scaled matmul: the bits of the dequantized matrix, whatever the codes
           const mote::view<const float, 2> dequantized(values.data(), s.out, s.in);
           const auto x = random.normal(27 * s.in);
           mote::reference reference;
-          // The compiler may contract one of the reference's two loops and not the other.
-          const auto want = run_scaled(reference, x, 5, dequantized);
-          const float largest = std::abs(
-              *std::max_element(want.begin(), want.end(), [](float a, float b) { return std::abs(a) < std::abs(b); }));
-          test::check_close(run_scaled(reference, x, 5, w.get()), want, 1e-5f * largest);
+          CHECK(test::same_bits(test::product(reference, x, 5, w.get()), test::product(reference, x, 5, dequantized)));
           test::for_each_simd([&](auto& be) {
             for (const std::size_t tokens : {1u, 2u, 3u, 4u, 5u, 27u}) {
-              CHECK(test::same_bits(run_scaled(be, x, tokens, w.get()), run_scaled(be, x, tokens, dequantized)));
+              CHECK(test::same_bits(test::product(be, x, tokens, w.get()), test::product(be, x, tokens, dequantized)));
             }
           });
         }
@@ -130,13 +117,13 @@ TEST_CASE("scaled matmul: rows cut anywhere, again and again, are the same rows"
   const random_scaled<std::int8_t> w(random, out, in, {128, 20}, true);
   mote::simd<> be;
   const auto x = random.normal(2 * in);
-  const auto all = run_scaled(be, x, 2, w.get());
+  const auto all = test::product(be, x, 2, w.get());
   for (const std::size_t begin : {0u, 1u, 127u, 128u, 200u, 299u, 300u}) {
     const auto part = mote::slice_rows(w.get(), begin, out - begin);
     const std::size_t second = (out - begin) / 2, count = (out - begin) / 3;
     const auto piece = mote::slice_rows(part, second, count);
     CHECK((mote::out_features(piece) == count && mote::in_features(piece) == in));
-    const auto y = run_scaled(be, x, 2, piece);
+    const auto y = test::product(be, x, 2, piece);
     for (std::size_t n = 0; n < count; ++n) {
       CHECK(test::same_bits({&y[n], 1}, {&all[begin + second + n], 1}));
       CHECK(test::same_bits({&y[count + n], 1}, {&all[out + begin + second + n], 1}));
@@ -156,7 +143,7 @@ TEST_CASE("scaled matmul: every fp8 code is its number; NaN and infinity stay wh
                                   .tile_columns = in};
       test::for_each_backend([&](auto& be) {
         for (const std::size_t tokens : {1u, 3u, 5u}) {
-          const auto y = run_scaled(be, x, tokens, w);
+          const auto y = test::product(be, x, tokens, w);
           std::size_t wrong = 0;
           for (std::size_t i = 0; i < 256; ++i) {
             const auto want = static_cast<float>(codes[i * in + in - 1]);

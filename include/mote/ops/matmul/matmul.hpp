@@ -7,7 +7,7 @@
 // y: [tokens, out], rows may be strided, must not overlap x.
 //
 //   float32, bf16, f16   products and sums in float32
-//   scaled (fp8 …)       each number rounded to float32, scale · (code - zero), then as float32
+//   scaled (fp8 …)       each number rounded to float32, scale · (code - zero), then as float32: the same bits
 //   int8                 x is quantized to int8 per token; y = scale_x · scale_w · Σ q_x q_w, the sum exact in int32, of at
 //                        most 131072 columns
 //   packed bf16          x is rounded to bf16, sums in float32

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cmath>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -14,13 +15,14 @@
 
 MOTE_BEGIN_NAMESPACE
 
+// std::fma, so that what is decoded to float32 first has the bits of float32 wherever the compiler would contract the sum.
 template <class T>
 void matmul_impl(reference&, view<const float, 2> x, const view<const T, 2>& w, view<float, 2> y,
                  output mode) noexcept {
   for (std::size_t t = 0; t < x.extent(0); ++t) {
     for (std::size_t n = 0; n < w.extent(0); ++n) {
       float sum = 0.0f;
-      for (std::size_t k = 0; k < w.extent(1); ++k) sum += x(t, k) * static_cast<float>(w(n, k));
+      for (std::size_t k = 0; k < w.extent(1); ++k) sum = std::fma(x(t, k), static_cast<float>(w(n, k)), sum);
       y(t, n) = mode == output::accumulate ? y(t, n) + sum : sum;
     }
   }
