@@ -1,6 +1,7 @@
 #include <mote/ops/matmul/matmul.hpp>
 
 #include "support/backends.hpp"
+#include "support/kernels.hpp"
 #include "support/matrices.hpp"
 #include "support/random.hpp"
 
@@ -31,13 +32,6 @@ const std::vector<product_shape> product_shapes = {
     {0, 5, 7},    {3, 0, 7},    {3, 5, 0},    {1, 1, 1},    {1, 1, 15},   {1, 33, 16},   {2, 3, 17},   {5, 4, 31},
     {6, 4, 64},   {7, 5, 67},   {1, 70, 130}, {25, 35, 33}, {50, 33, 19}, {1, 3, 1023},  {3, 9, 1024}, {26, 6, 1041},
     {2, 37, 129}, {24, 32, 65}, {13, 64, 80}, {4, 2, 3},    {1, 129, 48}, {7, 31, 2100}, {70, 2, 5},   {97, 7, 40}};
-
-std::vector<float> run(auto& be, const std::vector<float>& x, std::size_t tokens, const mote::weight& w) {
-  std::vector<float> y(tokens * mote::out_features(w));
-  mote::matmul(be, mote::view<const float, 2>(x.data(), tokens, mote::in_features(w)), w,
-               mote::view<float, 2>(y.data(), tokens, mote::out_features(w)));
-  return y;
-}
 
 }  // namespace
 
@@ -73,7 +67,7 @@ TEST_CASE("matmul: int8 equals the reference bit for bit") {
     const auto x = random.normal(tokens * in, 3.0f);
     const strided_weight w(weight_format::int8, out, in, random.normal(out * in));
     mote::reference reference;
-    const auto want = run(reference, x, tokens, w.get());
+    const auto want = test::product(reference, x, tokens, w.get());
     test::for_each_simd([&](auto& be) {
       test::framed rows(tokens, in, x), y(tokens, out, 4);
       mote::matmul(be, rows.view(), w.get(), y.view());
@@ -99,9 +93,9 @@ TEST_CASE("matmul: int8 is exact at the largest codes, of zero rows and at ties"
   x[2 * in + 254] = 127.0f;
   const strided_weight matrix(weight_format::int8, out, in, w);
   mote::reference reference;
-  const auto want = run(reference, x, 3, matrix.get());
+  const auto want = test::product(reference, x, 3, matrix.get());
   CHECK(want[out] == 0.0f);
-  test::for_each_simd([&](auto& be) { CHECK(test::same_bits(run(be, x, 3, matrix.get()), want)); });
+  test::for_each_simd([&](auto& be) { CHECK(test::same_bits(test::product(be, x, 3, matrix.get()), want)); });
 }
 
 TEST_CASE("matmul: bf16, f16 and fp8 weights give the bits of the same weights in float32") {
@@ -113,8 +107,9 @@ TEST_CASE("matmul: bf16, f16 and fp8 weights give the bits of the same weights i
       CAPTURE(tokens, out, in, test::name(format));
       const strided_weight narrow(format, out, in, random.normal(out * in), 1);
       const strided_weight wide(weight_format::f32, out, in, narrow.values());
-      test::for_each_simd(
-          [&](auto& be) { CHECK(test::same_bits(run(be, x, tokens, narrow.get()), run(be, x, tokens, wide.get()))); });
+      test::for_each_simd([&](auto& be) {
+        CHECK(test::same_bits(test::product(be, x, tokens, narrow.get()), test::product(be, x, tokens, wide.get())));
+      });
     }
   }
 }
@@ -129,19 +124,19 @@ TEST_CASE("matmul: a token's bits do not depend on the batch, its place in it, n
       const strided_weight w(format, out, in, random.normal(out * in));
       std::vector<float> all;
       test::for_each_simd([&](auto& be) {
-        const auto y = run(be, x, tokens, w.get());
+        const auto y = test::product(be, x, tokens, w.get());
         for (const std::size_t count : {1u, 2u, 3u, 5u, 6u, 7u, 13u, 25u}) {
           for (std::size_t t = 0; t + count <= tokens; t += 11) {
             CAPTURE(count, t);
             const auto from = x.begin() + static_cast<std::ptrdiff_t>(t * in);
             const std::vector<float> part(from, from + static_cast<std::ptrdiff_t>(count * in));
-            CHECK(test::same_bits(run(be, part, count, w.get()), std::span(y).subspan(t * out, count * out)));
+            CHECK(test::same_bits(test::product(be, part, count, w.get()), std::span(y).subspan(t * out, count * out)));
           }
         }
       });
       mote::simd<> one, three{mote::threads{3}};
-      all = run(one, x, tokens, w.get());
-      CHECK(test::same_bits(run(three, x, tokens, w.get()), all));
+      all = test::product(one, x, tokens, w.get());
+      CHECK(test::same_bits(test::product(three, x, tokens, w.get()), all));
       std::vector<float> shared(all.size());
       test::run_team([&](auto& be) {
         mote::matmul(be, mote::view<const float, 2>(x.data(), tokens, in), w.get(),
@@ -159,9 +154,9 @@ TEST_CASE("matmul: an output does not depend on the other rows of the matrix") {
   for (const auto format : test::weight_formats) {
     const strided_weight w(format, out, in, random.normal(out * in));
     mote::simd<> be;
-    const auto all = run(be, x, tokens, w.get());
+    const auto all = test::product(be, x, tokens, w.get());
     for (const std::size_t begin : {1u, 30u, 33u, 74u}) {
-      const auto part = run(be, x, tokens, mote::slice_rows(w.get(), begin, 1));
+      const auto part = test::product(be, x, tokens, mote::slice_rows(w.get(), begin, 1));
       for (std::size_t t = 0; t < tokens; ++t) CHECK(test::same_bits({&part[t], 1}, {&all[t * out + begin], 1}));
     }
   }

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "support/backends.hpp"
+#include "support/kernels.hpp"
 #include "support/matrices.hpp"
 #include "support/random.hpp"
 
@@ -69,11 +70,6 @@ TEST_CASE("weight: a packed nvfp4 matrix keeps the tensor's scale") {
   std::vector<mote::nvfp4> blocks(out * in / 64);
   mote::quantize<mote::nvfp4>({values.data(), out, in}, {blocks.data(), out, in / 64});
   const mote::view<const mote::nvfp4, 2> stored(blocks.data(), out, in / 64);
-  const auto product = [&](auto& be, const mote::weight& w) {
-    std::vector<float> y(tokens * mote::out_features(w));
-    mote::matmul(be, {x.data(), tokens, in}, w, mote::view<float, 2>(y.data(), tokens, mote::out_features(w)));
-    return y;
-  };
   test::for_each_simd([&](auto& be) {
     mote::buffer<std::uint8_t> bytes(mote::packed_matrix<mote::nvfp4>::size(out, in));
     const mote::weight packed = mote::pack(be, stored, bytes.as(bytes.size()), tensor_scale);
@@ -84,12 +80,12 @@ TEST_CASE("weight: a packed nvfp4 matrix keeps the tensor's scale") {
       for (float& v : plain) v *= tensor_scale;
       test::check_close(row, plain, 0.0f, 1e-6f);
     }
-    auto want = product(be, stored);
+    auto want = test::product(be, x, tokens, stored);
     for (float& v : want) v *= tensor_scale;
-    CHECK(test::same_bits(product(be, packed), want));
+    CHECK(test::same_bits(test::product(be, x, tokens, packed), want));
     mote::reference reference;
-    test::check_close(product(reference, packed), want, 1e-4f);
-    const auto last = product(be, mote::slice_rows(packed, 64, 6));
+    test::check_close(test::product(reference, x, tokens, packed), want, 1e-4f);
+    const auto last = test::product(be, x, tokens, mote::slice_rows(packed, 64, 6));
     for (std::size_t n = 0; n < 6; ++n) CHECK(last[n] == want[64 + n]);
     CHECK_THROWS_AS(mote::pack(be, mote::view<const mote::q8_0, 2>(), {}, 2.0f), mote::shape_error);
   });
